@@ -1,0 +1,262 @@
+"""Configurations: YAML files that build on one another, checked against typing errors.
+
+A file may open with `defaults:`, a list of files relative to itself, merged left to right and each with its own
+defaults first. Then comes its body, then `a.b=c` from the command line. Files reached through `defaults` may add keys;
+the file that the user names and the command line may only change values, so a misspelt key is an error.
+"""
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.cli import UserError
+
+USAGE = """\
+arguments:
+  config=PATH   the configuration file, for example configs/fashion/stage1.yaml
+  a.b=c         a value of it to change; any number of them, each key as nested in the file
+
+examples:
+  config=configs/fashion/stage1.yaml
+  config=configs/fashion/stage1.yaml training.max_train_steps=2000 experiment.output_dir=checkpoints/short
+  config=configs/fashion/stage1.yaml dry_run=true      prints the resolved configuration and trains nothing
+"""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; the text names the file or override, and the key."""
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a configuration file with its defaults, then apply `a.b=c` overrides.
+
+    The result is in struct mode: reading or setting a key that is not there is an error. Paths in it stay as written,
+    relative to the working directory. A file without `defaults` (one that `save_config` wrote) is taken as it is.
+
+    Raises:
+        ConfigError: A file is missing or not YAML, a key is unknown, a value has the wrong type, or a value
+            is still undecided (`???`) or refers to a key that does not exist.
+    """
+    path = Path(path)
+    body, defaults = _read(path)
+    config = _merge_defaults(path, defaults, chain=[path])
+    if defaults:
+        config = _change(config, _plain(body), source=str(path))
+    else:
+        config = body
+    for override in overrides:
+        config = _override(config, override)
+    _check_decided(config, source=str(path))
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def lenient_config(config: Mapping[str, Any]) -> DictConfig:
+    """Wrap the configuration that a checkpoint carries: unknown keys are kept, readers default the missing ones.
+
+    A DictConfig is returned as it is, so that models take either.
+    """
+    if isinstance(config, DictConfig):
+        return config
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"a configuration is a mapping of sections (model, ...), got {type(config).__name__}")
+    return OmegaConf.create(dict(config))
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists and scalars, every `${...}` resolved."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def save_config(config: DictConfig, path: str | os.PathLike) -> None:
+    """Write the resolved configuration as one YAML file; `config=` that file repeats the run."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(
+        "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
+        + OmegaConf.to_yaml(config, resolve=True),
+        encoding="utf-8",
+    )
+    aside.replace(path)
+
+
+def training_arguments(argv: Sequence[str] | None = None, description: str = "") -> DictConfig:
+    """Parse `config=PATH a.b=c ...` (and `--help`) from `argv`, the command line when not given."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s config=PATH [a.b=c ...]",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    known, flags = parser.parse_known_args(argv)
+    path, overrides = None, []
+    for argument in known.arguments + flags:
+        key, equals, value = argument.partition("=")
+        if not equals or argument.startswith("-"):
+            hint = f"config={argument}" if argument.endswith((".yaml", ".yml")) else "config=PATH or a.b=c"
+            raise ConfigError(f"cannot read the argument {argument!r}: write {hint} (--help shows examples)")
+        if key != "config":
+            overrides.append(argument)
+        elif path is not None:
+            raise ConfigError(f"one config=PATH is expected, got {path} and {value}")
+        else:
+            path = value
+    if not path:
+        raise ConfigError("no configuration given: write config=PATH, for example config=configs/fashion/stage1.yaml")
+    return load_config(path, overrides)
+
+
+def _read(path: Path) -> tuple[DictConfig, list[str]]:
+    """One file's body, and the list under its `defaults` key."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else f" (working directory {Path.cwd()})"
+        raise ConfigError(f"configuration file {path} does not exist{hint}")
+    try:
+        body = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{path}, line {mark.line + 1}: not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {_one_line(error)}") from error
+    # OmegaConf reads a file that holds one bare word as {word: null}.
+    if not isinstance(body, DictConfig):
+        raise ConfigError(f"{path}: a configuration is a mapping of sections, got a list")
+    defaults = body.pop("defaults", [])
+    if not isinstance(defaults, ListConfig | list) or not all(isinstance(name, str) for name in defaults):
+        raise ConfigError(f"{path}: defaults must be a list of file names, got {defaults}")
+    return body, list(defaults)
+
+
+def _merge_defaults(path: Path, defaults: list[str], chain: list[Path]) -> DictConfig:
+    config = OmegaConf.create()
+    for name in defaults:
+        file = path.parent / name
+        if file.resolve() in [link.resolve() for link in chain]:
+            raise ConfigError(f"defaults run in a circle: {' -> '.join(map(str, [*chain, file]))}")
+        if not file.is_file():
+            raise ConfigError(f"{path}: defaults name {name}, but there is no {file} (names are relative to the file)")
+        body, deeper = _read(file)
+        try:
+            config = OmegaConf.merge(config, _merge_defaults(file, deeper, [*chain, file]), body)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{path}: cannot merge {name}: {_one_line(error)}") from error
+    return config
+
+
+def _override(config: DictConfig, override: str) -> DictConfig:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"an override is written a.b=c, got {override!r}")
+    # A string is taken to the letter: shard names such as {000..320}.tar are no YAML.
+    if isinstance(_resolved(config, name), str) and text != "null":
+        value = text
+    else:
+        try:
+            value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"override {override}: cannot read the value {text!r}: {_one_line(error)}") from error
+    return _change(config, {name: value}, source=f"override {override}")
+
+
+def _change(config: DictConfig, changes: Mapping[str, Any], source: str) -> DictConfig:
+    """Change values of keys that exist; anything else is an error that names `source`."""
+    leaves = _flatten(_plain(config))
+    sections = {name[:dot] for name in leaves for dot in range(len(name)) if name[dot] == "."}
+    for name, value in _flatten(changes).items():
+        if name in sections:
+            raise ConfigError(f"{source}: {name} is a section with keys of its own, it cannot be set to {value!r}")
+        if name not in leaves:
+            raise ConfigError(f"{source}: unknown key {name}; {_suggestion(name, list(leaves), sections)}")
+        fitted = _fit(value, _resolved(config, name), f"{source}: {name}")
+        OmegaConf.update(config, name, fitted, merge=False)
+    return config
+
+
+def _fit(value: Any, current: Any, what: str) -> Any:
+    """`value` in the type of the value that it replaces; null, and a `${...}` still to be resolved, fit anywhere."""
+    if value is None or current is None or (isinstance(value, str) and "${" in value):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(current, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(current, int):
+        fits, wanted = is_number and float(value).is_integer(), "a whole number"
+    elif isinstance(current, float):
+        fits, wanted = is_number, "a number"
+    elif isinstance(current, str):
+        fits, wanted = is_number or isinstance(value, str), "a text"
+    else:
+        return _fit_list(value, current, what)
+    if not fits:
+        raise ConfigError(f"{what} must be {wanted} (as {current!r}), got {value!r}")
+    return type(current)(value)
+
+
+def _fit_list(value: Any, current: Sequence[Any], what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{what} must be a list such as [1,2,4], got {value!r}")
+    return [_fit(element, current[0] if len(current) else None, f"an element of {what}") for element in value]
+
+
+def _suggestion(name: str, leaves: list[str], sections: set[str]) -> str:
+    """What the author of an unknown key probably meant."""
+    last = name.rpartition(".")[2]
+    same_name = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last]
+    near = same_name or difflib.get_close_matches(name, leaves, n=2, cutoff=0.75)
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    section = name.rpartition(".")[0]
+    while section not in sections and section:
+        section = section.rpartition(".")[0]
+    prefix = f"{section}." if section else ""
+    keys = sorted({leaf[len(prefix) :].partition(".")[0] for leaf in leaves if leaf.startswith(prefix)})
+    return f"the keys of {section or 'a configuration'} are {', '.join(keys)}"
+
+
+def _check_decided(config: DictConfig, source: str) -> None:
+    undecided = sorted(OmegaConf.missing_keys(config))
+    if undecided:
+        example = " ".join(f"{name}=VALUE" for name in undecided)
+        raise ConfigError(f"{source} leaves a value undecided (???): set it in the file or add {example}")
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _resolved(config: DictConfig, name: str) -> Any:
+    """The value under a dotted name; None where there is none, or where it does not resolve yet."""
+    try:
+        return OmegaConf.select(config, name)
+    except OmegaConfBaseException:
+        return None
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    leaves = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
