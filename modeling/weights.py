@@ -260,6 +260,7 @@ class Pretrained:
             raise WeightsError(f"save_pretrained needs a folder, but {folder} is a file")
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = folder.parent / f".{folder.name}.{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
             (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
