@@ -1,0 +1,110 @@
+"""Shards on disk: tar files of samples, and the manifest that counts them."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import DataError
+
+MANIFEST = "manifest.json"
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+class Sample(NamedTuple):
+    """One picture as it is stored: its bytes are never re-encoded."""
+
+    key: str
+    picture: bytes
+    class_id: int | None
+
+
+def picture_extension(data: bytes) -> str | None:
+    """`jpg`, `png` or `webp` by the first bytes of a file, None for anything else."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
+    """Write one shard, which appears whole or not at all, and return its record for the manifest.
+
+    The bytes depend on the samples alone: no time, user or machine is stored. A name in .gz is compressed.
+    """
+    partial = path.with_name(path.name + ".partial")
+    num_samples = 0
+    with open(partial, "wb") as file, contextlib.ExitStack() as stack:
+        stream = stack.enter_context(gzip.GzipFile("", "wb", 9, file, mtime=0)) if path.suffix == ".gz" else file
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for sample in samples:
+                extension = picture_extension(sample.picture)
+                if extension is None:
+                    raise ValueError(f"sample {sample.key} is not a jpg, png or webp picture")
+                _add_member(tar, f"{sample.key}.{extension}", sample.picture)
+                if sample.class_id is not None:
+                    _add_member(tar, f"{sample.key}.cls", str(sample.class_id).encode())
+                num_samples += 1
+        stack.close()
+        file.flush()
+        os.fsync(file.fileno())
+    record = {"num_samples": num_samples, "num_bytes": partial.stat().st_size, "sha256": sha256(partial)}
+    os.replace(partial, path)
+    return record
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of shards, None where there is none.
+
+    Raises:
+        DataError: The file is there and is not a manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        shards = [shard for split in manifest["splits"].values() for shard in split["shards"].values()]
+        num_samples = [shard["num_samples"] for shard in shards]
+        if not all(isinstance(num, int) for num in num_samples) or not isinstance(manifest["classes"], list):
+            raise TypeError("a count or the list of classes has the wrong type")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path} must be a manifest written by data/make_shards.py, but it cannot be read as one ({error!r}): "
+            "make the shards again, or move this file away"
+        ) from error
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a folder of shards, whole or not at all."""
+    partial = folder / (MANIFEST + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)

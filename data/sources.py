@@ -1,0 +1,244 @@
+"""Where the pictures of new shards come from: a folder, an ImageNet folder, the Hugging Face hub."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data import DataError
+from data.shard_files import PICTURE_EXTENSIONS
+
+
+class FolderSource:
+    """A folder of pictures, in sorted order; subfolders, where there are any, are the classes.
+
+    Args:
+        folder: Holds either pictures or one subfolder for each class (with pictures at any depth below).
+        classes: Names by class id; the sorted names of the subfolders when not given.
+        class_of: Class name by file name without extension, for a flat folder whose labels stand in a file.
+
+    Raises:
+        DataError: There is no picture, or it is not clear what the classes are.
+    """
+
+    def __init__(self, folder: Path, *, classes: list[str] | None = None, class_of: dict[str, str] | None = None):
+        self.folder = folder
+        files = list_pictures(folder)
+        if not files:
+            raise DataError(
+                f"{folder} holds no pictures (.{', .'.join(PICTURE_EXTENSIONS)}), neither directly nor in subfolders"
+            )
+        flat = [file for file in files if "/" not in file]
+        if flat and len(flat) < len(files):
+            raise DataError(
+                f"{folder} holds pictures ({flat[0]}, ...) beside subfolders with pictures: put all pictures into "
+                "subfolders, one for each class, or all into one folder without subfolders"
+            )
+        if class_of is not None:
+            names: list[str] = [_label_of(Path(file).stem, class_of, folder) for file in files]
+        else:
+            names = [] if flat else [file.split("/", 1)[0] for file in files]
+        self.files = files
+        self.classes = classes if classes is not None and names else sorted(set(names))
+        ids = {name: index for index, name in enumerate(self.classes)}
+        if unknown := sorted(set(names) - set(ids)):
+            raise DataError(f"{folder} has the class {unknown[0]}, which is not one of the {len(ids)} training classes")
+        self.class_ids = [ids[name] for name in names]  # empty: no labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for index, file in enumerate(self.files):
+            class_id = self.class_ids[index] if self.class_ids else None
+            size = (self.folder / file).stat().st_size
+            digest.update(f"{file}\0{size}\0{class_id}\n".encode("utf-8", "replace"))
+        return f"folder of {len(self)} files, sha256 {digest.hexdigest()[:16]}"
+
+    def name(self, index: int) -> str:
+        return self.files[index]
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        return (self.folder / self.files[index]).read_bytes(), self.class_ids[index] if self.class_ids else None
+
+
+def list_pictures(folder: Path) -> list[str]:
+    """Paths of all pictures below `folder`, relative to it with forward slashes, sorted; hidden files are left out."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} must be a folder of pictures, and it is not there (from {Path.cwd()})")
+    endings = tuple(f".{extension}" for extension in PICTURE_EXTENSIONS)
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(parent).relative_to(folder)
+        found.extend(
+            (relative / name).as_posix()
+            for name in files
+            if name.lower().endswith(endings) and not name.startswith(".")
+        )
+    return sorted(found)
+
+
+def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:
+    if stem not in class_of:
+        raise DataError(f"the picture {stem} of {folder} has no label in the file of labels")
+    return class_of[stem]
+
+
+def imagenet_source(root: Path, split: str) -> FolderSource:
+    """An ImageNet folder: `train/` with class folders, `val/` with class folders or flat beside its labels.
+
+    Labels of a flat `val/` come from `LOC_val_solution.csv` (Kaggle) or the folder `ILSVRC2012_devkit_t12` (its
+    ground truth and meta.mat), in `root` or in the folders above it. Class ids are the sorted WordNet ids' places.
+    """
+    folder = root / split
+    train = root / "train"
+    classes = _subfolders(train) if train.is_dir() else []
+    if _subfolders(folder):
+        return FolderSource(folder, classes=classes or None)
+    class_of = validation_labels(root, [Path(file).stem for file in list_pictures(folder)])
+    if class_of is None:
+        if classes:
+            raise DataError(
+                f"{folder} has no class folders, and neither LOC_val_solution.csv nor ILSVRC2012_devkit_t12 is in "
+                f"{root}: put one of them there, or sort the pictures into class folders"
+            )
+        return FolderSource(folder)
+    return FolderSource(folder, classes=classes or sorted(set(class_of.values())), class_of=class_of)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def validation_labels(root: Path, stems: list[str]) -> dict[str, str] | None:
+    """WordNet id by picture name for ImageNet's validation pictures, None where no file of labels is found."""
+    for place in (root, *root.resolve().parents[:3]):
+        solution = place / "LOC_val_solution.csv"
+        if solution.is_file():
+            with open(solution, newline="", encoding="utf-8") as file:
+                return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        devkit = place / "ILSVRC2012_devkit_t12" / "data"
+        truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
+        if truth.is_file():
+            from scipy.io import loadmat
+
+            synsets = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
+            wordnet_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+            numbers = truth.read_text(encoding="ascii").split()
+            if len(numbers) != len(stems):
+                raise DataError(f"{truth} has {len(numbers)} labels for {len(stems)} validation pictures")
+            return {stem: wordnet_id[int(number)] for stem, number in zip(sorted(stems), numbers, strict=True)}
+    return None
+
+
+class HubSource:
+    """A data set of the Hugging Face hub (or of its cache), whose stored bytes are read without decoding."""
+
+    def __init__(self, name: str, split: str):
+        self.dataset_name, self.split = name, split
+        self._open()
+
+    def _open(self) -> None:
+        self.dataset = _load_from_hub(self.dataset_name, self.split, streaming=False)
+        self.columns = Columns(self.dataset.features, self.dataset_name)
+        self.classes = self.columns.classes
+        self.dataset = self.columns.undecoded(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset_name": self.dataset_name, "split": self.split}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        return f"hub data set {self.dataset_name}, {self.split}, {len(self)} rows"
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        return self.columns.read(self.dataset[index])
+
+
+class HubStream:
+    """A data set of the hub that is read while it is downloaded, from its start and in its own order."""
+
+    def __init__(self, name: str, split: str):
+        self.dataset_name, self.split = name, split
+        dataset = _load_from_hub(name, split, streaming=True)
+        if dataset.features is None:
+            raise DataError(f"{name} does not declare its columns: leave --streaming out")
+        self.columns = Columns(dataset.features, name)
+        self.classes = self.columns.classes
+        self.dataset = self.columns.undecoded(dataset)
+
+    def fingerprint(self) -> str:
+        return f"hub stream {self.dataset_name}, {self.split}"
+
+    def read_from(self, start: int) -> Iterator[tuple[bytes, int | None]]:
+        for row in self.dataset.skip(start):
+            yield self.columns.read(row)
+
+
+class Columns:
+    """Which columns of a hub data set hold the picture and the class."""
+
+    def __init__(self, features: Any, name: str):
+        from datasets import ClassLabel, Image
+
+        images = [column for column, feature in features.items() if isinstance(feature, Image)]
+        labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+        if len(images) != 1 or len(labels) > 1:
+            raise DataError(
+                f"{name} must have one column of pictures and at most one of class labels, got {images} and {labels}"
+            )
+        self.image = images[0]
+        self.label = labels[0] if labels else None
+        self.classes = list(features[self.label].names) if self.label else []
+
+    def undecoded(self, dataset: Any) -> Any:
+        from datasets import Image
+
+        return dataset.cast_column(self.image, Image(decode=False))
+
+    def read(self, row: dict[str, Any]) -> tuple[bytes, int | None]:
+        image = row[self.image]
+        picture = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        class_id = row[self.label] if self.label else None
+        # The hub writes -1 where a label is withheld.
+        return picture, class_id if class_id is not None and class_id >= 0 else None
+
+
+def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split=split, streaming=streaming)
+    except (OSError, ValueError, RuntimeError) as error:
+        # datasets has many errors for "no network", "no such data set" and "not allowed".
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"the data set {name} (split {split}) could not be had from the Hugging Face hub: {reason}; check the name "
+            "and the network, accept the data set's terms on its page and log in with `hf auth login`, or give a local "
+            "folder as --source"
+        ) from error
+
+
+def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSource | HubSource | HubStream:
+    """The pictures that a command line names: a folder that exists, or else a data set of the hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if streaming:
+            raise DataError(f"--streaming is for data sets of the hub, and {source} is a folder: leave it out")
+        return imagenet_source(folder, split) if (folder / split).is_dir() else FolderSource(folder)
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise DataError(f"--source {source} is neither a folder (from {Path.cwd()}) nor the id of a hub data set")
+    return HubStream(source, split) if streaming else HubSource(source, split)
