@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from utils.checkpoint import checkpoints
 from utils.cli import ROOT, UserError
 from utils.config import lenient_config, load_config, to_plain
 
@@ -48,7 +49,7 @@ PUBLISHED = {
 }
 TITOK_REPOSITORY = "fun-research/TiTok"
 TITOK_FILES = {
-    "maskgit-vqgan-imagenet-f16-256.bin": "configs/training/teacher/maskgit-vqgan.yaml",
+    "maskgit-vqgan-imagenet-f16-256.bin": "configs/training/teacher/maskgit-vqgan_f16_256.yaml",
     **{f"tokenizer_titok_{size}.bin": f"configs/eval/titok_{size}.yaml" for size in ("l32", "b64", "s128")},
     **{
         f"generator_titok_{size}.bin": f"configs/training/generator/maskgit_titok_{size}.yaml"
@@ -132,7 +133,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
             state = state[container]
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(f"{path} must hold named tensors, got {type(state).__name__} with none: is it a checkpoint?")
+        got = "an empty one" if isinstance(state, Mapping) else type(state).__name__
+        raise WeightsError(f"{path} must hold a dict of named tensors, got {got}: save the model's state_dict()")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(
@@ -160,18 +162,16 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
     expected = _shapes(model.state_dict())
     state = _without_position_ids(state, expected)
     given = _shapes(state)
+    misshapen = [name for name in expected if given.get(name, expected[name]) != expected[name]]
     problems = [
-        _listed("missing", expected.keys() - given.keys(), order=expected),
-        _listed("unexpected", given.keys() - expected.keys(), order=given),
-        _listed(
-            "misshapen",
-            {f"{name} {given[name]} for {shape}" for name, shape in expected.items() if given.get(name, shape) != shape},
-        ),
+        _listed("missing", [name for name in expected if name not in given]),
+        _listed("unexpected", [name for name in given if name not in expected]),
+        _listed("misshapen", [f"{name} {given[name]} for {expected[name]}" for name in misshapen]),
     ]
     if any(problems):
         raise WeightsError(
-            f"the weights of {source} do not fit this {type(model).__name__}: {'; '.join(filter(None, problems))}. "
-            + _advice(type(model), expected, given)
+            f"the weights of {source} do not fit this {type(model).__name__}, {_advice(type(model), expected, given)}: "
+            + "; ".join(filter(None, problems))
         )
     model.load_state_dict(state, strict=True)
 
@@ -281,9 +281,9 @@ class Pretrained:
 def _in_folder(folder: Path) -> Located:
     """A save_pretrained folder, a training output folder or one of its checkpoints."""
     searched = [folder]
-    checkpoints = _checkpoints(folder)
-    if checkpoints and not _weights_file(folder):
-        searched.append(checkpoints[max(checkpoints)])
+    saved = checkpoints(folder)
+    if saved and not _weights_file(folder):
+        searched.append(saved[-1][1])
     last = searched[-1]
     searched += [last / "ema_model", last / "unwrapped_model"]
     for candidate in searched:
@@ -307,11 +307,11 @@ def _in_file(path: Path) -> Located:
 def _at_step(step: str, output_dir: str | os.PathLike | None) -> Located:
     if output_dir is None:
         raise WeightsError(f"checkpoint {step} is a step number, which needs the output folder of a run: give its path")
-    checkpoints = _checkpoints(Path(output_dir))
-    if int(step) not in checkpoints:
-        there = ", ".join(map(str, sorted(checkpoints))) or "none"
+    saved = dict(checkpoints(Path(output_dir)))
+    if int(step) not in saved:
+        there = ", ".join(map(str, saved)) or "none"
         raise WeightsError(f"no checkpoint of step {step} in {output_dir}; the steps there are: {there}")
-    return _in_folder(checkpoints[int(step)])
+    return _in_folder(saved[int(step)])
 
 
 def _on_hub(repository: str, names: list[str], project_config: str | None) -> Located:
@@ -320,7 +320,9 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
         files = {file.rfilename for file in HfApi().model_info(repository, timeout=HUB_TIMEOUT).siblings}
         name = next((name for name in names if name in files), None)
         if name is None:
-            raise WeightsError(f"{repository} on the hub holds no {' or '.join(names)}: it is not a model of this project")
+            raise WeightsError(
+                f"{repository} on the hub holds no {' or '.join(names)}: it is not a model of this project"
+            )
         weights = hf_hub_download(repository, name)
         config = hf_hub_download(repository, CONFIG) if CONFIG in files else None
     except GatedRepoError as error:
@@ -329,8 +331,8 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise WeightsError(
-            f"no checkpoint {repository}: it is no file or folder here, and the hub has no such repository, or a private "
-            "one (log in with `hf auth login` for that)"
+            f"no checkpoint {repository}: it is no file or folder here, and the hub has no such repository, or a "
+            "private one (log in with `hf auth login` for that)"
         ) from error
     except (HTTPError, OSError) as error:
         cached = {file: try_to_load_from_cache(repository, file) for file in [*names, CONFIG]}
@@ -348,11 +350,6 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
     if config is not None and repository != TITOK_REPOSITORY:
         return Located(Path(weights), _read_json(Path(config)), described)
     return Located(Path(weights), _project_config(project_config) if project_config else None, described)
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    found = {re.fullmatch(r"checkpoint-(\d+)", path.name): path for path in folder.glob("checkpoint-*") if path.is_dir()}
-    return {int(match[1]): path for match, path in found.items() if match}
 
 
 def _weights_file(folder: Path) -> Path | None:
@@ -378,7 +375,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} must hold one JSON object, the configuration of the model, got {type(config).__name__}")
+        raise WeightsError(
+            f"{path} must hold one JSON object, the configuration of the model, got {type(config).__name__}"
+        )
     return config
 
 
@@ -397,21 +396,19 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     # Bytes of unknown origin: the unpickler fails on damaged ones with nearly any exception there is.
     except Exception as error:
-        refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error)) if _is_refusal(error) else None
-        if refused:
+        if isinstance(error, pickle.UnpicklingError):
+            # Not torch's own text, which advises to load the file unsafely.
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"holds more than tensors ({found[1]})" if found else "is damaged or holds more than tensors"
             raise WeightsError(
-                f"{path} holds more than tensors ({refused[1]}), which could run code when loaded, so it was refused: "
-                "ask its author for a .safetensors file"
+                f"{path} {what} and was refused, because loading such a pickle could run code: fetch it again, or ask "
+                "for a .safetensors file"
             ) from error
         raise WeightsError(_damaged(path, error)) from error
 
 
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
-
-
 def _damaged(path: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
     size = path.stat().st_size
     return f"{path} ({size:,} bytes) cannot be read, it is truncated or no weights file ({reason}): fetch it again"
 
@@ -431,10 +428,9 @@ def _without_position_ids(state: Mapping[str, Tensor], expected: Mapping[str, An
     }
 
 
-def _listed(kind: str, names: set[str], order: Iterable[str] = (), limit: int = 3) -> str:
+def _listed(kind: str, names: list[str], limit: int = 3) -> str:
     if not names:
         return ""
-    names = [name for name in order if name in names] or sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{len(names)} {kind} ({', '.join(names[:limit])}{more})"
 
@@ -443,21 +439,24 @@ def _advice(model_class: type, expected: Mapping[str, tuple], given: Mapping[str
     missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
     if missing and not unexpected and all(name.startswith("pixel_") for name in missing):
         return (
-            "These are stage-1 weights: start stage 2 from them and the teacher's file together, "
-            "or build the model with model.vq_model.finetune_decoder: False"
+            "they are stage-1 weights (start stage 2 from them and the teacher's file together, or build the model "
+            "with model.vq_model.finetune_decoder: False)"
         )
     if unexpected and not missing and all(name.startswith("pixel_") for name in unexpected):
-        return "These are stage-2 weights: build the model with model.vq_model.finetune_decoder: True"
+        return "they are stage-2 weights (build the model with model.vq_model.finetune_decoder: True)"
     fitting = _fitting_config(model_class, given)
-    return f"They fit {fitting}: give that configuration" if fitting else "No configuration of this project fits them"
+    return f"they fit {fitting} (give that configuration)" if fitting else "nor any configuration of this project"
 
 
 def _fitting_config(model_class: type, given: Mapping[str, tuple]) -> str | None:
     """The first configuration of this project whose model has exactly these names and shapes."""
+    if not _is_known(model_class):
+        return None
     for path in _project_configs():
         try:
             config = load_config(path)
-            if model_class.__name__ not in {name for _, name in _declared(config)}:
+            declared = _declared(config)
+            if not any(issubclass(one, model_class) or issubclass(model_class, one) for one in declared):
                 continue
             with torch.device("meta"):
                 shapes = _shapes(model_class(config).state_dict())
@@ -473,22 +472,28 @@ def _project_configs() -> Iterator[Path]:
         yield from sorted((ROOT / "configs").glob(pattern))
 
 
-def _declared(config: Mapping | DictConfig) -> list[tuple[str, str]]:
-    """The classes, as (module, name), that a configuration says its checkpoint may hold."""
+def _is_known(model_class: type) -> bool:
+    return (model_class.__module__, model_class.__name__) in CLASSES.values()
+
+
+def _declared(config: Mapping | DictConfig) -> list[type]:
+    """The classes that a configuration says its checkpoint may hold."""
     config = lenient_config(config)
-    return [found for (key, value), found in CLASSES.items() if OmegaConf.select(config, key) == value]
+    return [
+        getattr(importlib.import_module(module), name)  # here, because models import this file
+        for (key, value), (module, name) in CLASSES.items()
+        if OmegaConf.select(config, key) == value
+    ]
 
 
 def _check_class(model_class: type, config: Mapping, located: Located) -> None:
     """A checkpoint of a subclass may be loaded by its base class, not the other way round."""
-    declared = _declared(config)
-    if not declared or model_class.__name__ not in {name for _, name in CLASSES.values()}:
-        return
-    if not any(issubclass(getattr(importlib.import_module(module), name), model_class) for module, name in declared):
-        module, name = declared[-1]
+    declared = _declared(config) if _is_known(model_class) else []
+    if declared and not any(issubclass(one, model_class) for one in declared):
+        holds = declared[-1]
         raise WeightsError(
-            f"{located.description} holds a {name}, not a {model_class.__name__}: load it with {module}.{name}, "
-            f"or give the config of a {model_class.__name__}"
+            f"{located.description} holds a {holds.__name__}, not a {model_class.__name__}: load it with "
+            f"{holds.__module__}.{holds.__name__}, or give the config of a {model_class.__name__}"
         )
 
 

@@ -75,7 +75,9 @@ class EfficientNetLite0(FrozenNetwork):
         state, expected = read_state_dict(path), self.network.state_dict()
         # The package names the tensors otherwise than timm, but keeps their order.
         if len(state) != len(expected):
-            raise UserError(f"{path} must hold {len(expected)} tensors, got {len(state)}: timm and the file do not match")
+            raise UserError(
+                f"{path} must hold {len(expected)} tensors, got {len(state)}: timm and the file do not match"
+            )
         load_strict(self.network, dict(zip(expected, state.values(), strict=True)), path)
         self.network.classifier = nn.Identity()
         self.freeze()
@@ -103,7 +105,7 @@ class EfficientNetLite0(FrozenNetwork):
 
 
 class EfficientNetMaps(EfficientNetLite0):
-    """The five maps as one vector, channels scaled to unit length, as LPIPS without its learnt weights (arXiv 1801.03924).
+    """The five maps as one vector, channels scaled to unit length: LPIPS (arXiv 1801.03924) without learnt weights.
 
     The squared Euclidean distance of two of them is that of their channels, averaged over positions, summed over maps.
     """
