@@ -30,6 +30,9 @@ examples:
 """
 
 
+SECTIONS = ("experiment", "model", "dataset", "training")
+
+
 class ConfigError(UserError):
     """A configuration that cannot be used; the text names the file or override, and the key."""
 
@@ -89,7 +92,11 @@ def save_config(config: DictConfig, path: str | os.PathLike) -> None:
 
 
 def training_arguments(argv: Sequence[str] | None = None, description: str = "") -> DictConfig:
-    """Parse `config=PATH a.b=c ...` (and `--help`) from `argv`, the command line when not given."""
+    """Parse `config=PATH a.b=c ...` (and `--help`) from `argv`, the command line when not given.
+
+    Raises:
+        ConfigError: As `load_config`, or there is no `config=PATH`, or the file lacks a section that training reads.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         usage="%(prog)s config=PATH [a.b=c ...]",
@@ -113,7 +120,14 @@ def training_arguments(argv: Sequence[str] | None = None, description: str = "")
             path = value
     if not path:
         raise ConfigError("no configuration given: write config=PATH, for example config=configs/fashion/stage1.yaml")
-    return load_config(path, overrides)
+    config = load_config(path, overrides)
+    missing = [section for section in SECTIONS if section not in config]
+    if missing:
+        raise ConfigError(
+            f"{path} has no section {' nor '.join(missing)}: open it with a list under defaults: that brings them, "
+            f"as the files in configs/training do"
+        )
+    return config
 
 
 def _read(path: Path) -> tuple[DictConfig, list[str]]:
@@ -225,7 +239,7 @@ def _suggestion(name: str, leaves: list[str], sections: set[str]) -> str:
 
 
 def _check_decided(config: DictConfig, source: str) -> None:
-    undecided = sorted(OmegaConf.missing_keys(config))
+    undecided = [name for name, value in _flatten(_plain(config)).items() if value == "???"]
     if undecided:
         example = " ".join(f"{name}=VALUE" for name in undecided)
         raise ConfigError(f"{source} leaves a value undecided (???): set it in the file or add {example}")

@@ -1,0 +1,232 @@
+"""The configuration loader: merging, checks, and errors that name the file and the key."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from utils import cli
+from utils.cli import ROOT
+from utils.config import ConfigError, lenient_config, load_config, save_config, to_plain, training_arguments
+
+STAGE1 = ROOT / "configs/training/stage1/one-d-piece_s256.yaml"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def named(write):
+    """A file as users name them, over one that holds its keys."""
+    write(
+        "base.yaml",
+        "training: {steps: 10, rate: 1e-4, resume: True, name: run, lengths: [], note: null,"
+        " path: 'out/${training.name}'}",
+    )
+    return write("named.yaml", "defaults: [base.yaml]\ntraining: {steps: 20}\n")
+
+
+def test_defaults_merge_left_to_right_then_the_body_then_overrides(write):
+    write("a.yaml", "x: {one: a, two: a, three: a, four: a}")
+    write("deeper/c.yaml", "x: {two: c, three: c, four: c, five: c}")
+    write("deeper/b.yaml", "defaults: [c.yaml]\nx: {three: b, four: b}")
+    path = write("named.yaml", "defaults: [a.yaml, deeper/b.yaml]\nx: {four: named}")
+    config = load_config(path, ["x.five=typed"])
+    assert to_plain(config) == {"x": {"one": "a", "two": "c", "three": "b", "four": "named", "five": "typed"}}
+
+
+def test_a_variant_is_a_few_lines_over_a_published_run(write):
+    path = write("mine/variant.yaml", f"defaults: [{STAGE1}]\nmodel: {{vq_model: {{num_latent_tokens: 128}}}}\n")
+    config = load_config(path)
+    assert config.model.vq_model.num_latent_tokens == 128
+    assert config.optimizer.params.beta2 == 0.99
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.max_train_step", "did you mean training.max_train_steps?"),
+        ("per_gpu_batch_size", "did you mean training.per_gpu_batch_size?"),
+        ("optimizer.learning_rate", "did you mean optimizer.params.learning_rate"),
+        ("losses.entirely_other", "the keys of losses are quantizer_weight, target_codebook_size"),
+    ],
+)
+def test_a_misspelt_key_is_an_error_with_a_suggestion(write, where, key, meant):
+    if where == "override":
+        path, overrides, source = STAGE1, [f"{key}=3"], f"override {key}=3"
+    else:
+        path = write("variant.yaml", f"defaults: [{STAGE1}]\n{key}: 3\n")
+        overrides, source = [], str(path)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    assert str(error.value).startswith(f"{source}: unknown key {key}; {meant}")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.steps=1e4", 10000),
+        ("training.rate=2e-5", 2e-5),
+        ("training.rate=1", 1.0),
+        ("training.resume=false", False),
+        ("training.name=12", "12"),
+        ("training.name={000..320}.tar", "{000..320}.tar"),
+        ("training.name=a=b: c", "a=b: c"),
+        ("training.path=elsewhere/${training.name}", "elsewhere/run"),
+        ("training.lengths=[1,2,4]", [1, 2, 4]),
+        ("training.note=12", 12),
+        ("training.steps=null", None),
+    ],
+)
+def test_an_override_is_read_in_the_type_of_what_it_replaces(named, override, value):
+    name = override.partition("=")[0].rpartition(".")[2]
+    got = to_plain(load_config(named, [override]))["training"][name]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.steps=many", "must be a whole number"),
+        ("training.steps=1.5", "must be a whole number"),
+        ("training.steps=true", "must be a whole number"),
+        ("training.rate=fast", "must be a number"),
+        ("training.resume=1", "must be true or false"),
+        ("training.lengths=8", "must be a list"),
+        ("training=3", "is a section"),
+        ("training.steps", "written a.b=c"),
+        ("=3", "written a.b=c"),
+        ("training.steps={a: b", "cannot read the value"),
+        ("training.steps=${training.nothing}", "cannot be resolved"),
+    ],
+)
+def test_an_override_of_another_type_is_an_error(named, override, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(named, [override])
+
+
+@given(key=st.text(max_size=12), value=st.text(max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_no_override_raises_anything_but_a_config_error(key, value):
+    try:
+        load_config(ROOT / "configs/fashion/teacher.yaml", [f"{key}={value}", f"training.seed={value}"])
+    except ConfigError:
+        pass
+
+
+def test_small_numbers_are_numbers(named):
+    assert load_config(named).training.rate == 0.0001
+
+
+def test_undecided_values_say_which_key_to_set(write):
+    path = write("named.yaml", "dataset:\n  shards: ???\n  copy: ${dataset.shards}\n")
+    with pytest.raises(ConfigError, match=r"dataset\.shards=VALUE$"):
+        load_config(path)
+    assert load_config(path, ["dataset.shards=x.tar"]).dataset.copy == "x.tar"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("a: 1\n b: 2\n", "line 2: not valid YAML"),
+        ("a: 1\na: 2\n", "line 2: not valid YAML: found duplicate key a"),
+        ("- 1\n", "got a list"),
+        ("a: ${nothing.there}\n", "a cannot be resolved"),
+        ("a: ${b\n", "cannot be read"),
+        ("defaults: base.yaml\n", "defaults must be a list"),
+        ("defaults: [nothing.yaml]\n", "there is no .*nothing.yaml"),
+        ("defaults: [named.yaml]\n", "circle"),
+        ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(write, text, complaint):
+    path = write("named.yaml", text)
+    with pytest.raises(ConfigError, match=complaint) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    with pytest.raises(ConfigError, match="did you mean .*one-d-piece_s256.yaml"):
+        load_config(STAGE1.with_name("one-d-piece-s256.yaml"))
+
+
+def test_the_saved_configuration_repeats_the_run(tmp_path):
+    config = load_config(STAGE1, ["training.seed=7"])
+    path = tmp_path / "out/config.yaml"
+    save_config(config, path)
+    assert to_plain(load_config(path)) == to_plain(config)
+    assert load_config(path, ["training.seed=8"]).training.seed == 8
+    assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
+    with pytest.raises(ConfigError, match="did you mean training.seed"):
+        load_config(path, ["training.sed=8"])
+
+
+def test_code_that_reads_a_key_that_is_not_there_fails():
+    config = load_config(STAGE1)
+    with pytest.raises(ConfigAttributeError):
+        _ = config.training.max_steps
+    assert config.training.get("max_steps", 5) == 5
+
+
+def test_a_checkpoints_own_configuration_is_read_leniently():
+    config = lenient_config({"model": {"vq_model": {"unheard_of": 1}}})
+    assert config.model.vq_model.unheard_of == 1
+    assert config.model.vq_model.get("is_legacy", True) is True
+    assert lenient_config(config) is config
+    with pytest.raises(ConfigError, match="got list"):
+        lenient_config([1])
+
+
+def test_training_arguments_read_the_file_and_the_overrides():
+    config = training_arguments([f"config={STAGE1}", "training.seed=7"])
+    assert config.training.seed == 7 and OmegaConf.is_struct(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "write config=PATH"),
+        (["training.seed=7"], "write config=PATH"),
+        (["--config", "x.yaml"], "cannot read the argument"),
+        (["x.yaml"], "write config=x.yaml"),
+        (["config=a.yaml", "config=b.yaml"], "one config=PATH"),
+    ],
+)
+def test_arguments_that_cannot_be_read_say_how_to_write_them(arguments, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        training_arguments(arguments)
+
+
+def test_a_training_file_without_its_sections_is_an_error(write):
+    path = write("named.yaml", "training: {seed: 7}")
+    with pytest.raises(ConfigError, match="no section experiment nor model nor dataset"):
+        training_arguments([f"config={path}"])
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as exit:
+        training_arguments(["--help"], "Train a tokenizer.")
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Train a tokenizer." in shown and "dry_run=true" in shown
+
+
+def test_a_config_error_reaches_the_user_as_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(training_arguments)
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
