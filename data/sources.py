@@ -41,7 +41,12 @@ class FolderSource:
         else:
             names = [] if flat else [file.split("/", 1)[0] for file in files]
         self.files = files
-        self.classes = classes if classes is not None and names else sorted(set(names))
+        if not names:
+            self.classes = []
+        elif classes is not None:
+            self.classes = classes
+        else:
+            self.classes = sorted(set(names)) if flat else subfolders(folder)
         ids = {name: index for index, name in enumerate(self.classes)}
         if unknown := sorted(set(names) - set(ids)):
             raise DataError(f"{folder} has the class {unknown[0]}, which is not one of the {len(ids)} training classes")
@@ -96,8 +101,8 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
     """
     folder = root / split
     train = root / "train"
-    classes = _subfolders(train) if train.is_dir() else []
-    if _subfolders(folder):
+    classes = subfolders(train) if train.is_dir() else []
+    if subfolders(folder):
         return FolderSource(folder, classes=classes or None)
     class_of = validation_labels(root, [Path(file).stem for file in list_pictures(folder)])
     if class_of is None:
@@ -110,7 +115,8 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
     return FolderSource(folder, classes=classes or sorted(set(class_of.values())), class_of=class_of)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """The classes of a folder of pictures: its subfolders' names, sorted."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 

@@ -1,0 +1,118 @@
+"""Training and evaluation directly on a folder of pictures."""
+
+import functools
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from data import DataError
+from data.batches import NO_LABEL, Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
+from data.sources import FolderSource
+from data.transforms import EvalTransform, TrainTransform, decode_image
+
+NUM_STAND_INS = 16  # tried in place of a broken picture
+
+
+class GlobalBatches(Sampler):
+    """Which samples stand in which batch of a rank: one endless order, cut into global batches.
+
+    The order is a new permutation for every epoch, by seed and epoch alone, and a rank takes its slice of each global
+    batch: 2 ranks with B samples each see the global batches that 1 rank with 2B sees.
+
+    Args:
+        batch_size: Samples for this rank in a batch.
+        start_batch: The first batch to give out.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int, world_size: int, seed: int, start_batch: int = 0
+    ):
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.start_batch = seed, start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Endless lists of (epoch, index of the sample)."""
+        order = functools.lru_cache(maxsize=2)(self.order)
+        for batch in count(self.start_batch):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            places = (divmod(position, self.num_samples) for position in range(first, first + self.batch_size))
+            yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+
+
+def evaluation_batches(num_samples: int, batch_size: int, *, rank: int, world_size: int) -> list[list[int]]:
+    """Every sample once over all ranks, in order; the last batch may be smaller."""
+    mine = list(range(rank, num_samples, world_size))
+    return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+
+
+class TrainingFolder(Dataset):
+    """Batches of a folder's pictures, augmented by seed, epoch and index alone."""
+
+    def __init__(self, source: FolderSource, transform: TrainTransform, seed: int):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch:
+        faults = FaultLog(strict=False)
+        try:
+            return collate([self._example(epoch, index, faults) for epoch, index in samples], faults)
+        except DataError as error:
+            return failure(error)
+
+    def _example(self, epoch: int, index: int, faults: FaultLog) -> Example:
+        rng = seeded(self.seed, "augment", epoch, index)
+        candidates = [index]
+        for candidate in candidates:
+            try:
+                return load(self.source, candidate, lambda picture: self.transform(picture, rng))
+            except SampleError as error:
+                fault = Fault(error.reason, str(self.source.folder), self.source.name(candidate), error.detail)
+                if candidate == index:
+                    faults.add(fault)
+                    candidates += [rng.randrange(len(self.source)) for _ in range(NUM_STAND_INS)]
+        raise DataError(f"{NUM_STAND_INS} pictures in a row cannot be used, the last: {fault}")
+
+
+class EvaluationFolder(Dataset):
+    """Batches of a folder's pictures as they are."""
+
+    def __init__(self, source: FolderSource, transform: EvalTransform, skip_broken: bool):
+        self.source, self.transform, self.skip_broken = source, transform, skip_broken
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        faults = FaultLog(strict=not self.skip_broken)
+        examples = []
+        try:
+            for index in indices:
+                try:
+                    examples.append(load(self.source, index, self.transform))
+                except SampleError as error:
+                    faults.add(Fault(error.reason, str(self.source.folder), self.source.name(index), error.detail))
+        except DataError as error:
+            return failure(error)
+        return collate(examples, faults) if examples else faults_only(faults)
+
+
+def load(source: FolderSource, index: int, transform) -> Example:
+    try:
+        data, class_id = source.read(index)
+    except OSError as error:
+        raise SampleError("missing picture", f"cannot be read ({error})") from error
+    try:
+        image = transform(decode_image(data))
+    except DataError as error:
+        raise SampleError("broken picture", str(error)) from error
+    return Example(image, NO_LABEL if class_id is None else class_id, source.name(index))
+
+
+def open_folder(path: str | None, key: str, classes: list[str] | None = None) -> FolderSource:
+    """The pictures of the folder that a config names."""
+    if not path:
+        raise DataError(f"{key} must name a folder of pictures when dataset.type is folder, and it is empty")
+    return FolderSource(Path(path).expanduser(), classes=classes)
