@@ -1,0 +1,424 @@
+"""MaskGIT generators: class in, latent tokens out, many tokens a step (arXiv 2202.04200; 2406.07550, section 4)."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from modeling.modules.blocks import attention
+from modeling.modules.masking import (
+    ImageNoise,
+    draw_seeds,
+    guidance_weight,
+    gumbel,
+    masked_counts,
+    random_drop,
+)
+from modeling.weights import Pretrained
+from utils.cli import UserError
+
+
+class MaskGIT(Pretrained, nn.Module):
+    """What both generators share: the vocabulary, the checks and the sampler. Their networks give `logits`.
+
+    One vocabulary of V + classes + 2 entries: image tokens 0..V-1, the mask V, class c at V + 1 + c, and last the
+    class that stands for "dropped". The network reads [class, N image tokens].
+
+    Args:
+        config: dict or DictConfig with the published nesting: `model.vq_model.codebook_size` (V), and in
+            `model.generator` the sizes `hidden_size`, `num_hidden_layers`, `num_attention_heads`,
+            `intermediate_size`, the rates `dropout`, `attn_drop`, then `image_seq_len` (N, by default the tokenizer's
+            `num_latent_tokens`) and `condition_num_classes`. What is left out has the published value.
+    """
+
+    pipeline_tag = "unconditional-image-generation"  # the hub has no class-conditional one
+    tags = ("class-conditional-image-generation", "arxiv:2202.04200", "arxiv:2406.07550", "arxiv:2501.10064")
+
+    def __init__(self, config: dict | DictConfig):
+        super().__init__()
+        self.config = config = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+        vq_model, generator = config.model.vq_model, config.model.generator
+        self.codebook_size = vq_model.codebook_size
+        self.num_tokens = generator.get("image_seq_len", vq_model.get("num_latent_tokens"))
+        self.num_classes = generator.get("condition_num_classes", 1000)
+        self.mask_token = self.codebook_size
+        self.dropped_class = self.codebook_size + 1 + self.num_classes
+        self.vocabulary_size = self.dropped_class + 1
+        if self.num_tokens is None:
+            raise UserError("model.generator.image_seq_len, the number of image tokens, is missing from the config")
+        self.width = generator.get("hidden_size", 768)
+        self.num_layers = generator.get("num_hidden_layers", 24)
+        self.block_sizes = {
+            "width": self.width,
+            "num_heads": generator.get("num_attention_heads", 16),
+            "hidden": generator.get("intermediate_size", 3072),
+            "dropout": generator.get("dropout", 0.1),
+            "attention_dropout": generator.get("attn_drop", 0.1),
+        }
+        if self.width % self.block_sizes["num_heads"]:
+            raise UserError(
+                f"model.generator.hidden_size must be a multiple of num_attention_heads = "
+                f"{self.block_sizes['num_heads']}, got {self.width}"
+            )
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The network: [class, image tokens] (B, 1 + N) to logits over the codebook at the image tokens (B, N, V)."""
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, condition: Tensor, cond_drop_prob: float | Tensor = 0.1) -> Tensor:
+        """Predict every image token from the known ones and the class.
+
+        Values are checked here on the CPU only, because looking at them would make the host wait for an accelerator.
+        On CUDA a wrong label or code fails in the embedding's own bounds check: it is never taken for another entry of
+        the vocabulary. `generate` checks its labels on every device.
+
+        Args:
+            input_ids: Image tokens, (B, N) or (B, 1, N), in 0..V-1, or V where masked.
+            condition: Class labels, (B,), in 0..classes-1. Not changed.
+            cond_drop_prob: Probability that an image loses its class, in training and evaluation mode alike; or
+                which images do, (B,) bool.
+
+        Returns:
+            Logits, (B, N, V).
+        """
+        condition = _labels(condition)
+        if input_ids.ndim not in (2, 3) or tuple(input_ids.shape) not in (
+            (len(condition), self.num_tokens),
+            (len(condition), 1, self.num_tokens),
+        ):
+            raise UserError(
+                f"image tokens must have the shape (B, {self.num_tokens}) or (B, 1, {self.num_tokens}) with one label "
+                f"an image, got {tuple(input_ids.shape)} and {len(condition)} labels"
+            )
+        _require_integers(input_ids, "image tokens")
+        if input_ids.device.type == "cpu":
+            _require_range(input_ids, self.mask_token, f"image tokens ({self.mask_token} is the mask)")
+        if condition.device.type == "cpu":
+            _require_range(condition, self.num_classes - 1, "class labels")
+        if not isinstance(cond_drop_prob, Tensor):
+            cond_drop_prob = random_drop(len(condition), cond_drop_prob, condition.device)
+        input_ids = _unknown_outside(input_ids.flatten(1), self.mask_token)
+        classes = _unknown_outside(condition, self.num_classes - 1, offset=self.codebook_size + 1)
+        classes = classes.masked_fill(cond_drop_prob.to(classes.device), self.dropped_class)
+        return self.logits(torch.cat([classes[:, None], input_ids], dim=1))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Tensor | Sequence[int],
+        guidance_scale: float = 3.0,
+        guidance_decay: str = "constant",
+        guidance_scale_pow: float = 3.0,
+        randomize_temperature: float = 4.5,
+        softmax_temperature_annealing: bool = False,
+        num_sample_steps: int = 8,
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        return_intermediate: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Sample image tokens for the given classes: all masked at first, the surest ones fixed step by step.
+
+        Each image draws its noise from its own seed, so that it comes out the same alone and in a batch (up to ties
+        within rounding), on the same kind of device. Runs in evaluation mode, and leaves the mode as it was.
+
+        Args:
+            condition: Class labels, (B,), in 0..classes-1.
+            guidance_scale, guidance_decay, guidance_scale_pow: Classifier-free guidance, see `guidance_weight`. Steps
+                where its weight is 0 leave the unconditional half of the batch out.
+            randomize_temperature: Scale of the Gumbel noise at the start, falling linearly to 0; 0 samples greedily.
+            softmax_temperature_annealing: Divide the logits by 1.3 at the start, falling linearly to 0.5.
+            num_sample_steps: Number of forward passes, 1 or more.
+            generator: Gives the images' seeds, in their order; by default torch's own generator on the CPU.
+            seeds: The images' seeds themselves, one each, in place of `generator`.
+            return_intermediate: Also give the tokens after each step.
+
+        Returns:
+            (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
+        """
+        condition = _labels(torch.as_tensor(condition))
+        _require_range(condition, self.num_classes - 1, "class labels")
+        if isinstance(num_sample_steps, bool) or not isinstance(num_sample_steps, int) or num_sample_steps < 1:
+            raise UserError(f"num_sample_steps must be an integer of 1 or more, got {num_sample_steps!r}")
+        for name, value, lowest in (
+            ("guidance_scale", guidance_scale, -math.inf),
+            ("guidance_scale_pow", guidance_scale_pow, 0),
+            ("randomize_temperature", randomize_temperature, 0),
+        ):
+            if not math.isfinite(value) or value < lowest:
+                raise UserError(f"{name} must be a finite number{' of 0 or more' if lowest == 0 else ''}, got {value}")
+        if seeds is not None and generator is not None:
+            raise UserError("generate takes either a generator or seeds, got both")
+        if seeds is not None and len(seeds) != len(condition):
+            raise UserError(f"seeds must be one an image, got {len(seeds)} for {len(condition)} labels")
+        guidance = [
+            guidance_weight(guidance_decay, guidance_scale, guidance_scale_pow, step, num_sample_steps)
+            for step in range(num_sample_steps)
+        ]
+        remaining = [1 - step / num_sample_steps for step in range(1, num_sample_steps + 1)]
+        annealing = [0.5 + 0.8 * share if softmax_temperature_annealing else 1.0 for share in remaining]
+        noise_scales = [randomize_temperature * share for share in remaining]
+
+        device = next(self.parameters()).device
+        noise = ImageNoise(draw_seeds(len(condition), generator) if seeds is None else seeds, device)
+        was_training = self.training
+        self.eval()
+        try:
+            intermediate = torch.stack(
+                list(self._sampling_steps(condition.to(device), guidance, annealing, noise_scales, noise))
+            )
+        finally:
+            self.train(was_training)
+        return (intermediate[-1], intermediate) if return_intermediate else intermediate[-1]
+
+    def _sampling_steps(
+        self,
+        condition: Tensor,
+        guidance: list[float],
+        annealing: list[float],
+        noise_scales: list[float],
+        noise: ImageNoise,
+    ) -> Iterator[Tensor]:
+        """The tokens after each step, (B, N), with the mask token where still masked."""
+        tokens = condition.new_full((len(condition), self.num_tokens), self.mask_token)
+        masked = torch.arange(self.num_tokens, device=tokens.device).expand_as(tokens)  # (B, M): where it is masked
+        counts = masked_counts(self.num_tokens, len(guidance))
+        for weight, divisor, noise_scale, num_masked in zip(guidance, annealing, noise_scales, counts, strict=True):
+            logits = _rows(self._guided_logits(tokens, condition, weight), masked) / divisor  # (B, M, V)
+
+            # Noise is drawn for all positions, so that a position's does not depend on which others are masked.
+            noisy = logits
+            if noise_scale:
+                uniform = noise.uniform(self.num_tokens, self.codebook_size)
+                noisy = logits + noise_scale * gumbel(_rows(uniform, masked))
+            sampled = noisy.argmax(dim=-1)  # (B, M)
+            tokens = tokens.scatter(1, masked, sampled)
+
+            confidence = logits.gather(2, sampled[..., None]).squeeze(2)  # (B, M)
+            if noise_scale:
+                confidence = confidence + noise_scale * gumbel(noise.uniform(self.num_tokens).gather(1, masked))
+            least_sure = confidence.argsort(dim=1, stable=True)[:, :num_masked]
+            masked = masked.gather(1, least_sure).sort(dim=1).values
+            tokens = tokens.scatter(1, masked, self.mask_token)
+            yield tokens
+
+    def _guided_logits(self, tokens: Tensor, condition: Tensor, weight: float) -> Tensor:
+        """Logits in float32, (B, N, V), with the conditional and unconditional halves in one forward pass."""
+        keep = torch.zeros_like(condition, dtype=torch.bool)
+        if weight == 0:
+            return self(tokens, condition, keep).float()
+        both = self(tokens.repeat(2, 1), condition.repeat(2), torch.cat([keep, ~keep])).float()
+        conditional, unconditional = both.chunk(2)
+        return torch.lerp(unconditional, conditional, 1 + weight)  # conditional + weight (conditional - unconditional)
+
+
+class ImageBert(MaskGIT):
+    """MaskGIT on a BERT encoder. Parameter names are those of BERT as published by Hugging Face."""
+
+    def __init__(self, config: dict | DictConfig):
+        super().__init__(config)
+        sizes = self.block_sizes
+        layers = [BertLayer(**sizes) for _ in range(self.num_layers)]
+        self.model = nn.ModuleDict(
+            {
+                "embeddings": BertEmbeddings(self.vocabulary_size, self.num_tokens + 1, self.width, sizes["dropout"]),
+                "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
+                "lm_head": nn.Linear(self.width, self.codebook_size),
+            }
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        x = self.model["embeddings"](tokens)  # (B, 1 + N, W)
+        for layer in self.model["encoder"]["layer"]:
+            x = layer(x)
+        return self.model["lm_head"](x[:, 1:])
+
+
+class BertEmbeddings(nn.Module):
+    """Token, learned position and token type (always the first), summed and normalised."""
+
+    def __init__(self, vocabulary_size: int, num_positions: int, width: int, dropout: float):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocabulary_size, width)
+        self.position_embeddings = nn.Embedding(num_positions, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.word_embeddings(tokens) + self.position_embeddings.weight + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(x))
+
+
+class BertLayer(nn.Module):
+    """Post-norm transformer block (BERT, arXiv 1810.04805)."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
+        self.attention = nn.ModuleDict(
+            {"self": nn.ModuleDict(projections), "output": BertResidual(width, width, dropout)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.output = BertResidual(hidden, width, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = (
+            projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
+            for projection in self.attention["self"].values()
+        )
+        mixed = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
+        x = self.attention["output"](mixed.transpose(1, 2).flatten(2), x)
+        return self.output(F.gelu(self.intermediate["dense"](x)), x)
+
+
+class BertResidual(nn.Module):
+    """The end of a BERT sub-layer: linear, dropout, add the sub-layer's input, normalise."""
+
+    def __init__(self, hidden: int, width: int, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(hidden, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class UViTBert(MaskGIT):
+    """MaskGIT on a U-ViT: the first half of the blocks feeds the second through long skips (arXiv 2209.12152)."""
+
+    def __init__(self, config: dict | DictConfig):
+        super().__init__(config)
+        if self.num_layers % 2:
+            raise UserError(
+                "model.generator.num_hidden_layers must be even for a UViT, which has as many blocks before its middle "
+                f"block as after it, got {self.num_layers}"
+            )
+        half = self.num_layers // 2
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + 1, self.width))
+        self.embeddings = nn.Embedding(self.vocabulary_size, self.width)
+        self.in_blocks = nn.ModuleList(UViTBlock(**self.block_sizes) for _ in range(half))
+        self.mid_block = UViTBlock(**self.block_sizes)
+        self.out_blocks = nn.ModuleList(UViTBlock(**self.block_sizes, skip=True) for _ in range(half))
+        self.norm = nn.LayerNorm(self.width)
+        self.lm_head = nn.Linear(self.width, self.codebook_size)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        x = self.embeddings(tokens) + self.pos_embed  # (B, 1 + N, W)
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks:
+            x = block(block.skip_linear(torch.cat([x, skips.pop()], dim=-1)))
+        return self.lm_head(self.norm(x)[:, 1:])
+
+
+class UViTBlock(nn.Module):
+    """Pre-norm transformer block; one with `skip` also owns the linear layer that merges the skip before it."""
+
+    def __init__(
+        self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float, skip: bool = False
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = UViTAttention(width, num_heads, dropout, attention_dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+        self.dropout = nn.Dropout(dropout)
+        if skip:
+            self.skip_linear = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        hidden = self.dropout(F.gelu(self.mlp["fc1"](self.norm2(x))))
+        return x + self.dropout(self.mlp["fc2"](hidden))
+
+
+class UViTAttention(nn.Module):
+    """Multi-head self-attention with one packed projection without bias."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, attention_dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = attention_dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, d)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        x = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
+        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+GENERATORS = {"ViT": ImageBert, "UViT": UViTBert}  # by the published names in model.generator.model_type
+
+
+def generator_class(config: DictConfig) -> type[MaskGIT]:
+    """The network that `model.generator.model_type` names (`ViT`, the default, or `UViT`)."""
+    name = config.model.generator.get("model_type", "ViT")
+    if name not in GENERATORS:
+        raise UserError(f"model.generator.model_type must be one of {', '.join(GENERATORS)}, got {name}")
+    return GENERATORS[name]
+
+
+def sampler_settings(config: DictConfig) -> dict[str, float | str | bool | int]:
+    """Keyword arguments of `generate` as `model.generator` sets them; what it does not set is left out."""
+    names = {
+        "guidance_scale": "guidance_scale",
+        "guidance_decay": "guidance_decay",
+        "guidance_scale_pow": "guidance_scale_pow",
+        "randomize_temperature": "randomize_temperature",
+        "softmax_temperature_annealing": "softmax_temperature_annealing",
+        "num_steps": "num_sample_steps",
+    }
+    generator = config.model.generator
+    return {argument: generator[key] for key, argument in names.items() if generator.get(key) is not None}
+
+
+def _rows(values: Tensor, positions: Tensor) -> Tensor:
+    """The rows of (B, N, V) at each image's positions (B, M): (B, M, V)."""
+    images = torch.arange(len(values), device=values.device)[:, None]
+    return values[images, positions]
+
+
+def _labels(condition: Tensor) -> Tensor:
+    """Class labels as (B,) int64, from (B,) or (B, 1)."""
+    _require_integers(condition, "class labels")
+    if condition.ndim not in (1, 2) or condition.numel() != len(condition):
+        raise UserError(f"class labels must have the shape (B,), one an image, got {tuple(condition.shape)}")
+    return condition.reshape(-1).long()
+
+
+def _require_integers(values: Tensor, what: str) -> None:
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise UserError(f"{what} must be integers, got {values.dtype}")
+
+
+def _require_range(values: Tensor, highest: int, what: str) -> None:
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= highest:
+        raise UserError(f"{what} must be in 0..{highest}, got {int(values.min())}..{int(values.max())}")
+
+
+def _unknown_outside(values: Tensor, highest: int, offset: int = 0) -> Tensor:
+    """`values` + `offset`, with -1, which no embedding has, for what is outside 0..highest."""
+    return torch.where((values >= 0) & (values <= highest), values + offset, -1)
