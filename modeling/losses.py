@@ -52,3 +52,44 @@ def lecam_loss(real_mean: Tensor, fake_mean: Tensor, ema_real: Tensor, ema_fake:
     above_fake = F.relu(real_mean.float() - ema_fake)
     below_real = F.relu(ema_real - fake_mean.float())
     return torch.square(above_fake) + torch.square(below_real)
+
+
+def masked_token_loss(
+    logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float = 0.1, unmasked_weight: float = 0.1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Generator: cross-entropy of every token, the hidden ones counting most (MaskGIT, arXiv 2202.04200).
+
+    Args:
+        logits: (B, N, V).
+        codes: The true tokens, (B, N) int64, 0..V-1.
+        mask: (B, N) bool, True where the network saw the mask token. Those weigh 1, the others `unmasked_weight`.
+
+    Returns:
+        The weighted mean, and logs: `masked_accuracy`, the share of hidden tokens predicted right, per image and then
+        averaged, so that images with few hidden tokens count as much as others.
+    """
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), codes.flatten(), reduction="none", label_smoothing=label_smoothing
+    ).view_as(codes)
+    weights = torch.where(mask, 1.0, unmasked_weight)
+    loss = (losses * weights).sum() / (weights.sum() + 1e-8)
+    correct = (logits.detach().argmax(dim=-1) == codes) & mask
+    return loss, {"masked_accuracy": (correct.sum(dim=1) / (mask.sum(dim=1) + 1e-8)).mean()}
+
+
+def masked_accuracy_by_position(logits: Tensor, codes: Tensor, mask: Tensor, num_bands: int = 8) -> Tensor:
+    """Share of hidden tokens predicted right in each band of positions, the first N/num_bands tokens first.
+
+    The leading tokens of a One-D-Piece image carry the most, so a generator learns the bands at different speeds.
+
+    Args:
+        logits, codes, mask: As in `masked_token_loss`.
+
+    Returns:
+        (num_bands,), over the whole batch; 0 for a band without a hidden token.
+    """
+    correct = (logits.detach().argmax(dim=-1) == codes) & mask
+    right, hidden = (
+        torch.stack([band.sum() for band in counts.sum(dim=0).tensor_split(num_bands)]) for counts in (correct, mask)
+    )
+    return right / (hidden + 1e-8)
