@@ -218,7 +218,7 @@ class Pretrained:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike,
+        source: str | os.PathLike | Located,
         *,
         config: Mapping | DictConfig | None = None,
         device: str | torch.device = "cpu",
@@ -226,14 +226,14 @@ class Pretrained:
         """Build the model of a checkpoint and load its weights strictly; evaluation mode, float32.
 
         Args:
-            source: Whatever `locate` finds: hub id, folder, training output, file, bundled name.
+            source: Whatever `locate` finds (hub id, folder, training output, file, bundled name), or what it returned.
             config: Taken instead of the checkpoint's own configuration. Needed for a loose file that has none.
 
         Raises:
             WeightsError: The checkpoint is missing, damaged, of another class or of other sizes, or there is no
                 configuration for it.
         """
-        located = locate(source)
+        located = source if isinstance(source, Located) else locate(source)
         if config is None:
             config = located.config
             if config is None:
@@ -437,12 +437,13 @@ def _listed(kind: str, names: list[str], limit: int = 3) -> str:
 
 def _advice(model_class: type, expected: Mapping[str, tuple], given: Mapping[str, tuple]) -> str:
     missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
-    if missing and not unexpected and all(name.startswith("pixel_") for name in missing):
+    same_sizes = all(given[name] == expected[name] for name in expected.keys() & given.keys())
+    if same_sizes and missing and not unexpected and all(name.startswith("pixel_") for name in missing):
         return (
             "they are stage-1 weights (start stage 2 from them and the teacher's file together, or build the model "
             "with model.vq_model.finetune_decoder: False)"
         )
-    if unexpected and not missing and all(name.startswith("pixel_") for name in unexpected):
+    if same_sizes and unexpected and not missing and all(name.startswith("pixel_") for name in unexpected):
         return "they are stage-2 weights (build the model with model.vq_model.finetune_decoder: True)"
     fitting = _fitting_config(model_class, given)
     return f"they fit {fitting} (give that configuration)" if fitting else "nor any configuration of this project"
