@@ -1,0 +1,106 @@
+"""Convolutional encoder and decoder of the pixel VQGAN (MaskGIT, arXiv 2202.04200, section 3.1)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _conv(inputs: int, outputs: int, kernel_size: int = 3, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, beside a shortcut.
+
+    Where channels change, the shortcut convolution reads the block's own output, not its input: the published
+    weights were trained so.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm1 = _norm(inputs)
+        self.conv1 = _conv(inputs, outputs)
+        self.norm2 = _norm(outputs)
+        self.conv2 = _conv(outputs, outputs)
+        self.nin_shortcut = _conv(outputs, outputs, kernel_size=1) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution and, going up, the convolution after the enlargement."""
+
+    def __init__(self, inputs: int, outputs: int, num_res_blocks: int, upsample: bool = False):
+        super().__init__()
+        self.block = nn.Sequential(
+            *(ResidualBlock(inputs if index == 0 else outputs, outputs) for index in range(num_res_blocks))
+        )
+        self.upsample_conv = _conv(outputs, outputs, bias=True) if upsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        if self.upsample_conv is not None:
+            x = self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
+
+
+class ConvEncoder(nn.Module):
+    """Image to a grid of vectors: a level per multiplier, halved between levels by average pooling.
+
+    Args:
+        channels: Channels at full resolution, a multiple of 32.
+        channel_multipliers: One per level, finest first.
+        num_res_blocks: Residual blocks a level.
+        latent_channels: Channels of the output.
+    """
+
+    def __init__(self, *, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, latent_channels: int):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in (1, *channel_multipliers)]
+        self.conv_in = _conv(3, channels)
+        self.down = nn.ModuleList(
+            Level(inputs, outputs, num_res_blocks) for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(num_res_blocks)))
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = _conv(widths[-1], latent_channels, kernel_size=1, bias=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, P, P) to (B, latent_channels, G, G), G = P / 2^(levels - 1)."""
+        # Channels-last convolutions are several times faster on CPUs and on tensor cores.
+        x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
+        for index, level in enumerate(self.down):
+            x = level(x if index == 0 else F.avg_pool2d(x, 2))
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class ConvDecoder(nn.Module):
+    """Grid of vectors to an image; arguments as for `ConvEncoder`."""
+
+    def __init__(self, *, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, latent_channels: int):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in (*channel_multipliers, channel_multipliers[-1])]
+        self.conv_in = _conv(latent_channels, widths[-1], bias=True)
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(num_res_blocks)))
+        self.up = nn.ModuleList(
+            Level(widths[index + 1], widths[index], num_res_blocks, upsample=index > 0)
+            for index in range(len(channel_multipliers))
+        )
+        self.norm_out = _norm(widths[0])
+        self.conv_out = _conv(widths[0], 3, bias=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent_channels, G, G) to an unclamped image (B, 3, P, P)."""
+        x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

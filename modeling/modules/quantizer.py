@@ -1,0 +1,69 @@
+"""Vector quantizer: continuous vectors in, nearest codebook entries out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantizer with a straight-through gradient (VQ-VAE, arXiv 1711.00937, section 3).
+
+    Always computes in float32, whatever autocast says: near ties would otherwise change codes.
+
+    Args:
+        codebook_size: V, number of codes.
+        token_size: C, channels of a code.
+        commitment_cost: Weight of the commitment term in `quantizer_loss`.
+        use_l2_norm: Put vectors and codes on the unit sphere first (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+
+    Attributes:
+        bypass: While True, (normalised) vectors pass through unquantised. Training sets it for a while, so that
+            the encoder is useful before codes are placed where its outputs are.
+    """
+
+    def __init__(self, *, codebook_size: int, token_size: int, commitment_cost: float = 0.25, use_l2_norm: bool = True):
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.commitment_cost = commitment_cost
+        self.use_l2_norm = use_l2_norm
+        self.bypass = False
+        self.embedding = nn.Embedding(codebook_size, token_size)
+        self.embedding.weight.data.uniform_(-1.0 / codebook_size, 1.0 / codebook_size)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Quantise (B, C, H, W).
+
+        Returns:
+            z_quantized (B, C, H, W) float32, and a dict: `min_encoding_indices` (B, H, W) int64, `quantizer_loss` =
+            `commitment_loss` (weighted by commitment_cost) + `codebook_loss`, scalars.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = self.normalize(z.float().movedim(1, -1))  # (B, H, W, C)
+            indices = self.nearest(z)
+            z_quantized = self.lookup(indices)
+            commitment_loss = self.commitment_cost * F.mse_loss(z_quantized.detach(), z)
+            codebook_loss = F.mse_loss(z_quantized, z.detach())
+            z_quantized = z if self.bypass else z + (z_quantized - z).detach()
+        return z_quantized.movedim(-1, 1), {
+            "quantizer_loss": commitment_loss + codebook_loss,
+            "commitment_loss": commitment_loss,
+            "codebook_loss": codebook_loss,
+            "min_encoding_indices": indices,
+        }
+
+    def normalize(self, vectors: Tensor) -> Tensor:
+        """(..., C) on the unit sphere, or as they are without `use_l2_norm`."""
+        return F.normalize(vectors, dim=-1) if self.use_l2_norm else vectors
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Codes (...) of the nearest entries of normalised vectors (..., C), by squared distance."""
+        codebook = self.normalize(self.embedding.weight.float())
+        flat = z.reshape(-1, z.shape[-1])
+        # |z|^2 is the same for every code and left out.
+        distance = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)
+        return distance.argmin(dim=1).view(z.shape[:-1])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """(normalised) codebook entries (..., C) of codes (...)."""
+        return self.normalize(self.embedding(indices).float())

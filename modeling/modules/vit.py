@@ -1,0 +1,148 @@
+"""ViT encoder and decoder between an image and its one-dimensional sequence of latent tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modeling.modules.blocks import SelfAttention, TransformerBlock
+
+
+@dataclass(frozen=True)
+class ViTSize:
+    width: int
+    num_layers: int
+    num_heads: int
+
+
+VIT_SIZES = {
+    "tiny": ViTSize(width=192, num_layers=4, num_heads=3),
+    "small": ViTSize(width=512, num_layers=8, num_heads=8),
+    "base": ViTSize(width=768, num_layers=12, num_heads=12),
+    "large": ViTSize(width=1024, num_layers=24, num_heads=16),
+}
+
+
+class ViTEncoder(nn.Module):
+    """Image and latent queries in, one unquantised vector per latent token out.
+
+    Args:
+        size: Width, depth and heads.
+        image_size, patch_size: Pixels a side.
+        num_latent_tokens: N.
+        token_size: C, channels of a latent token.
+        is_legacy: Read the (B, N, W) memory as (B, W, N) without a transpose before the last projection. The
+            published weights were trained so.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: ViTSize,
+        image_size: int,
+        patch_size: int,
+        num_latent_tokens: int,
+        token_size: int,
+        is_legacy: bool = True,
+    ):
+        super().__init__()
+        width, grid = size.width, image_size // patch_size
+        self.is_legacy = is_legacy
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(1, width))
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(grid * grid + 1, width))
+        self.latent_token_positional_embedding = nn.Parameter(width**-0.5 * torch.randn(num_latent_tokens, width))
+        self.patch_embed = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = nn.ModuleList(TransformerBlock(width, size.num_heads) for _ in range(size.num_layers))
+        self.ln_post = nn.LayerNorm(width)
+        self.conv_out = nn.Conv2d(width, token_size, kernel_size=1)
+        self.apply(_init_weights)
+
+    def forward(self, pixels: Tensor, latent_tokens: Tensor) -> Tensor:
+        """(B, 3, P, P) and (N, W) to (B, C, 1, N)."""
+        batch = pixels.shape[0]
+        num_latent_tokens, width = latent_tokens.shape
+        x = self.patch_embed(pixels).flatten(2).mT  # (B, G*G, W)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
+        x = x + self.positional_embedding.to(x.dtype)
+        latents = (latent_tokens + self.latent_token_positional_embedding).to(x.dtype)
+        x = torch.cat([x, latents.expand(batch, -1, -1)], dim=1)  # (B, 1 + G*G + N, W)
+        x = self.ln_pre(x)
+        for block in self.transformer:
+            x = block(x)
+        x = self.ln_post(x[:, -num_latent_tokens:])  # (B, N, W)
+        if not self.is_legacy:
+            x = x.mT
+        x = self.conv_out(x.reshape(batch, width, num_latent_tokens, 1))  # (B, C, N, 1)
+        return x.reshape(batch, -1, 1, num_latent_tokens)
+
+
+class ViTDecoder(nn.Module):
+    """Quantised latent tokens in, logits over the pixel codebook for every grid cell out.
+
+    Args:
+        size: Width, depth and heads.
+        image_size, patch_size: Pixels a side.
+        num_latent_tokens: N, the most tokens there can be.
+        token_size: C, channels of a latent token.
+        num_pixel_codes: Entries of the teacher's codebook.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: ViTSize,
+        image_size: int,
+        patch_size: int,
+        num_latent_tokens: int,
+        token_size: int,
+        num_pixel_codes: int = 1024,
+    ):
+        super().__init__()
+        width = size.width
+        self.grid = image_size // patch_size
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(1, width))
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.grid**2 + 1, width))
+        self.mask_token = nn.Parameter(width**-0.5 * torch.randn(1, 1, width))
+        self.latent_token_positional_embedding = nn.Parameter(width**-0.5 * torch.randn(num_latent_tokens, width))
+        self.decoder_embed = nn.Linear(token_size, width)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = nn.ModuleList(TransformerBlock(width, size.num_heads) for _ in range(size.num_layers))
+        self.ln_post = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Conv2d(width, 2 * width, kernel_size=1), nn.Tanh(), nn.Conv2d(2 * width, num_pixel_codes, kernel_size=1)
+        )
+        self.apply(_init_weights)
+
+    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, 1, K) to (B, codes, G, G).
+
+        Args:
+            z: The first K quantised tokens of each image.
+            lengths: (B,), 1..K: how many of the K tokens each image may use; all of them when not given.
+        """
+        batch, _, _, kept = z.shape
+        latents = self.decoder_embed(z.squeeze(2).mT)  # (B, K, W)
+        latents = latents + self.latent_token_positional_embedding[:kept].to(latents.dtype)
+        queries = torch.cat([self.class_embedding, self.mask_token[0].expand(self.grid**2, -1)])
+        queries = (queries + self.positional_embedding).to(latents.dtype)  # (1 + G*G, W)
+        x = torch.cat([queries.expand(batch, -1, -1), latents], dim=1)  # (B, 1 + G*G + K, W)
+        mask = None
+        if lengths is not None:
+            position = torch.arange(x.shape[1], device=x.device)
+            mask = (position < 1 + self.grid**2 + lengths.to(x.device)[:, None])[:, None, None]  # (B, 1, 1, T)
+        x = self.ln_pre(x)
+        for block in self.transformer:
+            x = block(x, mask)
+        x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
+        return self.ffn(x.mT.reshape(batch, -1, self.grid, self.grid))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normal (0.02) for linear and convolution weights, Xavier for the packed attention input, biases 0."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, SelfAttention):
+        nn.init.xavier_uniform_(module.in_proj_weight)
+        nn.init.zeros_(module.in_proj_bias)

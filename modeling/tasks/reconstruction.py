@@ -1,0 +1,121 @@
+"""Training of a network that puts pixels out: reconstruction, perceptual and adversarial terms (spec section 4)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from modeling.losses import (
+    RECONSTRUCTION_LOSSES,
+    generator_adversarial_loss,
+    hinge_discriminator_loss,
+    lecam_loss,
+)
+from modeling.modules.codebook import CodebookCare, codebook_summary
+from modeling.modules.discriminator import NLayerDiscriminator
+from modeling.modules.features import PerceptualDistance
+from utils.cli import UserError
+from utils.evaluation.metrics import psnr, ssim
+
+LECAM_DECAY = 0.999
+
+
+class ReconstructionTask:
+    """Minimise the difference between `model(image)` and `image`; an adversary joins at `discriminator_start`.
+
+    Shared by the teacher (pixel VQGAN) and stage 2. The model returns (reconstruction, quantizer's dict).
+    """
+
+    def __init__(self, model: nn.Module, quantizer: nn.Module, config: DictConfig):
+        losses = config.losses
+        if losses.reconstruction_loss not in RECONSTRUCTION_LOSSES:
+            raise UserError(
+                f"losses.reconstruction_loss must be one of {', '.join(RECONSTRUCTION_LOSSES)}, "
+                f"got {losses.reconstruction_loss}"
+            )
+        self.weights = losses
+        self.reconstruction_loss = RECONSTRUCTION_LOSSES[losses.reconstruction_loss]
+        self.perceptual = PerceptualDistance(losses.perceptual_loss) if losses.perceptual_weight else None
+        self.modules: dict[str, nn.Module] = {"model": model}
+        self.state: dict[str, Tensor] = {}
+        self.discriminator = None
+        if losses.discriminator_start < config.training.max_train_steps and losses.discriminator_weight:
+            self.discriminator = self.modules["discriminator"] = NLayerDiscriminator()
+            self.state |= {"lecam_ema_real": torch.zeros(()), "lecam_ema_fake": torch.zeros(())}
+        self.care = CodebookCare(quantizer, **config.training.codebook)
+        self.state |= self.care.state
+        self.care.state = self.state
+        self.counts = {"codes": torch.zeros(quantizer.codebook_size, dtype=torch.long)}
+
+    def first_step(self, player: str) -> int:
+        return self.weights.discriminator_start if player == "discriminator" else 0
+
+    def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        images, weights = batch["image"], self.weights
+        self.care.begin(step)
+        _to_device(self.perceptual, images)
+        reconstruction, result = self.modules["model"](images)
+        self._count(result["min_encoding_indices"])
+        logs = {"reconstruction_loss": self.reconstruction_loss(reconstruction, images)}
+        loss = weights.reconstruction_weight * logs["reconstruction_loss"]
+        quantizer_loss = result["commitment_loss"] + weights.get("codebook_weight", 1.0) * result["codebook_loss"]
+        logs["quantizer_loss"] = quantizer_loss
+        loss = loss + (0.0 if self.care.quantizer.bypass else weights.quantizer_weight) * quantizer_loss
+        if self.perceptual is not None:
+            logs["perceptual_loss"] = self.perceptual(reconstruction.float(), images)
+            loss = loss + weights.perceptual_weight * logs["perceptual_loss"]
+        adversarial = self.discriminator is not None and step >= weights.discriminator_start
+        if adversarial:
+            # Detached parameters: the adversary is scored with, not trained, and its wrapper hears nothing of it.
+            frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+            score = functional_call(self.discriminator, frozen, (reconstruction.float(),))
+            logs["adversarial_loss"] = generator_adversarial_loss(score)
+            loss = loss + weights.discriminator_weight * weights.discriminator_factor * logs["adversarial_loss"]
+        yield "model", loss, {"loss/model": loss, **logs}
+
+        if adversarial:
+            # One pass for both kinds: the wrapper synchronises once, and GroupNorm keeps the images apart.
+            both = torch.cat([images, reconstruction.detach().float()])
+            real, fake = self.modules["discriminator"](both).float().chunk(2)
+            hinge = hinge_discriminator_loss(real, fake)
+            means = real.mean(), fake.mean()
+            ema_real, ema_fake = self.state["lecam_ema_real"], self.state["lecam_ema_fake"]
+            lecam = lecam_loss(*means, ema_real.clone(), ema_fake.clone())
+            for ema, mean in zip((ema_real, ema_fake), means, strict=True):
+                ema.lerp_(mean.detach(), 1 - LECAM_DECAY)
+            loss = weights.discriminator_factor * hinge + weights.lecam_regularization_weight * lecam
+            yield (
+                "discriminator",
+                loss,
+                {
+                    "loss/discriminator": loss,
+                    "hinge_loss": hinge,
+                    "lecam_loss": lecam,
+                    "logits_real": means[0],
+                    "logits_fake": means[1],
+                },
+            )
+
+    def summarize(self, counts: dict[str, Tensor]) -> dict[str, float]:
+        return codebook_summary(counts["codes"])
+
+    def score(self, reconstruction: Tensor, images: Tensor, suffix: str = "") -> dict[str, Tensor]:
+        """PSNR, SSIM and the perceptual distance of each image, of what would be written: clamped pictures."""
+        reconstruction = reconstruction.float().clamp(0, 1)
+        scores = {f"psnr{suffix}": psnr(reconstruction, images), f"ssim{suffix}": ssim(reconstruction, images)}
+        if self.perceptual is not None:
+            _to_device(self.perceptual, images)
+            scores[f"perceptual{suffix}"] = self.perceptual.per_image(reconstruction, images)
+        return scores
+
+    def _count(self, codes: Tensor) -> None:
+        codes = codes.flatten()
+        self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
+
+
+def _to_device(network: nn.Module | None, images: Tensor) -> None:
+    if network is not None:
+        network.to(images.device)

@@ -1,0 +1,176 @@
+"""TiTok, an image as a short one-dimensional sequence of tokens (arXiv 2406.07550)."""
+
+from collections.abc import Sequence
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from modeling.modules.conv import ConvDecoder
+from modeling.modules.quantizer import VectorQuantizer
+from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder
+from modeling.pixel_vqgan import conv_sizes
+from modeling.weights import Pretrained
+from utils.cli import UserError
+
+
+class TiTok(Pretrained, nn.Module):
+    """Tokenizer of P x P images into N tokens, with a fixed number of tokens.
+
+    Stage 1 (`model.vq_model.finetune_decoder: False`) decodes to logits over the codebook of the pixel VQGAN that
+    teaches it. Stage 2 (`True`, also for inference) holds that VQGAN's codebook and decoder, and decodes to images;
+    encoder, latent tokens and quantizer are then frozen.
+
+    Args:
+        config: dict or DictConfig with the published nesting: `model.vq_model.*` (sizes), `model.pixel_vqgan.*`
+            (sizes of the teacher, published ones by default), `dataset.preprocessing.crop_size` (P).
+    """
+
+    demands_full_length = True
+
+    def __init__(self, config: dict | DictConfig):
+        super().__init__()
+        self.config = config = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+        vq_model = config.model.vq_model
+        self.image_size = config.dataset.preprocessing.crop_size
+        self.num_latent_tokens = vq_model.num_latent_tokens
+        self.codebook_size = vq_model.codebook_size
+        self.finetune_decoder = vq_model.get("finetune_decoder", True)
+        self.strict_length_assertion = vq_model.get("strict_length_assertion", self.demands_full_length)
+        for name in ("vit_enc_patch_size", "vit_dec_patch_size"):
+            if self.image_size % vq_model[name]:
+                raise UserError(
+                    f"dataset.preprocessing.crop_size must be a multiple of model.vq_model.{name} = {vq_model[name]}, "
+                    f"got {self.image_size}"
+                )
+        pixel_vqgan = conv_sizes(config)
+        shared = {
+            "image_size": self.image_size,
+            "num_latent_tokens": self.num_latent_tokens,
+            "token_size": vq_model.token_size,
+        }
+        self.encoder = ViTEncoder(
+            size=_vit_size(vq_model.vit_enc_model_size),
+            patch_size=vq_model.vit_enc_patch_size,
+            is_legacy=vq_model.get("is_legacy", True),
+            **shared,
+        )
+        width = self.encoder.latent_token_positional_embedding.shape[1]
+        self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(self.num_latent_tokens, width))
+        self.decoder = ViTDecoder(
+            size=_vit_size(vq_model.vit_dec_model_size),
+            patch_size=vq_model.vit_dec_patch_size,
+            num_pixel_codes=pixel_vqgan.codebook_size,
+            **shared,
+        )
+        self.quantize = VectorQuantizer(
+            codebook_size=self.codebook_size,
+            token_size=vq_model.token_size,
+            commitment_cost=vq_model.get("commitment_cost", 0.25),
+            use_l2_norm=vq_model.get("use_l2_norm", True),
+        )
+        if self.finetune_decoder:
+            for frozen in (self.encoder, self.quantize):
+                frozen.requires_grad_(False)
+            self.latent_tokens.requires_grad_(False)
+            factor = 2 ** (len(pixel_vqgan.conv["channel_multipliers"]) - 1)
+            if factor != vq_model.vit_dec_patch_size:
+                raise UserError(
+                    f"the pixel VQGAN enlarges by {factor} (model.pixel_vqgan.channel_multipliers), but "
+                    f"model.vq_model.vit_dec_patch_size is {vq_model.vit_dec_patch_size}: they must be equal"
+                )
+            self.pixel_quantize = VectorQuantizer(
+                codebook_size=pixel_vqgan.codebook_size,
+                token_size=pixel_vqgan.conv["latent_channels"],
+                use_l2_norm=False,
+            )
+            self.pixel_decoder = ConvDecoder(**pixel_vqgan.conv)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokenize images.
+
+        Args:
+            pixels: (B, 3, P, P) in [0, 1].
+
+        Returns:
+            z_quantized (B, C, 1, N), and a dict with `min_encoding_indices` (B, 1, N), the tokens, 0..V-1, and the
+            scalars `quantizer_loss`, `commitment_loss`, `codebook_loss` (0 in stage 2).
+        """
+        expected = (3, self.image_size, self.image_size)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
+            raise UserError(
+                f"this tokenizer takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}: "
+                "resize and crop them first"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.finetune_decoder):
+            z_quantized, result = self.quantize(self.encoder(pixels, self.latent_tokens))
+        if self.finetune_decoder:
+            result = {name: value * 0 if name.endswith("_loss") else value for name, value in result.items()}
+        return z_quantized, result
+
+    def decode(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
+        """Images (stage 2, unclamped) or pixel-code logits (stage 1) from a prefix of the tokens.
+
+        Args:
+            z_quantized: (B, C, 1, K), K <= N; K = N where the model demands the full length.
+            length: Use only the first `length` tokens, 1..K: one number, or one per image (B,). All by default.
+
+        Returns:
+            (B, 3, P, P) in stage 2, (B, codes, G, G) in stage 1.
+        """
+        lengths = self._lengths(length, *z_quantized.shape[:1], z_quantized.shape[-1])
+        longest = int(lengths.max())
+        uneven = bool((lengths != longest).any())
+        logits = self.decoder(z_quantized[..., :longest], lengths if uneven else None)
+        if not self.finetune_decoder:
+            return logits
+        # The expected pixel embedding under the predicted distribution: differentiable, and better than the argmax.
+        z_pixels = torch.einsum("bvhw,vc->bchw", logits.softmax(dim=1), self.pixel_quantize.embedding.weight)
+        return self.pixel_decoder(z_pixels)
+
+    def decode_tokens(self, tokens: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
+        """As `decode`, from tokens (B, K) or (B, 1, K) in 0..V-1."""
+        if tokens.ndim not in (2, 3) or tokens.is_floating_point() or (tokens.ndim == 3 and tokens.shape[1] != 1):
+            raise UserError(
+                f"tokens must be integers of shape (B, K) or (B, 1, K), got {tuple(tokens.shape)} {tokens.dtype}"
+            )
+        tokens = tokens.reshape(tokens.shape[0], 1, -1).long()
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
+            raise UserError(
+                f"tokens must be in 0..{self.codebook_size - 1}, got {int(tokens.min())}..{int(tokens.max())}: "
+                "are they another tokenizer's?"
+            )
+        return self.decode(self.quantize.lookup(tokens).movedim(-1, 1), length)
+
+    def forward(
+        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode, then decode: (`decode`'s result, `encode`'s dict)."""
+        z_quantized, result = self.encode(pixels)
+        return self.decode(z_quantized, length), result
+
+    def _lengths(self, length: int | Sequence[int] | Tensor | None, batch: int, available: int) -> Tensor:
+        """Number of tokens to use of each image, (B,) int64 on the CPU, checked."""
+        total = self.num_latent_tokens
+        if not 1 <= available <= total:
+            raise UserError(f"this tokenizer decodes 1..{total} tokens, got {available}")
+        lengths = torch.as_tensor(available if length is None else length).cpu()
+        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+            raise UserError(f"length must be an integer, got {length!r}")
+        if lengths.ndim > 1 or (lengths.ndim == 1 and len(lengths) != batch):
+            raise UserError(f"length must be one number or one per image ({batch}), got {tuple(lengths.shape)}")
+        lengths = lengths.long().expand(batch)
+        if batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= available:
+            raise UserError(f"length must be in 1..{available}, got {length}: there are {available} tokens")
+        if self.strict_length_assertion and bool((lengths != total).any()):
+            raise UserError(
+                f"this tokenizer needs all of its {total} tokens, got {length if length is not None else available} "
+                "(model.vq_model.strict_length_assertion: False lifts this)"
+            )
+        return lengths
+
+
+def _vit_size(name: str):
+    if name not in VIT_SIZES:
+        raise UserError(f"vit_enc_model_size and vit_dec_model_size must be one of {', '.join(VIT_SIZES)}, got {name}")
+    return VIT_SIZES[name]

@@ -1,0 +1,236 @@
+"""The tokenizers and the pixel VQGAN: names, published numbers, lengths, tail token drop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from modeling.losses import code_prediction_loss
+from modeling.modules.quantizer import VectorQuantizer
+from modeling.one_d_piece import OneDPiece, draw_lengths
+from modeling.pixel_vqgan import PixelVQGAN
+from modeling.titok import TiTok
+from tests.fill import assert_close, fill, image, integers, tensor
+
+HERE = Path(__file__).parent
+FACTS = json.loads((HERE / "facts" / "state_dicts.json").read_text())
+
+
+def published_config(size="small", num_latent_tokens=256, finetune_decoder=True, **vq_model):
+    return OmegaConf.create(
+        {
+            "model": {
+                "vq_model": {
+                    "codebook_size": 4096,
+                    "token_size": 12,
+                    "use_l2_norm": True,
+                    "commitment_cost": 0.25,
+                    "vit_enc_model_size": size,
+                    "vit_dec_model_size": size,
+                    "vit_enc_patch_size": 16,
+                    "vit_dec_patch_size": 16,
+                    "num_latent_tokens": num_latent_tokens,
+                    "finetune_decoder": finetune_decoder,
+                    **vq_model,
+                }
+            },
+            "dataset": {"preprocessing": {"crop_size": 256}},
+        }
+    )
+
+
+def tiny_config(num_latent_tokens=8, finetune_decoder=True, **vq_model):
+    config = published_config("tiny", num_latent_tokens, finetune_decoder)
+    config.model.vq_model.update({"codebook_size": 64, "vit_enc_patch_size": 8, "vit_dec_patch_size": 4, **vq_model})
+    config.model.pixel_vqgan = {
+        "channels": 32,
+        "channel_multipliers": [1, 1, 2],
+        "num_res_blocks": 1,
+        "latent_channels": 16,
+        "codebook_size": 32,
+    }
+    config.dataset.preprocessing.crop_size = 16
+    return config
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS if name.startswith(("one-d-piece", "titok"))])
+def test_names_and_shapes_are_the_published_ones(name):
+    model_name, stage = name.split(":finetune=")
+    family, tag = model_name.split("_")
+    size = {"s": "small", "b": "base", "l": "large"}[tag[0]]
+    with torch.device("meta"):
+        config = published_config(size, int(tag[1:]), stage == "True")
+        model = (OneDPiece if family == "one-d-piece" else TiTok)(config)
+    got = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    assert sorted(got) == sorted(FACTS[name]["state"])
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trainable == FACTS[name]["trainable"]
+
+
+def test_the_teacher_has_the_published_names_and_shapes():
+    with torch.device("meta"):
+        model = PixelVQGAN(published_config())
+    got = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    assert sorted(got) == sorted(FACTS["PretrainedTokenizer"]["state"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_d_piece_s256_gives_the_published_numbers(stage):
+    golden = np.load(HERE / "golden" / f"tokenizer_s256_stage{stage}.npz")
+    model = fill(OneDPiece(published_config(finetune_decoder=stage == 2)), 0).eval()
+    pixels = image(1, 2, 256, 256)
+    with torch.no_grad():
+        assert_close(model.encoder(pixels, model.latent_tokens), golden, "z")
+        z_quantized, result = model.encode(pixels)
+        clear = torch.from_numpy(golden["indices__margin"]) >= 1e-5
+        same = result["min_encoding_indices"] == torch.from_numpy(golden["indices"])
+        assert same[clear].all() and result["min_encoding_indices"].shape == (2, 1, 256)
+        assert_close(z_quantized, golden, "z_quantized")
+        for loss in ("quantizer_loss", "commitment_loss", "codebook_loss"):
+            assert_close(result[loss], golden, loss)
+        tokens = integers(7, "one-d-piece_s256", (2, 256), 0, 4096)
+        for length in (1, 7, 64, 256):
+            assert_close(model.decode_tokens(tokens, length=length), golden, f"decode_tokens[{length}]")
+        assert torch.equal(model.decode_tokens(tokens[:, None], length=7), model.decode_tokens(tokens, length=7))
+        assert_close(model.decode(z_quantized), golden, "decode")
+        output, result = model(pixels[:1])
+        assert_close(output, golden, "forward")
+
+
+def test_the_teacher_gives_the_published_numbers():
+    golden = np.load(HERE / "golden" / "maskgit_vqgan.npz")
+    model = fill(PixelVQGAN(published_config()), 0).eval()
+    pixels = image(1, 2, 256, 256)
+    clear = torch.from_numpy(golden["codes__margin"]) >= 1e-5
+    with torch.no_grad():
+        assert_close(model.encoder(pixels), golden, "hidden")
+    codes = model.encode(pixels)
+    assert codes.shape == (2, 256) and torch.equal(codes[clear], torch.from_numpy(golden["codes"])[clear])
+    codes = integers(8, "vqgan", (2, 256), 0, 1024)
+    assert_close(model.decode(codes), golden, "decode")
+    assert_close(model.decode(codes.view(2, 16, 16)), golden, "decode_bhw")
+
+
+def test_the_stage_1_loss_and_its_gradients_are_the_published_ones():
+    golden = np.load(HERE / "golden" / "loss_stage1.npz")
+    codes = integers(11, "codes", (2, 256), 0, 1024)
+    fixed = code_prediction_loss(tensor(11, "logits", (2, 1024, 16, 16), 2), codes)
+    assert_close(fixed, golden, "fixed.reconstruction_loss")
+    assert float(fixed + 0.25) == pytest.approx(float(golden["fixed.total_loss"]), rel=1e-5)
+    model = fill(OneDPiece(published_config(finetune_decoder=False)), 0).eval()
+    logits, result = model(image(1, 2, 256, 256))
+    loss = code_prediction_loss(logits, codes) + result["quantizer_loss"]
+    assert_close(loss, golden, "model.total_loss")
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    for key in golden.files:
+        if key.startswith("grad[") and key.endswith(".norm"):
+            name = key[len("grad[") : -len("].norm")]
+            gradient = parameters[name].grad
+            assert float(gradient.norm()) == pytest.approx(float(golden[key]), rel=1e-3)
+            assert_close(gradient / gradient.abs().mean(), golden, f"grad[{name}]", tolerance=2e-3)
+
+
+def test_quantizing_codes_gives_them_back():
+    quantize = VectorQuantizer(codebook_size=50, token_size=6)
+    codes = torch.arange(50).view(1, 1, 50)
+    _, result = quantize(3 * quantize.embedding(codes).movedim(-1, 1))
+    assert torch.equal(result["min_encoding_indices"], codes)
+
+
+def test_the_straight_through_gradient_passes_the_quantizer():
+    quantize = VectorQuantizer(codebook_size=16, token_size=4, use_l2_norm=False)
+    z = torch.randn(2, 4, 1, 3, requires_grad=True)
+    weights = torch.randn(2, 4, 1, 3)
+    (quantize(z)[0] * weights).sum().backward()
+    assert torch.allclose(z.grad, weights)
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_a_length_is_the_prefix_of_the_tokens(length):
+    model = OneDPiece(tiny_config()).eval()
+    tokens = torch.randint(0, 64, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(model.decode_tokens(tokens, length=length), model.decode_tokens(tokens[:, :length]))
+
+
+@pytest.mark.parametrize("length", [0, -1, 9, 2.0, True, "4", [3], [[1, 2]], [0, 4]])
+def test_other_lengths_are_errors(length):
+    model = OneDPiece(tiny_config()).eval()
+    with pytest.raises((ValueError, TypeError)):
+        model.decode_tokens(torch.zeros(2, 8, dtype=torch.long), length=length)
+
+
+def test_titok_demands_all_tokens_unless_told_otherwise():
+    z = torch.randn(1, 12, 1, 8)
+    with pytest.raises(ValueError, match="needs all of its 8 tokens"):
+        TiTok(tiny_config()).decode(z, length=4)
+    with pytest.raises(ValueError, match="needs all of its 8 tokens"):
+        TiTok(tiny_config()).decode(z[..., :4])
+    relaxed = TiTok(tiny_config(strict_length_assertion=False))
+    assert relaxed.decode(z, length=4).shape == (1, 3, 16, 16)
+
+
+def test_bad_images_and_tokens_are_errors():
+    model = OneDPiece(tiny_config())
+    with pytest.raises(ValueError, match="takes images of shape"):
+        model.encode(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="0..63"):
+        model.decode_tokens(torch.full((1, 8), 64))
+    with pytest.raises(ValueError, match="integers of shape"):
+        model.decode_tokens(torch.zeros(1, 8))
+
+
+def test_one_length_per_image_equals_each_image_alone():
+    model = OneDPiece(tiny_config()).eval()
+    tokens, lengths = torch.randint(0, 64, (4, 8)), [1, 3, 8, 5]
+    with torch.no_grad():
+        together = model.decode_tokens(tokens, length=lengths)
+        alone = [model.decode_tokens(row[None], length=length) for row, length in zip(tokens, lengths, strict=True)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_tail_drop_is_uniform_and_seeded():
+    torch.manual_seed(0)
+    drawn = torch.cat([draw_lengths("per_batch", 1, 8) for _ in range(8000)])
+    counts = torch.bincount(drawn, minlength=9)
+    assert counts[0] == 0 and (counts[1:] - 1000).abs().max() < 150
+    assert len(set(draw_lengths("per_batch", 64, 8).tolist())) == 1
+    assert len(set(draw_lengths("per_sample", 64, 8).tolist())) == 8
+    full = (torch.cat([draw_lengths("half_full", 100, 8) for _ in range(50)]) == 8).float().mean()
+    assert abs(full - (0.5 + 0.5 / 8)) < 0.03
+    torch.manual_seed(3)
+    first = draw_lengths("per_sample", 64, 8)
+    torch.manual_seed(3)
+    assert torch.equal(first, draw_lengths("per_sample", 64, 8))
+
+
+def test_tail_drop_is_off_in_evaluation_and_bounded_by_a_given_length():
+    model = OneDPiece(tiny_config())
+    z = torch.randn(2, 12, 1, 8)
+    assert torch.equal(model.eval()._lengths(None, 2, 8), torch.tensor([8, 8]))
+    with torch.no_grad():
+        assert torch.equal(model.decode(z), model.decode(z))
+    model.train()
+    assert all(int(model._lengths(3, 2, 8).max()) <= 3 for _ in range(50))
+    assert {int(model._lengths(None, 2, 8).max()) for _ in range(200)} == set(range(1, 9))
+
+
+def test_stage_2_trains_the_decoding_half_only():
+    model = OneDPiece(tiny_config()).train()
+    output, result = model(torch.rand(2, 3, 16, 16))
+    output.square().mean().backward()
+    trained = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None}
+    assert trained == {"decoder", "pixel_quantize", "pixel_decoder"}
+    assert float(result["quantizer_loss"]) == 0
+
+
+def test_half_precision_training_keeps_the_quantizer_in_float32():
+    model = OneDPiece(tiny_config(finetune_decoder=False)).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z_quantized, _ = model.encode(torch.rand(2, 3, 16, 16))
+    assert z_quantized.dtype == torch.float32
+    assert torch.allclose(z_quantized.norm(dim=1), torch.ones(2, 1, 8), atol=1e-5)

@@ -1,0 +1,26 @@
+"""Distances between pictures, one number per picture, over torchmetrics."""
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Images in [0, 1] (anything beyond is clamped) to uint8, by rounding."""
+    return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def psnr(pixels: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, (B,), of (B, 3, H, W) in [0, 1]; higher is better.
+
+    The mean over a set is the mean of these, not the PSNR of the mean error. Identical pictures give inf.
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(pixels, target, data_range=(0.0, 1.0), reduction="none", dim=(1, 2, 3))
+
+
+def ssim(pixels: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each image, (B,), of (B, 3, H, W) in [0, 1]; 1 is identical (Wang et al., 2004)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    return structural_similarity_index_measure(pixels, target, data_range=(0.0, 1.0), reduction="none")

@@ -1,0 +1,89 @@
+"""Pictures for people: reading files, writing them, contact sheets."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from utils.evaluation.metrics import to_uint8
+
+MARGIN = 8
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to a picture, clamped and rounded."""
+    return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).cpu().numpy())
+
+
+def write_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Save, so that the file appears whole or not at all; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part{path.suffix}")
+    picture.save(aside)
+    os.replace(aside, path)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]],
+    *,
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+    tile: int = 128,
+) -> Image.Image:
+    """A labelled grid of pictures.
+
+    Args:
+        rows: Pictures of each row, all of one aspect; rows may be of different lengths.
+        column_titles, row_titles: One per column and row; may be left out.
+        captions: Lines under each picture ("\\n" parts them), in the shape of `rows`.
+        tile: Pixels a side of a picture on the sheet. Pictures are enlarged by nearest neighbour, so that small ones
+            keep their pixels, and reduced with antialias.
+    """
+    size = max(11, min(tile // 8, 18))
+    font, bold = ImageFont.load_default(size), ImageFont.load_default(size + 2)
+    line = size + 4
+    caption_lines = max((text.count("\n") + 1 for row in captions for text in row), default=0) if captions else 0
+    left = MARGIN + max((int(bold.getlength(text)) + MARGIN for text in row_titles), default=0)
+    top = MARGIN + (2 * line if title else 0) + (line + 4 if column_titles else 0)
+    cell_height = tile + caption_lines * line + MARGIN
+    num_columns = max(len(row) for row in rows)
+    width = max(left + num_columns * (tile + MARGIN), int(bold.getlength(title)) + 2 * MARGIN)
+    sheet = Image.new("RGB", (width, top + len(rows) * cell_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((MARGIN, MARGIN), title, fill=INK, font=bold)
+    for column, text in enumerate(column_titles):
+        x = left + column * (tile + MARGIN) + tile // 2
+        draw.text((x, top - line), text, fill=INK, font=bold, anchor="ma")
+    for index, row in enumerate(rows):
+        y = top + index * cell_height
+        if index < len(row_titles):
+            draw.text((MARGIN, y + tile // 2), row_titles[index], fill=INK, font=bold, anchor="lm")
+        for column, picture in enumerate(row):
+            x = left + column * (tile + MARGIN)
+            enlarge = picture.width <= tile
+            fitted = picture.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
+            sheet.paste(fitted, (x, y))
+            if captions:
+                for number, text in enumerate(captions[index][column].split("\n")):
+                    draw.text((x + tile // 2, y + tile + 3 + number * line), text, fill=INK, font=font, anchor="ma")
+    return sheet
+
+
+def preview_sheet(pictures: dict[str, Tensor], tile: int = 128) -> Image.Image:
+    """A column per name, a row per image, of {name: (B, 3, H, W)} in [0, 1]."""
+    columns = list(pictures.values())
+    rows = [[to_pil(column[index]) for column in columns] for index in range(len(columns[0]))]
+    return contact_sheet(rows, column_titles=list(pictures), tile=tile)
+
+
+def to_array(pixels: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, clamped and rounded."""
+    return to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,429 @@
+"""The one training loop: resume; accumulate and update; log, show, evaluate, save when it is time; stop."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.checkpoint import latest_checkpoint, prune, write_checkpoint
+from utils.cli import UserError
+from utils.ema import EMA
+from utils.images import preview_sheet
+from utils.log import RunLog
+from utils.schedule import learning_rate, parameter_groups
+
+Batch = dict[str, Any]
+Logs = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is trained, what is minimised, what is shown. The loop knows nothing else of a model.
+
+    Attributes:
+        modules: Trained networks by player, "model" first; the loop replaces them by their wrapped versions.
+            "model" has `save_pretrained(folder)`, which writes `model.safetensors`.
+        state: Small tensors that belong to the training state and to no network, saved for each rank.
+        counts: Counters that the loop sums over the ranks, hands to `summarize` and clears, each time it logs.
+    """
+
+    modules: dict[str, nn.Module]
+    state: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+    def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Tensor, Logs]]:
+        """Yield `(player, loss, logs)` per optimiser update; resumed after that player has stepped."""
+        ...
+
+    def first_step(self, player: str) -> int:
+        """The step at which `player` is updated for the first time; its learning rate counts from there."""
+        ...
+
+    def summarize(self, counts: dict[str, Tensor]) -> dict[str, float]:
+        """Numbers for the log from the counters of all ranks."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """One value per image, {name: (B,)}, of a model in evaluation mode."""
+        ...
+
+    def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Pictures to look at, a column each: {title: (B, 3, P, P)} in [0, 1]."""
+        ...
+
+
+def train(
+    task: Task,
+    config: DictConfig,
+    accelerator: Accelerator,
+    training_batches: Callable[[int], Iterable[Batch]],
+    evaluation_batches: Callable[[], Iterable[Batch]] | None,
+) -> None:
+    """Train `task` as `config` says, from the newest checkpoint of its output folder where there is one.
+
+    Args:
+        training_batches: Given the index of the first micro-batch, this rank's endless batches from there. Where it
+            has an attribute `num_bad`, that is the number of samples skipped so far.
+        evaluation_batches: This rank's share of the evaluation set, once; None where there is none.
+    """
+    run = Run(task, config, accelerator)
+    run.resume()
+    run.announce()
+    if config.get("dry_run", False):
+        accelerator.print(OmegaConf.to_yaml(config, resolve=True))
+        return
+    run.start_log()
+    experiment, total = config.experiment, config.training.max_train_steps
+    stream = training_batches(run.step * run.accumulation)
+    batches = iter(stream)
+    preview_batch = None
+    progress = tqdm(
+        initial=run.step, total=total, unit="step", disable=not accelerator.is_main_process, dynamic_ncols=True
+    )
+    with progress:
+        while run.step < total:
+            waited = time.perf_counter()
+            micro_batches = [run.to_device(next(batches)) for _ in range(run.accumulation)]
+            run.data_seconds += time.perf_counter() - waited
+            run.update(micro_batches)
+            progress.update()
+
+            if run.is_time(experiment.log_every):
+                run.log(progress, num_bad=getattr(stream, "num_bad", 0))
+            if run.is_time(experiment.generate_every):
+                if preview_batch is None:
+                    source = evaluation_batches() if evaluation_batches is not None else [micro_batches[0]]
+                    preview_batch = run.to_device(next(iter(source)))
+                run.show(preview_batch)
+            if evaluation_batches is not None and run.is_time(experiment.eval_every):
+                run.evaluate(evaluation_batches())
+            if run.is_time(experiment.save_every):
+                run.save()
+    run.finish()
+
+
+class Run:
+    """One run of the loop: networks, optimisers, step, log."""
+
+    def __init__(self, task: Task, config: DictConfig, accelerator: Accelerator):
+        self.task, self.config, self.accelerator = task, config, accelerator
+        self.output_dir = Path(config.experiment.output_dir)
+        self.step = 0
+        self.accumulation = config.training.gradient_accumulation_steps
+        self.model = task.modules["model"].to(accelerator.device)
+        self.ema = EMA(self.model) if config.training.use_ema else None
+        self.optimizers = {}
+        for player, module in list(task.modules.items()):
+            optimizer = make_optimizer(player, module.to(accelerator.device), config)
+            task.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
+        for state in (task.state, task.counts):
+            state.update({name: value.to(accelerator.device) for name, value in state.items()})
+        self.log_file: RunLog | None = None
+        self.data_seconds = 0.0
+        self._logs: list[Logs] = []
+        self._log_start = (0, time.perf_counter())
+
+    # ------------------------------------------------------------------------------------------------ one update
+
+    def update(self, micro_batches: list[Batch]) -> None:
+        """One step of every player on one global batch.
+
+        The players' turns alternate: each player's loss is taken on all micro-batches and the player steps, before
+        the next player's loss is computed.
+        """
+        for module in self.task.modules.values():
+            module.train()
+        turns = [self.task.losses(batch, self.step) for batch in micro_batches]
+        logs: Logs = {}
+        while True:
+            player = None
+            for index, turn in enumerate(turns):
+                last = index == len(turns) - 1
+                with contextlib.ExitStack() as stack:
+                    if not last:  # gradients travel between processes once an update
+                        for module in self.task.modules.values():
+                            stack.enter_context(self.accelerator.no_sync(module))
+                    self.seed(index)
+                    with self.accelerator.autocast():
+                        item = next(turn, None)
+                    if item is None:
+                        continue
+                    player, loss, new = item
+                    self.accelerator.backward(loss / len(turns))
+                for name, value in new.items():
+                    logs[name] = logs.get(name, 0) + value.detach().float() / len(turns)
+            if player is None:
+                break
+            logs[f"grad_norm/{player}"] = self.step_optimizer(player)
+        self._logs.append(logs)
+        if self.ema is not None:
+            self.ema.update(self.model, num_updates=self.step)
+        self.step += 1
+
+    def step_optimizer(self, player: str) -> Tensor:
+        """Clip, set the learning rate, update; returns the gradient norm before clipping."""
+        optimizer = self.optimizers[player]
+        self.accelerator.unscale_gradients(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.training.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(player)
+        optimizer.step()
+        # All players' gradients: the model's loss has left some in the adversary.
+        for other in self.optimizers.values():
+            other.zero_grad()
+        return norm
+
+    def learning_rate(self, player: str) -> float:
+        """The rate of the update with index `self.step`."""
+        schedule = self.config.lr_scheduler.params
+        first = self.task.first_step(player)
+        return learning_rate(
+            self.step - first,
+            peak=_peak_rate(player, self.config),
+            end=schedule.end_lr,
+            warmup_steps=schedule.warmup_steps,
+            total_steps=self.config.training.max_train_steps - first,
+        )
+
+    def seed(self, micro_batch: int) -> None:
+        """Seed every random draw of a step, so that a resumed run draws what an undisturbed one would."""
+        key = [self.config.training.seed, self.step, micro_batch, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Move a loader's batch; uint8 images become float32 in [0, 1]."""
+        device = self.accelerator.device
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        if "image" in moved:
+            moved["image"] = moved["image"].float() / 255
+        return moved
+
+    def is_time(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.training.max_train_steps)
+
+    # ------------------------------------------------------------------------------------ log, show, evaluate
+
+    def announce(self) -> None:
+        """Print the derived numbers with their arithmetic."""
+        training, accelerator = self.config.training, self.accelerator
+        world, images = accelerator.num_processes, self.config.experiment.max_train_examples
+        batch = training.per_gpu_batch_size * world * self.accumulation
+        accelerator.print(f"output         {self.output_dir}")
+        accelerator.print(
+            f"global batch   {training.per_gpu_batch_size} per process x {world} processes x "
+            f"{self.accumulation} accumulated = {batch} images"
+        )
+        accelerator.print(
+            f"steps          {training.max_train_steps:,}, that is {training.max_train_steps * batch:,} images = "
+            f"{training.max_train_steps * batch / images:.1f} epochs of {images:,}"
+        )
+        for player in self.task.modules:
+            module = accelerator.unwrap_model(self.task.modules[player])
+            trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            frozen = sum(p.numel() for p in module.parameters()) - trained
+            accelerator.print(f"{player:<14} {trained:,} parameters trained, {frozen:,} frozen")
+        accelerator.print(f"device         {accelerator.device}, {accelerator.mixed_precision} precision")
+        if self.step:
+            accelerator.print(f"resuming after step {self.step}")
+
+    def start_log(self) -> None:
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, self.output_dir / "config.yaml", resolve=True)
+            self.log_file = RunLog(self.output_dir, self.config, resume_step=self.step)
+        self._log_start = (self.step, time.perf_counter())
+
+    def log(self, progress: tqdm, num_bad: int) -> None:
+        """Mean of everything logged since the last time, over steps and ranks; the only wait for the accelerator."""
+        training = self.config.training
+        names = sorted({name for logs in self._logs for name in logs})
+        sums = torch.stack([sum(logs.get(name, torch.zeros(())) for logs in self._logs) for name in names]).double()
+        times = torch.tensor([float(sum(name in logs for logs in self._logs)) for name in names]).to(sums)
+        extra = torch.tensor([float(num_bad), self.data_seconds], dtype=torch.float64)
+        means = self.accelerator.reduce(sums / times, reduction="mean").tolist()
+        bad, waited = self.accelerator.reduce(extra.to(sums.device), reduction="sum").tolist()
+        counts = {name: self.accelerator.reduce(count, reduction="sum") for name, count in self.task.counts.items()}
+        numbers = dict(zip(names, means, strict=True)) | self.task.summarize(counts)
+        for count in self.task.counts.values():
+            count.zero_()
+
+        steps, seconds = self.step - self._log_start[0], time.perf_counter() - self._log_start[1]
+        batch = training.per_gpu_batch_size * self.accelerator.num_processes * self.accumulation
+        numbers |= {f"learning_rate/{player}": self.optimizers[player].param_groups[0]["lr"] for player in self.optimizers}
+        numbers |= {
+            "images_per_second": steps * batch / seconds,
+            "images_seen": self.step * batch,
+            "data_time_share": waited / seconds / self.accelerator.num_processes,
+            "eta_hours": (training.max_train_steps - self.step) * seconds / steps / 3600,
+            "bad_samples": int(bad),
+        }
+        self._logs, self.data_seconds, self._log_start = [], 0.0, (self.step, time.perf_counter())
+        loss = numbers["loss/model"]
+        progress.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{numbers['images_per_second']:.0f}"})
+        if self.log_file is not None:
+            self.log_file.write(self.step, numbers)
+        if not np.isfinite(loss):
+            last = latest_checkpoint(self.output_dir)
+            raise UserError(
+                f"the loss is {loss} at step {self.step}: lower optimizer.params.learning_rate or check the data; "
+                f"last checkpoint: {last[1] if last else 'none yet'}"
+            )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return (self.ema.model if self.ema is not None else self.model).eval()
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> None:
+        if self.log_file is not None:
+            count = self.config.training.get("num_generated_images", 8)
+            batch = {name: value[:count] for name, value in batch.items()}
+            with self._paused_randomness():
+                pictures = self.task.preview(self.evaluated, batch)
+            self.log_file.show(self.step, "preview", preview_sheet(pictures))
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> None:
+        """Mean of the task's numbers over the evaluation set; each rank adds up its share, the ranks meet once."""
+        started, sums, count = time.perf_counter(), {}, 0
+        with self._paused_randomness():
+            for batch in tqdm(batches, desc="evaluation", leave=False, disable=not self.accelerator.is_main_process):
+                with self.accelerator.autocast():
+                    values = self.task.evaluate(self.evaluated, self.to_device(batch))
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0) + value.double().sum()
+                    count_here = len(value)
+                count += count_here
+        everyone = _gather(sorted(sums.items()), count, self.accelerator)
+        numbers = {f"eval/{name}": value for name, value in everyone.items()}
+        numbers["eval/seconds"] = time.perf_counter() - started
+        if self.log_file is not None:
+            self.log_file.write(self.step, numbers)
+            tqdm.write(f"step {self.step}: " + ", ".join(f"{k[5:]} {v:.4g}" for k, v in numbers.items()))
+        self._log_start = (self.step, time.perf_counter())
+
+    @contextlib.contextmanager
+    def _paused_randomness(self):
+        """Draws made while looking at a model do not change what training draws next (each step is seeded anyway)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.training.seed)
+            yield
+
+    # -------------------------------------------------------------------------------------------- save and resume
+
+    def save(self) -> None:
+        """Write checkpoint-STEP, unless it is there already, and delete what is not to be kept."""
+        folder, accelerator = self.output_dir, self.accelerator
+        write_checkpoint(folder, self.step, self._write_state, accelerator.wait_for_everyone, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            prune(folder, self.config.experiment.keep_last, self.config.experiment.keep_every)
+        self._log_start = (self.step, time.perf_counter())
+
+    def _write_state(self, folder: Path) -> None:
+        accelerator = self.accelerator
+        accelerator.save_state(str(folder))
+        if self.task.state:
+            state = {name: value.contiguous().cpu() for name, value in self.task.state.items()}
+            save_file(state, folder / f"task_state_{accelerator.process_index}.safetensors")
+        if accelerator.is_main_process:
+            self.model.save_pretrained(folder / "unwrapped_model")
+            if self.ema is not None:
+                self.ema.model.save_pretrained(folder / "ema_model")
+            (folder / "world.json").write_text(json.dumps({"num_processes": accelerator.num_processes}))
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint, naming broken ones that were passed over."""
+        if not self.config.experiment.get("resume", True):
+            return
+        accelerator = self.accelerator
+        found = latest_checkpoint(self.output_dir, accelerator.print) if accelerator.is_main_process else None
+        if accelerator.num_processes > 1:
+            shared = [found]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            found = shared[0]
+        if found is None:
+            return
+        self.step, folder = found
+        if self.config.get("dry_run", False):
+            return
+        world = json.loads((folder / "world.json").read_text())["num_processes"]
+        if world != accelerator.num_processes:
+            accelerator.print(
+                f"{folder} was written by {world} processes, now there are {accelerator.num_processes}: training goes "
+                "on, but with other batches than an undisturbed run's"
+            )
+        accelerator.load_state(str(folder))
+        if self.ema is not None:
+            self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
+        state = folder / f"task_state_{accelerator.process_index if world == accelerator.num_processes else 0}.safetensors"
+        if self.task.state:
+            for name, value in load_file(state, device=str(accelerator.device)).items():
+                self.task.state[name].copy_(value)
+
+    def finish(self) -> None:
+        """Leave the final weights and their configuration in the output folder."""
+        if self.accelerator.is_main_process:
+            self.evaluated.save_pretrained(self.output_dir)
+            tqdm.write(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
+        if self.log_file is not None:
+            self.log_file.close()
+        self.accelerator.wait_for_everyone()
+
+
+def make_accelerator(config: DictConfig) -> Accelerator:
+    """Accelerate with the config's precision; seeds, so that initial weights are the same on every process."""
+    training = config.training
+    if training.enable_tf32 and torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    accelerator = Accelerator(mixed_precision=training.mixed_precision)
+    torch.manual_seed(training.seed)
+    return accelerator
+
+
+def make_optimizer(player: str, module: nn.Module, config: DictConfig) -> torch.optim.AdamW:
+    if config.optimizer.name != "adamw":
+        raise UserError(f"optimizer.name must be adamw, got {config.optimizer.name}")
+    if config.lr_scheduler.scheduler != "cosine":
+        raise UserError(f"lr_scheduler.scheduler must be cosine, got {config.lr_scheduler.scheduler}")
+    params = config.optimizer.params
+    device = next(module.parameters()).device
+    return torch.optim.AdamW(
+        parameter_groups([module], params.weight_decay),
+        lr=_peak_rate(player, config),
+        betas=(params.beta1, params.beta2),
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def _peak_rate(player: str, config: DictConfig) -> float:
+    """`optimizer.params.PLAYER_learning_rate` where there is one; the schedule's own otherwise."""
+    return config.optimizer.params.get(f"{player}_learning_rate", config.lr_scheduler.params.learning_rate)
+
+
+def _gather(sums: list[tuple[str, Tensor]], count: int, accelerator: Accelerator) -> dict[str, float]:
+    """Means over all ranks; ranks without a batch take part with nothing."""
+    mine = {name: float(value) for name, value in sums}
+    shares = [(mine, count)]
+    if accelerator.num_processes > 1:
+        shares = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(shares, (mine, count))
+    total = sum(count for _, count in shares)
+    names = sorted({name for share, _ in shares for name in share})
+    means = {name: sum(share.get(name, 0.0) for share, _ in shares) / total for name in names} if total else {}
+    return means | {"images": total}
