@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Train a tokenizer (stage 1 or 2) or its teacher, whichever CONFIG describes, on all GPUs at hand or of the Slurm job:
+#
+#   sbatch train_tokenizer.sh CONFIG [a.b=c ...]       (sbatch's own options come before the file's name)
+#   bash train_tokenizer.sh CONFIG [a.b=c ...]
+#
+# A run that was stopped goes on where its last checkpoint was. More in scripts/launch.sh.
+#SBATCH --job-name=train_tokenizer
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+set -euo pipefail
+
+# sbatch runs a copy of this file in a folder of its own, so Slurm must say where the repository is.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! -f $root/scripts/launch.sh ]]; then
+    root=${SLURM_SUBMIT_DIR:-.}
+fi
+if [[ ! -f $root/scripts/launch.sh ]]; then
+    root=$(dirname "$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')")
+fi
+
+if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
+    echo "usage: bash train_tokenizer.sh CONFIG [a.b=c ...]   for example configs/fashion/stage1.yaml" >&2
+    exit $(($# == 0 ? 2 : 0))
+fi
+config=${1#config=}
+shift
+
+# shellcheck source=scripts/environment.sh
+source "$root/scripts/environment.sh"
+# A mistake in the configuration shows here, before any node starts.
+model=$("$python" -c '
+import sys
+
+from utils.cli import run
+from utils.config import load_config
+
+run(lambda: print(load_config(sys.argv[1], sys.argv[2:]).model.type))
+' "$config" "$@")
+if [[ $model == pixel_vqgan ]]; then
+    script=scripts/train_teacher.py
+else
+    script=scripts/train_tokenizer.py
+fi
+exec "$root/scripts/launch.sh" "$root/$script" config="$config" "$@"
