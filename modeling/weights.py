@@ -97,6 +97,8 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
         WeightsError: Nothing is there, or the hub could not give it; the text says where it looked.
     """
     name = os.fspath(source)
+    if not name:  # as a path it would be the working directory
+        raise WeightsError("no checkpoint given: name a file, a folder, a bundled model or a hub repository")
     path = Path(name).expanduser()
     if path.is_dir():
         return _in_folder(path)

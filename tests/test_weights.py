@@ -254,6 +254,11 @@ def test_what_is_nowhere_says_where_it_was_looked_for(source):
         locate(source)
 
 
+def test_an_empty_name_is_not_the_working_directory():
+    with pytest.raises(WeightsError, match="no checkpoint given"):
+        locate("")
+
+
 def test_a_folder_without_weights_says_what_was_expected(tmp_path):
     with pytest.raises(WeightsError, match=r"no weights in .*: expected model.safetensors or pytorch_model.bin"):
         locate(tmp_path)
