@@ -38,6 +38,19 @@ DIFFERENCES = [
     (r"training/generator/.*_b256", "experiment.tokenizer_checkpoint", "turing-motors/One-D-Piece-B-256"),
     (r"training/generator/.*_l256", "experiment.tokenizer_checkpoint", "turing-motors/One-D-Piece-L-256"),
 ]
+# Keys whose names stand nowhere in the code.
+UNREAD = {
+    # Read as "discriminator" + "_learning_rate".
+    "optimizer.params.discriminator_learning_rate",
+    # Kept because published checkpoints carry them.
+    "experiment.log_grad_norm_every",
+    "losses.target_codebook_size",
+    "model.generator_type",
+    # What trains generators reads these; it is not here yet.
+    "experiment.tokenizer_checkpoint",
+    "losses.loss_weight_unmasked_token",
+    "model.generator.class_label_dropout",
+}
 
 
 def our_file(published):
@@ -151,4 +164,5 @@ def test_every_key_is_read_by_code():
         for path in (ROOT / folder).rglob("*.py")
     )
     keys = {key for path in NAMED for key, _ in flatten(to_plain(load_config(ROOT / path)))}
-    assert not sorted(key for key in keys if not re.search(rf"\b{key.rpartition('.')[2]}\b", code))
+    unread = {key for key in keys if not re.search(rf"\b{key.rpartition('.')[2]}\b", code)}
+    assert unread == UNREAD

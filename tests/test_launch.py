@@ -54,6 +54,7 @@ def greet(tmp_path):
             if world > 1:
                 torch.distributed.init_process_group("gloo")
                 torch.distributed.all_reduce(total)
+                torch.distributed.destroy_process_group()
             os.write(1, f"here {int(total)} of {world} {sys.argv[1:]} {utils.__file__}\\n".encode())
         """)
     )
