@@ -32,7 +32,7 @@ $(VENV)/bin/python:
 	@command -v $(PYTHON) > /dev/null || { echo "error: there is no $(PYTHON): install Python 3.10 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	    echo "error: Python 3.10 or newer is needed, got $$($(PYTHON) --version): try make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { \
+	@$(PYTHON) -m venv $(VENV) || { \
 	    echo "error: $(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2; \
 	    rm -rf $(VENV); exit 1; }
 
