@@ -178,6 +178,16 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
     model.load_state_dict(state, strict=True)
 
 
+def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
+    """Load whatever `locate` finds under `source` into a model that exists, strictly.
+
+    Raises:
+        WeightsError: As `locate`, `read_state_dict` and `load_strict`.
+    """
+    located = locate(source)
+    load_strict(model, read_state_dict(located.weights), located.description)
+
+
 def stage2_start(model: nn.Module, stage1_source: str | os.PathLike, teacher_source: str | os.PathLike) -> None:
     """Load a stage-2 tokenizer from stage-1 weights and the pixel VQGAN that taught them.
 

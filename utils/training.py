@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,6 +42,10 @@ class Task(Protocol):
     state: dict[str, Tensor]
     counts: dict[str, Tensor]
 
+    def start(self) -> None:
+        """Load the weights that training starts from; not called for a dry run."""
+        ...
+
     def losses(self, batch: Batch, step: int) -> Iterator[tuple[str, Tensor, Logs]]:
         """Yield `(player, loss, logs)` per optimiser update; resumed after that player has stepped."""
         ...
@@ -67,21 +72,25 @@ def train(
     config: DictConfig,
     accelerator: Accelerator,
     training_batches: Callable[[int], Iterable[Batch]],
-    evaluation_batches: Callable[[], Iterable[Batch]] | None,
+    evaluation_batches: Callable[[], Iterable[Batch]] | None = None,
+    check_count: Callable[[int, int | None, int], None] | None = None,
 ) -> None:
     """Train `task` as `config` says, from the newest checkpoint of its output folder where there is one.
 
     Args:
         training_batches: Given the index of the first micro-batch, this rank's endless batches from there. Where it
             has an attribute `num_bad`, that is the number of samples skipped so far.
-        evaluation_batches: This rank's share of the evaluation set, once; None where there is none.
+        evaluation_batches: This rank's share of the evaluation set, once; None where there is none. Attributes
+            `expected` and `num_bad` go to `check_count(seen, expected, num_bad)`, which raises where images are missing.
     """
+    if config.get("dry_run", False):
+        accelerator.print(OmegaConf.to_yaml(config, resolve=True))
+        Run(task, config, accelerator).announce()
+        return
+    task.start()
     run = Run(task, config, accelerator)
     run.resume()
     run.announce()
-    if config.get("dry_run", False):
-        accelerator.print(OmegaConf.to_yaml(config, resolve=True))
-        return
     run.start_log()
     experiment, total = config.experiment, config.training.max_train_steps
     stream = training_batches(run.step * run.accumulation)
@@ -106,7 +115,7 @@ def train(
                     preview_batch = run.to_device(next(iter(source)))
                 run.show(preview_batch)
             if evaluation_batches is not None and run.is_time(experiment.eval_every):
-                run.evaluate(evaluation_batches())
+                run.evaluate(evaluation_batches(), check_count)
             if run.is_time(experiment.save_every):
                 run.save()
     run.finish()
@@ -298,18 +307,23 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> None:
+    def evaluate(self, batches: Iterable[Batch], check_count: Callable | None) -> None:
         """Mean of the task's numbers over the evaluation set; each rank adds up its share, the ranks meet once."""
         started, sums, count = time.perf_counter(), {}, 0
+        most = self.config.dataset.params.get("max_eval_examples")
+        share = math.inf if most is None else math.ceil(most / self.accelerator.num_processes)
         with self._paused_randomness():
             for batch in tqdm(batches, desc="evaluation", leave=False, disable=not self.accelerator.is_main_process):
                 with self.accelerator.autocast():
                     values = self.task.evaluate(self.evaluated, self.to_device(batch))
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0) + value.double().sum()
-                    count_here = len(value)
-                count += count_here
-        everyone = _gather(sorted(sums.items()), count, self.accelerator)
+                count += len(value)
+                if count >= share:
+                    break
+        everyone = _gather(sums, {"images": count, "bad": getattr(batches, "num_bad", 0)}, self.accelerator)
+        if check_count is not None and most is None:
+            check_count(everyone["images"], getattr(batches, "expected", None), everyone["bad"])
         numbers = {f"eval/{name}": value for name, value in everyone.items()}
         numbers["eval/seconds"] = time.perf_counter() - started
         if self.log_file is not None:
@@ -359,8 +373,6 @@ class Run:
         if found is None:
             return
         self.step, folder = found
-        if self.config.get("dry_run", False):
-            return
         world = json.loads((folder / "world.json").read_text())["num_processes"]
         if world != accelerator.num_processes:
             accelerator.print(
@@ -416,14 +428,13 @@ def _peak_rate(player: str, config: DictConfig) -> float:
     return config.optimizer.params.get(f"{player}_learning_rate", config.lr_scheduler.params.learning_rate)
 
 
-def _gather(sums: list[tuple[str, Tensor]], count: int, accelerator: Accelerator) -> dict[str, float]:
-    """Means over all ranks; ranks without a batch take part with nothing."""
-    mine = {name: float(value) for name, value in sums}
-    shares = [(mine, count)]
+def _gather(sums: dict[str, Tensor], counts: dict[str, int], accelerator: Accelerator) -> dict[str, float]:
+    """Means of `sums` over all ranks' images, and the summed counts; ranks without a batch take part with nothing."""
+    mine = ({name: float(value) for name, value in sums.items()}, counts)
+    shares = [mine]
     if accelerator.num_processes > 1:
         shares = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(shares, (mine, count))
-    total = sum(count for _, count in shares)
-    names = sorted({name for share, _ in shares for name in share})
-    means = {name: sum(share.get(name, 0.0) for share, _ in shares) / total for name in names} if total else {}
-    return means | {"images": total}
+        torch.distributed.all_gather_object(shares, mine)
+    totals = {name: sum(counts[name] for _, counts in shares) for name in counts}
+    names = sorted({name for sums, _ in shares for name in sums})
+    return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / totals["images"] for name in names} | totals

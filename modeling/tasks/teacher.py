@@ -7,16 +7,20 @@ from torch import Tensor
 
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
+from modeling.weights import load_weights
 
 
 class TeacherTask(ReconstructionTask):
     """How the published teacher was trained is published nowhere; these are stage 2's losses and a codebook loss."""
 
     def __init__(self, config: DictConfig):
-        model = PixelVQGAN(config)
-        if config.experiment.get("init_weight"):
-            model = PixelVQGAN.from_pretrained(config.experiment.init_weight, config=config)
-        super().__init__(model, model.quantize, config)
+        self.config = config
+        self.model = PixelVQGAN(config)
+        super().__init__(self.model, self.model.quantize, config)
+
+    def start(self) -> None:
+        if self.config.experiment.get("init_weight"):
+            load_weights(self.model, self.config.experiment.init_weight)
 
     def evaluate(self, model: PixelVQGAN, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.score(model(batch["image"])[0], batch["image"])

@@ -12,7 +12,7 @@ from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
-from modeling.weights import load_teacher, stage2_start
+from modeling.weights import load_teacher, load_weights, stage2_start
 from utils.cli import UserError
 from utils.evaluation.metrics import psnr, ssim
 
@@ -40,16 +40,19 @@ class Stage1Task:
     """Cross-entropy of the decoder's logits against the frozen teacher's codes, and the quantizer's loss."""
 
     def __init__(self, config: DictConfig):
+        self.config = config
         self.model = build_tokenizer(config)
-        if config.experiment.get("init_weight"):
-            self.model = type(self.model).from_pretrained(config.experiment.init_weight, config=config)
-        self.teacher = load_teacher(config, config.model.vq_model.pretrained_tokenizer_weight)
         self.quantizer_weight = config.losses.quantizer_weight
         self.lengths = evaluation_lengths(config, self.model)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
         self.state = self.care.state
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
+
+    def start(self) -> None:
+        if self.config.experiment.get("init_weight"):
+            load_weights(self.model, self.config.experiment.init_weight)
+        self.teacher = load_teacher(self.config, self.config.model.vq_model.pretrained_tokenizer_weight)
 
     def first_step(self, player: str) -> int:
         return 0
@@ -112,12 +115,16 @@ class Stage2Task(ReconstructionTask):
     """
 
     def __init__(self, config: DictConfig):
-        model = build_tokenizer(config)
-        if not config.experiment.init_weight:
+        self.config = config
+        self.model = build_tokenizer(config)
+        self.lengths = evaluation_lengths(config, self.model)
+        super().__init__(self.model, self.model.quantize, config)
+
+    def start(self) -> None:
+        stage1 = self.config.experiment.get("init_weight")
+        if not stage1:
             raise UserError("stage 2 starts from stage-1 weights: set experiment.init_weight to a stage-1 run or file")
-        stage2_start(model, config.experiment.init_weight, config.model.vq_model.pretrained_tokenizer_weight)
-        self.lengths = evaluation_lengths(config, model)
-        super().__init__(model, model.quantize, config)
+        stage2_start(self.model, stage1, self.config.model.vq_model.pretrained_tokenizer_weight)
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
@@ -137,3 +144,8 @@ def decode_lengths(
     z_quantized, _ = model.encode(images)
     for length in lengths:
         yield length, to_pixels(model.decode(z_quantized, length=length)).float().clamp(0, 1)
+
+
+def tokenizer_task(config: DictConfig) -> Stage1Task | Stage2Task:
+    """The stage that `model.vq_model.finetune_decoder` names."""
+    return Stage2Task(config) if config.model.vq_model.finetune_decoder else Stage1Task(config)
