@@ -106,7 +106,7 @@ class Loader:
 
     Args:
         loader: Gives batches as `collate` makes them.
-        max_bad_fraction: A larger share of broken samples (of the first thousand at least) is an error; None allows any.
+        max_bad_fraction: A larger share of broken samples, of a thousand at least, is an error; None allows any.
     """
 
     def __init__(self, loader: DataLoader, *, max_bad_fraction: float | None = None, expected: int | None = None):

@@ -1,7 +1,7 @@
 """Training and evaluation directly on a folder of pictures."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -67,16 +67,18 @@ class TrainingFolder(Dataset):
 
     def _example(self, epoch: int, index: int, faults: FaultLog) -> Example:
         rng = seeded(self.seed, "augment", epoch, index)
-        candidates = [index]
-        for candidate in candidates:
+        transform = functools.partial(self.transform, rng=rng)
+        try:
+            return load(self.source, index, transform)
+        except SampleError as error:
+            fault = fault_of(self.source, index, error)
+            faults.add(fault)
+        for _ in range(NUM_STAND_INS):
             try:
-                return load(self.source, candidate, lambda picture: self.transform(picture, rng))
-            except SampleError as error:
-                fault = Fault(error.reason, str(self.source.folder), self.source.name(candidate), error.detail)
-                if candidate == index:
-                    faults.add(fault)
-                    candidates += [rng.randrange(len(self.source)) for _ in range(NUM_STAND_INS)]
-        raise DataError(f"{NUM_STAND_INS} pictures in a row cannot be used, the last: {fault}")
+                return load(self.source, rng.randrange(len(self.source)), transform)
+            except SampleError:
+                continue  # counted when its own turn comes
+        raise DataError(f"neither a picture nor {NUM_STAND_INS} in its place can be used; the first was {fault}")
 
 
 class EvaluationFolder(Dataset):
@@ -93,13 +95,17 @@ class EvaluationFolder(Dataset):
                 try:
                     examples.append(load(self.source, index, self.transform))
                 except SampleError as error:
-                    faults.add(Fault(error.reason, str(self.source.folder), self.source.name(index), error.detail))
+                    faults.add(fault_of(self.source, index, error))
         except DataError as error:
             return failure(error)
         return collate(examples, faults) if examples else faults_only(faults)
 
 
-def load(source: FolderSource, index: int, transform) -> Example:
+def fault_of(source: FolderSource, index: int, error: SampleError) -> Fault:
+    return Fault(error.reason, str(source.folder), source.name(index), error.detail)
+
+
+def load(source: FolderSource, index: int, transform: Callable) -> Example:
     try:
         data, class_id = source.read(index)
     except OSError as error:

@@ -30,7 +30,7 @@ from data.sources import subfolders
 from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard, resolve_shards
 from data.transforms import EvalTransform, TrainTransform, decode_image
 
-__all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "training_loader"]
+__all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "loaders", "training_loader"]
 
 NUM_STAND_INS = 16  # samples of the next batch that may take the place of broken ones
 NUM_USELESS_SHARDS = 100  # in a row, before a worker gives up
@@ -154,6 +154,25 @@ def evaluation_loader(
     return Loader(
         _data_loader(dataset, batches, num_workers, start_method), expected=found if expected is None else expected
     )
+
+
+def loaders(
+    config: DictConfig, *, rank: int, world_size: int
+) -> tuple[Callable[[int], Loader], Callable[[], Loader] | None]:
+    """What the training loop asks for: training batches from a given micro-batch on, and an evaluation pass.
+
+    The second is None where the config names no evaluation data.
+    """
+    params = config.dataset.params
+    chunk = config.experiment.save_every * config.training.gradient_accumulation_steps
+    where = "eval_folder" if _dataset_type(config) == "folder" else "eval_shards_path_or_url"
+    place = {"rank": rank, "world_size": world_size}
+    training = partial(_training_from, config, batches_per_chunk=chunk, **place)
+    return training, partial(evaluation_loader, config, **place) if params.get(where) else None
+
+
+def _training_from(config: DictConfig, start_batch: int, **arguments: int) -> Loader:
+    return training_loader(config, start_batch=start_batch, **arguments)
 
 
 def _dataset_type(config: DictConfig) -> str:

@@ -146,20 +146,10 @@ class HubSource:
 
     def __init__(self, name: str, split: str):
         self.dataset_name, self.split = name, split
-        self._open()
-
-    def _open(self) -> None:
-        self.dataset = _load_from_hub(self.dataset_name, self.split, streaming=False)
-        self.columns = Columns(self.dataset.features, self.dataset_name)
+        dataset = _load_from_hub(name, split, streaming=False)
+        self.columns = Columns(dataset.features, name)
         self.classes = self.columns.classes
-        self.dataset = self.columns.undecoded(self.dataset)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dataset_name": self.dataset_name, "split": self.split}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+        self.dataset = self.columns.undecoded(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -53,8 +53,8 @@ def resolve_shards(spec: Any, key: str) -> list[str]:
     for name in names:
         if _scheme(name) and _scheme(name) not in gopen_schemes:
             raise DataError(
-                f"{key}: shards cannot be read from {name}; use a path, http(s):, gs:, hf: or a command that writes the "
-                "shard to its output, such as 'pipe:aws s3 cp s3://BUCKET/SHARD.tar -'"
+                f"{key}: shards cannot be read from {name}; use a path, http(s):, gs:, hf: or a command that writes "
+                "the shard to its output, such as 'pipe:aws s3 cp s3://BUCKET/SHARD.tar -'"
             )
     if missing := [name for name, shard in zip(names, shards, strict=True) if shard is None]:
         raise DataError(

@@ -1,0 +1,84 @@
+"""Small shards and folders of pictures for the tests of the loaders."""
+
+import io
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from data.shard_files import Sample, write_manifest, write_shard
+
+SIDE = 8
+
+
+def png(number: int, width: int = SIDE, height: int = SIDE) -> bytes:
+    """A picture whose pixels depend on `number`, and are not symmetric."""
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def samples(first: int, count: int) -> list[Sample]:
+    return [Sample(f"{number:05d}", png(number), number % 10) for number in range(first, first + count)]
+
+
+def make_shards(folder: Path, counts: list[int], *, manifest: bool = True) -> Path:
+    """Shards `s-000000.tar`, ... with so many samples each; keys are numbered through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records, first = {}, 0
+    for index, count in enumerate(counts):
+        name = f"s-{index:06d}.tar"
+        records[name] = write_shard(folder / name, samples(first, count))
+        first += count
+    if manifest:
+        write_manifest(folder, {"classes": [str(c) for c in range(10)], "splits": {"s": {"shards": records}}})
+    return folder
+
+
+def shard_spec(folder: Path, num_shards: int) -> str:
+    return f"{folder}/s-{{000000..{num_shards - 1:06d}}}.tar"
+
+
+def make_config(**params) -> DictConfig:
+    """A config of what the loaders read; keys of `preprocessing`, `training` and `dataset` are told by their names."""
+    config = OmegaConf.create(
+        {
+            "dataset": {
+                "type": "shards",
+                "max_bad_fraction": 0.01,
+                "params": {"num_workers_per_gpu": 0, "shuffle_buffer_size": 10},
+                "preprocessing": {
+                    "resize_shorter_edge": SIDE,
+                    "crop_size": SIDE - 2,
+                    "random_crop": True,
+                    "random_flip": True,
+                },
+            },
+            "training": {"per_gpu_batch_size": 4, "seed": 3},
+        }
+    )
+    for key, value in params.items():
+        place = next(
+            (node for node in (config.dataset, config.dataset.preprocessing, config.training) if key in node),
+            config.dataset.params,
+        )
+        place[key] = value
+    return config
+
+
+def take(loader, count: int) -> list[dict]:
+    return list(islice(iter(loader), count))
+
+
+def keys(batches: list[dict]) -> list[str]:
+    return [key for batch in batches for key in batch["__key__"]]
+
+
+def same(one: list[dict], other: list[dict]) -> bool:
+    return len(one) == len(other) and all(
+        a["__key__"] == b["__key__"] and a["image"].equal(b["image"]) and a["class_id"].equal(b["class_id"])
+        for a, b in zip(one, other, strict=True)
+    )

@@ -1,0 +1,215 @@
+"""Broken samples and shards: training counts them and goes on, evaluation names the first and stops."""
+
+import io
+import logging
+import tarfile
+
+import numpy as np
+import pytest
+
+from data import DataError
+from data.image_shards import evaluation_loader, training_loader
+from data.tar_samples import ShardError, read_shard
+from tests.shard_data import keys, make_config, make_shards, png, shard_spec, take
+
+
+def write_tar(path, members, kind=tarfile.REGTYPE, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(data), kind
+            tar.addfile(member, io.BytesIO(data))
+
+
+def loaders(path, **params):
+    config = make_config(train_shards_path_or_url=str(path), eval_shards_path_or_url=str(path), **params)
+    return (
+        training_loader(config, rank=0, world_size=1, batches_per_chunk=5),
+        evaluation_loader(config, rank=0, world_size=1),
+    )
+
+
+GOOD = [member for number in range(30) for member in ((f"{number:02d}.png", png(number)), (f"{number:02d}.cls", b"1"))]
+BAD_SAMPLES = {
+    "broken picture": [("bad.png", png(0)[:100]), ("bad.cls", b"1")],
+    "no picture": [("bad.cls", b"1")],
+    "wrong label": [("bad.png", png(0)), ("bad.cls", b"cat")],
+    "two members of one name": [("bad.png", png(0)), ("bad.png", png(1))],
+}
+
+
+@pytest.mark.parametrize("reason", BAD_SAMPLES)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_sample_is_counted_in_training_and_named_in_evaluation(tmp_path, reason, num_workers, caplog):
+    path = tmp_path / "s.tar"
+    write_tar(path, GOOD[:20] + BAD_SAMPLES[reason] + GOOD[20:])
+    training, evaluation = loaders(path, num_workers_per_gpu=num_workers, max_bad_fraction=0.1)
+    with caplog.at_level(logging.WARNING, "data"):
+        batches = take(training, 40)
+    assert "bad" not in keys(batches) and len(keys(batches)) == 160
+    assert set(training.bad_reasons) == {reason} and 1 <= training.num_bad < 12
+    assert f"skipped {reason}: {path}, sample 'bad': " in caplog.text
+    with pytest.raises(DataError, match=f"{reason}: {path}, sample 'bad': .*; evaluation needs every sample: repair"):
+        list(evaluation)
+
+
+def test_evaluation_goes_on_and_counts_when_told_to(tmp_path):
+    write_tar(tmp_path / "s.tar", GOOD + BAD_SAMPLES["broken picture"])
+    _, evaluation = loaders(tmp_path / "s.tar", eval_skip_broken=True)
+    assert len(keys(list(evaluation))) == 30
+    assert evaluation.bad_reasons == {"broken picture": 1} and evaluation.num_seen == 30
+
+
+@pytest.mark.parametrize("label, good", [(b"9", True), (b" 3\n", True), (b"-1", True), (b"10", False), (b"-2", False)])
+def test_labels_are_held_against_the_classes_of_the_manifest(tmp_path, label, good):
+    make_shards(tmp_path, [3])
+    write_tar(tmp_path / "s-000000.tar", [("0.png", png(0)), ("0.cls", label)])
+    _, evaluation = loaders(tmp_path / "s-000000.tar")
+    if good:
+        assert list(evaluation)[0]["class_id"].tolist() == [int(label)]
+    else:
+        with pytest.raises(DataError, match=r"wrong label: .* cls must be a whole number in 0..9, got b'"):
+            list(evaluation)
+
+
+def test_a_sample_without_label_has_class_minus_one(tmp_path):
+    write_tar(tmp_path / "s.tar", [("0.jpeg", png(0))])
+    assert list(loaders(tmp_path / "s.tar")[1])[0]["class_id"].tolist() == [-1]
+
+
+def test_a_shard_cut_anywhere_is_noticed_and_gives_its_whole_samples(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, GOOD[:8])
+    whole = path.read_bytes()
+    picture = {number: png(number) for number in range(4)}
+    with tarfile.open(path) as tar:
+        read = [member.offset_data + member.size for member in tar]
+    end = -(-read[-1] // 512) * 512
+    for size in [0, 1, 511, 512, 513, *range(700, end, 256), *read, end]:
+        path.write_bytes(whole[:size])
+        found = []
+        with pytest.raises(ShardError, match="ends early or is damaged"):
+            for sample in read_shard(str(path)):
+                found.append(sample)
+        # A sample is known to be whole when the next one has begun.
+        assert len(found) == sum(size >= begun for begun in read[2::2]), size
+        assert all(sample["png"] == picture[int(sample["__key__"])] and "cls" in sample for sample in found)
+    path.write_bytes(whole[: end + 512])
+    assert len(list(read_shard(str(path)))) == 4
+
+
+def test_a_damaged_header_is_not_the_end(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, GOOD[:8])
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        data[tar.getmembers()[4].offset + 3] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match="ends early or is damaged .*bad checksum at byte"):
+        list(read_shard(str(path)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cut_shard_is_counted_in_training_and_named_in_evaluation(tmp_path, num_workers):
+    make_shards(tmp_path, [20, 20])
+    path = tmp_path / "s-000001.tar"
+    path.write_bytes(path.read_bytes()[:20000])
+    training, evaluation = loaders(shard_spec(tmp_path, 2), num_workers_per_gpu=num_workers, max_bad_fraction=1.0)
+    take(training, 10)
+    assert set(training.bad_reasons) == {"broken shard"}
+    with pytest.raises(DataError, match="broken shard: .*s-000001.tar: ends early or is damaged .*; evaluation needs"):
+        list(evaluation)
+    _, evaluation = loaders(shard_spec(tmp_path, 2), num_workers_per_gpu=num_workers, eval_skip_broken=True)
+    assert 20 < len(keys(list(evaluation))) < 40 and evaluation.num_bad == 1
+
+
+def test_a_shard_that_vanishes_during_training_is_counted(tmp_path):
+    make_shards(tmp_path, [20, 20])
+    training, evaluation = loaders(shard_spec(tmp_path, 2), max_bad_fraction=1.0)
+    (tmp_path / "s-000001.tar").unlink()
+    assert {key < "00020" for key in keys(take(training, 10))} == {True}
+    assert training.bad_reasons.keys() == {"broken shard"}
+    with pytest.raises(DataError, match="broken shard: .*s-000001.tar: cannot be read .*No such file"):
+        list(evaluation)
+
+
+@pytest.mark.parametrize("content", ["absent", "empty", "no samples"])
+def test_nothing_but_useless_shards_ends_in_an_error(tmp_path, content):
+    path = tmp_path / "s.tar"
+    write_tar(path, GOOD if content == "absent" else [("readme", b"hello")])
+    training, _ = loaders(path, max_bad_fraction=1.0)
+    if content == "absent":
+        path.unlink()
+    if content == "empty":
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=f"100 shards in a row gave no sample; the last was .* shard: {path}: "):
+        take(training, 1)
+
+
+def test_too_many_bad_samples_stop_training(tmp_path):
+    path = tmp_path / "s.tar"
+    bad = [(f"x{number}.png", b"broken") for number in range(2)]
+    write_tar(path, GOOD + bad)
+    training, _ = loaders(path, num_workers_per_gpu=1)
+    with pytest.raises(
+        DataError, match=r"11 of the first \d+ samples cannot be used \(11 broken picture\), more than "
+    ):
+        take(training, 1000)
+    assert training.num_seen < 1000
+
+
+def test_a_batch_without_any_good_sample_is_an_error(tmp_path):
+    write_tar(tmp_path / "s.tar", [(f"{number}.png", b"broken") for number in range(30)])
+    training, _ = loaders(tmp_path / "s.tar", max_bad_fraction=1.0)
+    with pytest.raises(DataError, match="samples of one batch cannot be used, the last: broken picture: "):
+        take(training, 1)
+
+
+def test_names_in_a_shard_are_never_paths(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    names = ["../escape", "/etc/escape", "a/../../escape", "x\x1b[31m\udcff"]
+    write_tar(inner / "s.tar", [(f"{name}.png", png(0)) for name in names])
+    _, evaluation = loaders(inner / "s.tar")
+    found = keys(list(evaluation))
+    assert len(found) == 4
+    assert [path.name for path in tmp_path.rglob("*")] == ["inner", "s.tar"]
+    [key.encode("utf-8") for key in found]
+
+
+def test_links_and_devices_in_a_shard_are_not_followed(tmp_path):
+    for index, kind in enumerate(
+        (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+    ):
+        path = tmp_path / f"{index}.tar"
+        with tarfile.open(path, "w") as tar:
+            member = tarfile.TarInfo("0.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        assert list(read_shard(str(path))) == []
+
+
+def test_a_member_that_claims_to_be_huge_is_refused(tmp_path):
+    path = tmp_path / "s.tar"
+    member = tarfile.TarInfo("0.png")
+    member.size = 1 << 40
+    path.write_bytes(member.tobuf() + b"\0" * 1024)
+    with pytest.raises(ShardError, match="member 0.png claims 1099511627776 bytes"):
+        list(read_shard(str(path)))
+
+
+def test_flipped_bytes_in_a_shard_never_change_the_count_silently(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, GOOD[:12])
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in rng.integers(0, 12 * 1024, 3):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        _, evaluation = loaders(path)
+        try:
+            assert len(keys(list(evaluation))) in (5, 6, 7)
+        except DataError as error:
+            assert "\n" not in str(error)

@@ -1,0 +1,120 @@
+"""A folder of pictures is trained on directly: the same global batches on any number of ranks."""
+
+import pytest
+import torch
+
+from data import DataError
+from data.image_shards import evaluation_loader, training_loader
+from tests.shard_data import keys, make_config, png, same, take
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(11):
+        for split in ("train", "eval"):
+            place = root / split / ("cat", "dog", "emu")[number % 3 if split == "train" else 2 * (number % 2)]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:02d}.png").write_bytes(png(number))
+    (root / "train" / "cat" / "notes.txt").write_text("no picture")
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / ".hidden" / "x.png").write_bytes(b"")
+    return root
+
+
+def config_of(folder, **params):
+    return make_config(type="folder", train_folder=str(folder / "train"), eval_folder=str(folder / "eval"), **params)
+
+
+def train(config, **options):
+    return training_loader(config, **({"rank": 0, "world_size": 1, "batches_per_chunk": 5} | options))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_ranks_see_the_global_batches_of_one(folder, num_workers):
+    one = take(train(config_of(folder, per_gpu_batch_size=6)), 8)
+    config = config_of(folder, per_gpu_batch_size=3, num_workers_per_gpu=num_workers)
+    two = [take(train(config, rank=rank, world_size=2), 8) for rank in range(2)]
+    for batch, *parts in zip(one, *two, strict=True):
+        assert batch["__key__"] == parts[0]["__key__"] + parts[1]["__key__"]
+        assert batch["image"].equal(torch.cat([part["image"] for part in parts]))
+        assert batch["class_id"].equal(torch.cat([part["class_id"] for part in parts]))
+
+
+def test_every_epoch_holds_every_picture_once_in_a_new_order(folder):
+    batches = keys(take(train(config_of(folder)), 11))  # 44 = 4 epochs of 11
+    epochs = [batches[first : first + 11] for first in range(0, 44, 11)]
+    assert all(len(set(epoch)) == 11 for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_restart_at_any_batch_gives_the_batches_that_would_have_come(folder, num_workers):
+    config = config_of(folder, num_workers_per_gpu=num_workers)
+    whole = take(train(config), 8)
+    for start in range(8):
+        assert same(take(train(config, start_batch=start), 8 - start), whole[start:]), start
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_sees_every_picture_once(folder, num_workers):
+    config = config_of(folder, num_workers_per_gpu=num_workers)
+    loaders = [evaluation_loader(config, rank=rank, world_size=2) for rank in range(2)]
+    batches = [list(loader) for loader in loaders]
+    assert [[len(batch["__key__"]) for batch in mine] for mine in batches] == [[4, 2], [4, 1]]
+    assert sorted(keys(sum(batches, []))) == sorted(
+        f"{('cat', 'emu')[number % 2]}/{number:02d}.png" for number in range(11)
+    )
+    assert loaders[0].expected == 11
+
+
+def test_class_ids_are_those_of_the_training_folder(folder):
+    batch = take(evaluation_loader(config_of(folder), rank=0, world_size=1, batch_size=11), 1)[0]
+    assert set(zip([key[:3] for key in batch["__key__"]], batch["class_id"].tolist(), strict=True)) == {
+        ("cat", 0),
+        ("emu", 2),
+    }
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    (tmp_path / "a.PNG").write_bytes(png(0))
+    batch = take(train(make_config(type="folder", train_folder=str(tmp_path))), 1)[0]
+    assert batch["class_id"].tolist() == [-1] * 4 and set(batch["__key__"]) == {"a.PNG"}
+
+
+def test_a_broken_picture_is_replaced_and_counted_in_training(folder, tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02d}.png").write_bytes(b"\x89PNG broken" if number == 7 else png(number))
+    config = make_config(type="folder", train_folder=str(tmp_path), eval_folder=str(tmp_path), num_workers_per_gpu=2)
+    loader = train(config)
+    batches = take(loader, 10)
+    assert "07.png" not in keys(batches) and len(keys(batches)) == 40
+    assert loader.bad_reasons == {"broken picture": 2}
+    assert same(take(train(config, start_batch=3), 7), batches[3:])
+    with pytest.raises(DataError, match="broken picture: .*, sample '07.png': .*; evaluation needs every sample"):
+        list(evaluation_loader(config, rank=0, world_size=1))
+    config.dataset.params.eval_skip_broken = True
+    loader = evaluation_loader(config, rank=0, world_size=1)
+    assert len(keys(list(loader))) == 19 and loader.num_bad == 1
+
+
+def test_a_folder_of_broken_pictures_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match="neither a picture nor 16 in its place can be used; the first was broken picture: .*'a.png'"
+    ):
+        take(train(make_config(type="folder", train_folder=str(tmp_path))), 1)
+
+
+def test_a_wrong_folder_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="train_folder must name a folder of pictures when dataset.type is folder"):
+        train(make_config(type="folder"))
+    with pytest.raises(DataError, match="absent must be a folder of pictures, and it is not there"):
+        train(make_config(type="folder", train_folder=str(tmp_path / "absent")))
+    with pytest.raises(DataError, match=r"holds no pictures \(.jpg, .jpeg, .png, .webp\)"):
+        train(make_config(type="folder", train_folder=str(tmp_path)))
+    (tmp_path / "cat").mkdir()
+    for name in ("a.png", "cat/b.png"):
+        (tmp_path / name).write_bytes(png(0))
+    with pytest.raises(DataError, match=r"holds pictures \(a.png, ...\) beside subfolders with pictures"):
+        train(make_config(type="folder", train_folder=str(tmp_path)))

@@ -1,0 +1,214 @@
+"""Loaders over shards: every sample once in evaluation, the same stream after a restart in training."""
+
+import http.server
+import socket
+import threading
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+
+from data import DataError
+from data.image_shards import check_count, evaluation_loader, training_loader
+from data.transforms import decode_image
+from tests.shard_data import keys, make_config, make_shards, same, shard_spec, take
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards"), [12, 9, 15])
+
+
+def train(config, **options):
+    return training_loader(config, **({"rank": 0, "world_size": 1, "batches_per_chunk": 5} | options))
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 7])
+def test_evaluation_sees_every_sample_once_on_two_ranks_with_two_workers(tmp_path, num_shards):
+    counts = [5 + 3 * index for index in range(num_shards)]
+    make_shards(tmp_path, counts)
+    config = make_config(eval_shards_path_or_url=shard_spec(tmp_path, num_shards), num_workers_per_gpu=2)
+    loaders = [evaluation_loader(config, rank=rank, world_size=2) for rank in range(2)]
+    for _ in range(2):  # a loader can be iterated again
+        seen = [key for loader in loaders for key in keys(list(loader))]
+        assert sorted(seen) == [f"{number:05d}" for number in range(sum(counts))]
+    assert [loader.expected for loader in loaders] == [sum(counts)] * 2
+    assert sum(loader.num_seen for loader in loaders) == sum(counts)
+
+
+def test_an_evaluation_batch_holds_pictures_labels_and_keys_and_the_last_is_smaller(folder):
+    config = make_config(eval_shards_path_or_url=shard_spec(folder, 3))
+    batches = list(evaluation_loader(config, rank=0, world_size=1, batch_size=10))
+    assert [len(batch["__key__"]) for batch in batches] == [10, 10, 10, 6]
+    assert set(batches[0]) == {"image", "class_id", "__key__"}
+    assert batches[0]["image"].shape == (10, 3, 6, 6) and batches[0]["image"].dtype == torch.uint8
+    assert batches[0]["class_id"].tolist() == list(range(10)) and batches[0]["class_id"].dtype == torch.int64
+    assert batches[0]["image"].is_contiguous()
+
+
+def test_the_count_is_checked(folder):
+    config = make_config(eval_shards_path_or_url=shard_spec(folder, 3), num_eval_examples=50000)
+    assert evaluation_loader(config, rank=0, world_size=1).expected == 50000
+    with pytest.raises(DataError, match="expected 50000 evaluation samples, got 36: shards are missing"):
+        check_count(36, 50000)
+    with pytest.raises(DataError, match="expected 30 evaluation samples, got 36"):
+        check_count(36, 30, num_bad=1)
+    check_count(36, 36)
+    check_count(36, None)
+    check_count(35, 36, num_bad=1)
+
+
+def test_without_a_manifest_nothing_is_expected(tmp_path):
+    make_shards(tmp_path, [4], manifest=False)
+    loader = evaluation_loader(make_config(eval_shards_path_or_url=shard_spec(tmp_path, 1)), rank=0, world_size=1)
+    assert loader.expected is None and len(keys(list(loader))) == 4
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+def test_a_restart_at_any_batch_gives_the_batches_that_would_have_come(folder, num_workers):
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 3), num_workers_per_gpu=num_workers)
+    whole = take(train(config), 13)
+    assert len({batch["image"].numpy().tobytes() for batch in whole}) == 13
+    for start in range(13):
+        assert same(take(train(config, start_batch=start), 13 - start), whole[start:]), start
+
+
+def test_a_restart_skips_without_decoding(folder, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("data.image_shards.decode_image", lambda data: decoded.append(1) or decode_image(data))
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 3))
+    take(train(config, start_batch=99, batches_per_chunk=100), 1)
+    assert len(decoded) == 4
+
+
+def test_a_restart_is_exact_with_broken_pictures_and_shards(tmp_path):
+    make_shards(tmp_path, [12, 9, 15])
+    damaged = (tmp_path / "s-000001.tar").read_bytes()
+    (tmp_path / "s-000001.tar").write_bytes(damaged[: len(damaged) // 2])
+    whole = (tmp_path / "s-000002.tar").read_bytes()
+    (tmp_path / "s-000002.tar").write_bytes(whole.replace(b"IDAT", b"IDXX", 3))
+    config = make_config(train_shards_path_or_url=shard_spec(tmp_path, 3), num_workers_per_gpu=2, max_bad_fraction=1.0)
+    loader = train(config)
+    batches = take(loader, 13)
+    assert loader.num_bad > 0 and all(len(batch["__key__"]) == 4 for batch in batches)
+    for start in (1, 6, 10):
+        assert same(take(train(config, start_batch=start), 13 - start), batches[start:]), start
+
+
+def test_ranks_workers_and_seeds_draw_different_samples(folder):
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 3))
+    first = take(train(config), 4)
+    assert same(first, take(train(config), 4))
+    assert not same(first, take(train(config, rank=1, world_size=2), 4))
+    config.training.seed = 4
+    assert not same(first, take(train(config), 4))
+
+
+def test_short_chunks_use_all_of_a_shard_evenly(tmp_path):
+    make_shards(tmp_path, [60])
+    config = make_config(train_shards_path_or_url=shard_spec(tmp_path, 1), shuffle_buffer_size=1)
+    counts = Counter(keys(take(train(config, batches_per_chunk=2), 1500)))  # 8 samples a chunk, from 60
+    assert len(counts) == 60
+    assert min(counts.values()) > 0.7 * 6000 / 60
+
+
+def test_the_random_state_of_the_process_is_left_alone(folder):
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 3), eval_shards_path_or_url=shard_spec(folder, 3))
+    before = torch.get_rng_state()
+    take(train(config), 2)
+    list(evaluation_loader(config, rank=0, world_size=1))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_workers_can_be_spawned(folder):
+    spec = shard_spec(folder, 3)
+    config = make_config(train_shards_path_or_url=spec, eval_shards_path_or_url=spec, num_workers_per_gpu=1)
+    assert same(take(train(config, start_method="spawn"), 3), take(train(config), 3))
+    loader = evaluation_loader(config, rank=0, world_size=1, start_method="spawn")
+    assert len(keys(list(loader))) == 36
+
+
+def test_shards_are_named_by_braces_lists_and_relative_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for spec in (
+        "s-{000000..000002}.tar",
+        ["s-000000.tar", f"{folder}/s-{{000001..000002}}.tar"],
+        f"file://{folder}/s-00000{{0..2}}.tar",
+    ):
+        loader = evaluation_loader(make_config(eval_shards_path_or_url=spec), rank=0, world_size=1)
+        assert len(keys(list(loader))) == loader.expected == 36
+
+
+def test_relative_paths_are_also_looked_for_in_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    spec = "assets/fashion_mnist_test/fashion-test-{000000..000001}.tar.gz"
+    config = make_config(eval_shards_path_or_url=spec, crop_size=32)
+    loader = evaluation_loader(config, rank=0, world_size=1, batch_size=500)
+    batches = list(loader)
+    check_count(loader.num_seen, loader.expected)
+    assert torch.cat([batch["class_id"] for batch in batches]).bincount().tolist() == [100] * 10
+    assert batches[0]["image"][:, 0].equal(batches[0]["image"][:, 2])
+
+
+def test_a_missing_shard_is_an_error_at_the_start(folder):
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 5))
+    with pytest.raises(
+        DataError, match=r"train_shards_path_or_url: 2 of 5 shards are not there, the first is .*s-000003"
+    ):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (None, "dataset.params.train_shards_path_or_url must name shards, .* and it is empty"),
+        ("s3://bucket/{0..3}.tar", "shards cannot be read from s3://bucket/0.tar; use .*pipe:aws s3 cp"),
+        ("train-{0..3.tar", "paths or URLs with brace expansion, got 'train-"),
+    ],
+)
+def test_a_wrong_list_of_shards_is_an_error(spec, message):
+    with pytest.raises(DataError, match=message):
+        train(make_config(train_shards_path_or_url=spec))
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("type", "tar", "dataset.type must be shards or folder, got tar"),
+        ("per_gpu_batch_size", 0, "training.per_gpu_batch_size must be a whole number of at least 1, got 0"),
+        ("num_workers_per_gpu", -1, "num_workers_per_gpu must be a whole number of at least 0, got -1"),
+        ("shuffle_buffer_size", 0, "shuffle_buffer_size must be a whole number of at least 1, got 0"),
+        ("resize_shorter_edge", 4, "resize_shorter_edge must be at least crop_size"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_an_error(folder, key, value, message):
+    with pytest.raises(DataError, match=message):
+        train(make_config(**{"train_shards_path_or_url": shard_spec(folder, 3), key: value}))
+
+
+def test_shards_come_from_commands_and_servers(folder):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        handler.func.log_message = lambda *_: None
+        for spec in (f"{address}/s-{{000000..000002}}.tar", f"pipe:cat {folder}/s-{{000000..000002}}.tar"):
+            config = make_config(eval_shards_path_or_url=spec, train_shards_path_or_url=spec)
+            assert len(keys(list(evaluation_loader(config, rank=0, world_size=1)))) == 36
+            assert same(take(train(config), 9)[4:], take(train(config, start_batch=4), 5))
+        for spec in (f"{address}/absent.tar", "pipe:cat /absent.tar 2>/dev/null"):
+            config = make_config(eval_shards_path_or_url=spec)
+            with pytest.raises(DataError, match="broken shard: .*absent.tar.*: .*; evaluation needs every sample"):
+                list(evaluation_loader(config, rank=0, world_size=1))
+        server.shutdown()
+
+
+def test_a_server_that_stalls_is_an_error(monkeypatch):
+    monkeypatch.setattr("data.tar_samples.TIMEOUT", 0.3)
+    monkeypatch.setattr("data.tar_samples.NUM_ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = make_config(eval_shards_path_or_url=f"http://127.0.0.1:{silent.getsockname()[1]}/a.tar")
+        with pytest.raises(DataError, match="broken shard: http.*a.tar: cannot be read .*timed out"):
+            list(evaluation_loader(config, rank=0, world_size=1))
