@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoint import latest_checkpoint, prune, write_checkpoint
-from utils.cli import UserError
+from utils.cli import UserError, pick_device
 from utils.ema import EMA
 from utils.images import preview_sheet
 from utils.log import RunLog
@@ -384,7 +384,7 @@ class Run:
             self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
         state = folder / f"task_state_{accelerator.process_index if world == accelerator.num_processes else 0}.safetensors"
         if self.task.state:
-            for name, value in load_file(state, device=str(accelerator.device)).items():
+            for name, value in load_file(state).items():
                 self.task.state[name].copy_(value)
 
     def finish(self) -> None:
@@ -403,7 +403,8 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if training.enable_tf32 and torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    accelerator = Accelerator(mixed_precision=training.mixed_precision)
+    # Said plainly, because Accelerate takes several processes without an accelerator for so many single ones otherwise.
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=pick_device().type == "cpu")
     torch.manual_seed(training.seed)
     return accelerator
 

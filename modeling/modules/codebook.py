@@ -14,7 +14,8 @@ class CodebookCare:
 
     First the encoder learns without being quantised, for `warmup_steps`; then the codebook starts where its outputs
     are, by k-means; after that, codes that nothing chose for `restart_every` steps move to recent outputs. All off
-    (0, False, 0) is the published training. Vectors are watched through a forward hook.
+    (0, False, 0) is the published training; a frozen codebook (stage 2) is left alone. Vectors are watched through a
+    forward hook.
 
     Attributes:
         state: What a resumed run needs: `pool`, recent (normalised) encoder outputs; `filled`, how many were ever put
@@ -23,6 +24,8 @@ class CodebookCare:
 
     def __init__(self, quantizer: VectorQuantizer, *, warmup_steps: int, kmeans: bool, restart_every: int):
         self.quantizer = quantizer
+        if not quantizer.embedding.weight.requires_grad:
+            warmup_steps, kmeans, restart_every = 0, False, 0
         self.warmup_steps, self.kmeans, self.restart_every = warmup_steps, kmeans, restart_every
         codes, channels = quantizer.embedding.weight.shape
         self.state: dict[str, Tensor] = {}

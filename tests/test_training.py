@@ -1,0 +1,273 @@
+"""The training loop: resume is exact, processes agree, checkpoints survive kills, the log tells the truth."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import nn
+
+from modeling.one_d_piece import OneDPiece
+from modeling.tasks.reconstruction import ReconstructionTask
+from modeling.tasks.tokenizer import evaluation_lengths
+from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
+from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint
+from utils.cli import ROOT, UserError
+from utils.ema import EMA
+from utils.log import RunLog
+from utils.schedule import ema_decay, learning_rate, parameter_groups
+
+JOBS = ("teacher", "stage1", "stage2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """All three jobs, six steps each, and again from their third step, in one process."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_pictures(folder)
+    for job in JOBS:
+        run_and_resume(job, folder)
+    return folder
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_three_steps_and_three_more_equal_six(trained, job):
+    assert differences(trained / job, trained / f"{job}-resumed") == []
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_training_changes_the_weights_it_should(trained, job):
+    before, after = (load_file(trained / job / f"checkpoint-{step}/unwrapped_model/model.safetensors") for step in (3, 6))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        "teacher": {"encoder", "decoder", "quantize"},
+        "stage1": {"encoder", "decoder", "quantize", "latent_tokens"},
+        "stage2": {"decoder", "pixel_quantize", "pixel_decoder"},
+    }[job]
+
+
+def test_a_run_leaves_log_previews_config_and_weights(trained):
+    folder = trained / "stage2"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss/model" in line]
+    assert [line["step"] for line in training] == [2, 4, 6]
+    assert {"images_per_second", "images_seen", "eta_hours", "grad_norm/model", "learning_rate/model"} <= set(training[-1])
+    assert {"codebook/usage", "codebook/perplexity", "codebook/dead_codes", "perceptual_loss"} - set(training[-1]) == {
+        "perceptual_loss"  # its weight is 0 here
+    }
+    assert "loss/discriminator" not in training[0] and "loss/discriminator" in training[-1]
+    evaluation = [line for line in lines if "eval/psnr@1" in line]
+    assert [line["eval/images"] for line in evaluation] == [24]
+    assert {"eval/psnr@2", "eval/psnr@4", "eval/ssim@4"} <= set(evaluation[0])
+    assert [path.name for path in (folder / "previews").iterdir()] == ["preview-00000006.png"]
+    assert OneDPiece.from_pretrained(folder).num_latent_tokens == 4
+    assert json.loads((folder / "checkpoint-6" / METADATA_FILE).read_text())["global_step"] == 6
+
+
+def test_the_resolved_config_of_a_run_repeats_it(trained, tmp_path):
+    from utils.config import load_config
+
+    written = load_config(trained / "stage1" / "config.yaml")
+    assert written == job_config("stage1", trained, trained / "stage1")
+
+
+def test_two_processes_resume_exactly_too(tmp_path):
+    make_pictures(tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = [str(ROOT / "tests/training_runs.py"), str(tmp_path), *JOBS]
+    done = subprocess.run([*launch, *program], capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for job in JOBS:
+        assert differences(tmp_path / job, tmp_path / f"{job}-resumed") == []
+    # Two processes of half the batch do what one does, without tail drop and augmentation.
+    alike = ["model.type=titok", "model.vq_model.strict_length_assertion=True", "dataset.preprocessing.random_flip=False"]
+    alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
+    alike += ["training.max_train_steps=5", "training.use_ema=False"]
+    run_job("stage1", tmp_path, tmp_path / "one", *alike, "training.per_gpu_batch_size=8")
+    script = [str(ROOT / "scripts/train_tokenizer.py"), f"config={tmp_path / 'two.yaml'}"]
+    config = job_config("stage1", tmp_path, tmp_path / "two", *alike)
+    OmegaConf.save(config, tmp_path / "two.yaml", resolve=True)
+    done = subprocess.run([*launch, *script], capture_output=True, text=True, cwd=tmp_path, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = load_file(tmp_path / "one/model.safetensors"), load_file(tmp_path / "two/model.safetensors")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+
+
+def test_accumulated_micro_batches_equal_one_batch(trained, tmp_path):
+    alike = ["model.type=titok", "model.vq_model.strict_length_assertion=True", "dataset.preprocessing.random_flip=False"]
+    alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
+    run_job("stage1", trained, tmp_path / "whole", *alike, "training.per_gpu_batch_size=8")
+    run_job("stage1", trained, tmp_path / "parts", *alike, "training.gradient_accumulation_steps=2")
+    whole, parts = load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "parts/model.safetensors")
+    assert max(float((whole[name] - parts[name]).abs().max()) for name in whole) < 1e-5
+
+
+def test_a_dry_run_prints_and_writes_nothing(trained, tmp_path, capsys):
+    run_job("stage2", trained, tmp_path / "dry", "dry_run=True", "experiment.init_weight=not/there")
+    printed = capsys.readouterr().out
+    assert "global batch   4 per process x 1 processes x 1 accumulated = 4 images" in printed
+    assert "max_train_steps: 6" in printed and not (tmp_path / "dry").exists()
+
+
+def test_stage_2_needs_stage_1(trained, tmp_path):
+    with pytest.raises(UserError, match="experiment.init_weight"):
+        run_job("stage2", trained, tmp_path / "none", "experiment.init_weight=")
+    with pytest.raises(UserError, match="stage-1 weights"):
+        run_job("stage2", trained, tmp_path / "none", f"experiment.init_weight={trained / 'stage2'}")
+
+
+def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
+    with pytest.raises(UserError, match="expected 25 evaluation samples, got 24"):
+        run_job("teacher", trained, tmp_path / "run", "dataset.params.num_eval_examples=25")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(trained, tmp_path):
+    with pytest.raises(UserError, match="loss is nan at step 2"):
+        run_job("stage1", trained, tmp_path / "run", "losses.quantizer_weight=.nan", "training.codebook.warmup_steps=0")
+
+
+# Checkpoints
+
+
+def write_number(number):
+    def write(folder: Path):
+        (folder / "part").mkdir()
+        (folder / "part" / "number.txt").write_text(str(number))
+
+    return write
+
+
+def save(folder, step, write=None):
+    write_checkpoint(folder, step, write or write_number(step), lambda: None, True)
+
+
+def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    program = f"""
+import os, signal
+from pathlib import Path
+from utils.checkpoint import write_checkpoint
+def write(folder):
+    (folder / "half.txt").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+write_checkpoint(Path({str(tmp_path)!r}), 2, write, lambda: None, True)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    assert latest_checkpoint(tmp_path)[0] == 1
+    save(tmp_path, 2)
+    assert latest_checkpoint(tmp_path)[0] == 2 and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "removed", "metadata"])
+def test_resume_passes_over_damaged_checkpoints_and_says_so(tmp_path, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 20)
+    file = tmp_path / "checkpoint-20/part/number.txt"
+    if damage == "cut":
+        file.write_text("2")
+    elif damage == "changed":
+        file.write_text("21")
+    elif damage == "removed":
+        file.unlink()
+    else:
+        (tmp_path / "checkpoint-20" / METADATA_FILE).write_text("{")
+    said = []
+    assert latest_checkpoint(tmp_path, said.append) == (1, tmp_path / "checkpoint-1")
+    assert len(said) == 1 and "checkpoint-20" in said[0]
+
+
+def test_pruning_keeps_the_newest_and_the_round_ones(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step)
+    prune(tmp_path, keep_last=2, keep_every=10)
+    assert [step for step, _ in checkpoints(tmp_path)] == [10, 20, 25]
+    prune(tmp_path, keep_last=0, keep_every=0)
+    assert [step for step, _ in checkpoints(tmp_path)] == [25]
+
+
+def test_the_log_forgets_steps_that_will_be_done_again(tmp_path):
+    config = OmegaConf.create({"training": {}, "experiment": {"project": "p", "name": "n"}})
+    log = RunLog(tmp_path, config)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 1.0 / step, "bad": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    RunLog(tmp_path, config, resume_step=2).write(3, {"loss": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1]["loss"] == 0.5 and lines[0]["bad"] is None
+
+
+# Schedules
+
+
+def test_the_learning_rate_is_the_published_one():
+    golden = np.load(ROOT / "tests/golden/lr_schedule.npz")
+    published = {
+        "stage1": (10_000, 1_000_000, 1e-4, 1e-5),
+        "stage2": (5_000, 500_000, 1e-4, 1e-5),
+        "stage2_disc": (5_000, 480_000, 1e-4, 1e-5),
+        "generator": (10_000, 500_000, 2e-4, 1e-5),
+    }
+    for name, (warmup, total, peak, end) in published.items():
+        steps = [0, 1, 100, warmup - 1, warmup, warmup + 1, 20_000, total // 4, total // 2, total - 1, total]
+        got = [learning_rate(step, peak=peak, end=end, warmup_steps=warmup, total_steps=total) for step in steps]
+        assert np.allclose(1e4 * np.array(got), golden[name], rtol=1e-9)
+    assert learning_rate(600, peak=1.0, end=0.1, warmup_steps=5, total_steps=500) == 0.1
+
+
+def test_the_average_copies_first_and_then_follows_the_law():
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model)
+    expected = None
+    for update in range(5):
+        nn.init.constant_(model.weight, float(update + 1))
+        ema.update(model, update)
+        decay = 0.0 if update == 0 else (1 + update) / (10 + update)
+        expected = float(update + 1) if expected is None else decay * expected + (1 - decay) * (update + 1)
+        assert float(ema.model.weight) == pytest.approx(expected, rel=1e-6)
+    assert ema_decay(100_000) == 0.999
+
+
+def test_what_is_not_decayed():
+    model = nn.Module()
+    model.pos_embed = nn.Parameter(torch.zeros(1, 2, 3))
+    model.latent_tokens = nn.Parameter(torch.zeros(2, 3))
+    model.linear = nn.Linear(3, 3)
+    model.norm_out = nn.Linear(3, 3)
+    model.embedding = nn.Embedding(4, 3)
+    decayed, plain = parameter_groups([model], 0.1)
+    assert decayed["weight_decay"] == 0.1 and [p.shape for p in decayed["params"]] == [(1, 2, 3), (3, 3)]
+    assert plain["weight_decay"] == 0.0 and len(plain["params"]) == 5
+
+
+def test_evaluation_lengths_double_up_to_all_tokens():
+    class Model:
+        num_latent_tokens, strict_length_assertion = 12, False
+
+    config = OmegaConf.create({"experiment": {"eval_lengths": []}})
+    assert evaluation_lengths(config, Model) == [1, 2, 4, 8, 12]
+    config.experiment.eval_lengths = [3]
+    assert evaluation_lengths(config, Model) == [3]
+
+
+def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(trained):
+    config = job_config("stage2", trained, trained / "unused", "losses.discriminator_start=2")
+    from modeling.tasks.tokenizer import Stage2Task
+
+    task: ReconstructionTask = Stage2Task(config)
+    batch = {"image": torch.rand(2, 3, 16, 16)}
+    assert [player for player, _, _ in task.losses(batch, step=1)] == ["model"]
+    turns = task.losses(batch, step=2)
+    player, loss, logs = next(turns)
+    loss.backward()
+    assert player == "model" and "adversarial_loss" in logs
+    assert all(parameter.grad is None for parameter in task.discriminator.parameters())
+    player, loss, _ = next(turns)
+    loss.backward()
+    assert player == "discriminator" and task.discriminator.to_logits[2].weight.grad.abs().sum() > 0
+    assert task.first_step("discriminator") == 2
