@@ -118,6 +118,30 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
     )
 
 
+def locate_configured(config: Mapping | DictConfig, checkpoint: str | os.PathLike | None = None) -> Located:
+    """Find the weights that a command means by a configuration and, where one is given, a checkpoint.
+
+    In this order: `checkpoint`, as `locate` finds it, step numbers being those of `experiment.output_dir`; the run in
+    `experiment.output_dir`, once it has weights; the published or bundled model that `experiment.init_weight` names.
+    Any other init_weight is what training starts from, and not what the configuration makes.
+
+    Raises:
+        WeightsError: As `locate`, or there is none of the three.
+    """
+    output_dir = Path(config.experiment.output_dir)
+    if checkpoint is not None:
+        return locate(checkpoint, output_dir=output_dir)
+    if output_dir.is_dir() and (_weights_file(output_dir) or checkpoints(output_dir)):
+        return _in_folder(output_dir)
+    init_weight = config.experiment.get("init_weight")
+    if init_weight in (*PUBLISHED, *TITOK_FILES, *BUNDLED):
+        return locate(init_weight)
+    raise WeightsError(
+        f"no weights for this configuration: {output_dir} (its experiment.output_dir) holds none, and it names no "
+        "published model: train it first, or give a checkpoint"
+    )
+
+
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors` file or of a pickle, onto the CPU, running no code from it.
 

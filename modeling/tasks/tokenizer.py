@@ -9,31 +9,17 @@ from torch import Tensor, nn
 
 from modeling.losses import code_prediction_loss
 from modeling.modules.codebook import CodebookCare, codebook_summary
-from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
+from modeling.tokenizers import build_tokenizer, default_lengths
 from modeling.weights import load_teacher, load_weights, stage2_start
 from utils.cli import UserError
 from utils.evaluation.metrics import psnr, ssim
 
-TOKENIZERS = {"titok": TiTok, "one_d_piece": OneDPiece}
-
-
-def build_tokenizer(config: DictConfig) -> TiTok:
-    """The tokenizer that `model.type` names, with initial weights."""
-    if config.model.type not in TOKENIZERS:
-        raise UserError(f"model.type must be one of {', '.join(TOKENIZERS)} here, got {config.model.type}")
-    return TOKENIZERS[config.model.type](config)
-
 
 def evaluation_lengths(config: DictConfig, model: TiTok) -> list[int]:
-    """`experiment.eval_lengths`; 1, 2, 4, ... up to all tokens where it is empty, all alone for a strict model."""
-    if config.experiment.get("eval_lengths"):
-        return list(config.experiment.eval_lengths)
-    if model.strict_length_assertion:
-        return [model.num_latent_tokens]
-    lengths = [2**power for power in range(model.num_latent_tokens.bit_length()) if 2**power < model.num_latent_tokens]
-    return [*lengths, model.num_latent_tokens]
+    """`experiment.eval_lengths`; where it is empty, `default_lengths`."""
+    return list(config.experiment.get("eval_lengths") or default_lengths(model))
 
 
 class Stage1Task:

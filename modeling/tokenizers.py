@@ -1,0 +1,62 @@
+"""Any tokenizer: the one that a configuration describes, and the one that a command line names."""
+
+import os
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from modeling.one_d_piece import OneDPiece
+from modeling.titok import TiTok
+from modeling.weights import Located, locate, locate_configured
+from utils.cli import UserError
+from utils.config import lenient_config, load_config
+
+TOKENIZERS = {"titok": TiTok, "one_d_piece": OneDPiece}
+BUNDLED_TOKENIZER = "one-d-piece_fashion"
+
+
+def build_tokenizer(config: DictConfig) -> TiTok:
+    """The tokenizer that `model.type` names, with initial weights."""
+    if config.model.type not in TOKENIZERS:
+        raise UserError(f"model.type must be one of {', '.join(TOKENIZERS)} here, got {config.model.type}")
+    return TOKENIZERS[config.model.type](config)
+
+
+def load_tokenizer(
+    config_path: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> tuple[TiTok, Located]:
+    """The tokenizer that a command's --config and --checkpoint mean, in evaluation mode, and where its weights are.
+
+    Neither means the bundled one. A checkpoint alone brings its own configuration; for a configuration alone see
+    `locate_configured`.
+
+    Raises:
+        ConfigError, WeightsError: The configuration or the weights cannot be had, do not fit one another, or are no
+            tokenizer that decodes to pixels.
+    """
+    if config_path is None:
+        config = None
+        located = locate(BUNDLED_TOKENIZER if checkpoint is None else checkpoint)
+    else:
+        config = load_config(config_path)
+        located = locate_configured(config, checkpoint)
+    # TiTok's own repositories are older than the key model.type; what is no tokenizer is refused below.
+    kind = OmegaConf.select(lenient_config(config or located.config or {}), "model.type")
+    tokenizer = TOKENIZERS.get(kind, TiTok).from_pretrained(located, config=config, device=device)
+    if not tokenizer.finetune_decoder:
+        raise UserError(
+            f"{located.description} holds stage-1 weights, which decode to codes of the teacher and not to pixels: "
+            "give a stage-2 checkpoint (train_tokenizer.sh with a stage-2 configuration makes one of them)"
+        )
+    return tokenizer, located
+
+
+def default_lengths(model: TiTok) -> list[int]:
+    """1, 2, 4, ... and all tokens; all tokens alone for a model that decodes nothing else."""
+    total = model.num_latent_tokens
+    if model.strict_length_assertion:
+        return [total]
+    return [2**power for power in range(total.bit_length()) if 2**power < total] + [total]
