@@ -244,6 +244,19 @@ def load_teacher(config: Mapping | DictConfig, source: str | os.PathLike) -> nn.
     return PixelVQGAN.from_pretrained(source, config=config).requires_grad_(False)
 
 
+def model_class(config: Mapping | DictConfig) -> type:
+    """The class of the model that a configuration is about; a generator's also names its tokenizer, and means itself.
+
+    Raises:
+        WeightsError: Neither `model.type` nor `model.generator.model_type` says which.
+    """
+    declared = _declared(config)
+    if not declared:
+        known = ", ".join(sorted({f"{key}: {value}" for key, value in CLASSES}))
+        raise WeightsError(f"the configuration does not say what model it is about: it needs one of {known}")
+    return declared[-1]
+
+
 class Pretrained:
     """What models with a `config` share: reading and writing their weights with their configuration."""
 
