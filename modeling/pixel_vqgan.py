@@ -34,7 +34,9 @@ def conv_sizes(config: DictConfig) -> ConvSizes:
     given = config.model.get("pixel_vqgan") or {}
     sizes = {name: given.get(name, default) for name, default in PUBLISHED_SIZES.items()}
     codebook_size = sizes.pop("codebook_size")
-    return ConvSizes(conv=sizes | {"channel_multipliers": list(sizes["channel_multipliers"])}, codebook_size=codebook_size)
+    return ConvSizes(
+        conv=sizes | {"channel_multipliers": list(sizes["channel_multipliers"])}, codebook_size=codebook_size
+    )
 
 
 class PixelVQGAN(Pretrained, nn.Module):
@@ -73,7 +75,9 @@ class PixelVQGAN(Pretrained, nn.Module):
         if codes.ndim == 2:
             grid = round(codes.shape[1] ** 0.5)
             if grid * grid != codes.shape[1]:
-                raise UserError(f"codes (B, G*G) must fill a square grid, got {codes.shape[1]}; give (B, H, W) otherwise")
+                raise UserError(
+                    f"codes (B, G*G) must fill a square grid, got {codes.shape[1]}; give (B, H, W) otherwise"
+                )
             codes = codes.view(-1, grid, grid)
         return self.decoder(self.quantize.lookup(codes).movedim(-1, 1)).float().clamp(0, 1)
 

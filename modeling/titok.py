@@ -99,7 +99,7 @@ class TiTok(Pretrained, nn.Module):
         expected = (3, self.image_size, self.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
             raise UserError(
-                f"this tokenizer takes images of shape (B, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}: "
+                f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(pixels.shape)}: "
                 "resize and crop them first"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.finetune_decoder):

@@ -131,4 +131,6 @@ def assert_close(got, golden, key, tolerance=2e-4):
     assert flat.numel() == want.numel(), f"{key}: {flat.numel()} values against {want.numel()}"
     limit = tolerance * torch.maximum(want.abs(), want.abs().mean().clamp(max=1.0))
     wrong = (flat - want).abs() > limit
-    assert not wrong.any(), f"{key}: {int(wrong.sum())} of {wrong.numel()} values differ, by {(flat - want).abs().max()}"
+    assert not wrong.any(), (
+        f"{key}: {int(wrong.sum())} of {wrong.numel()} values differ, by {(flat - want).abs().max()}"
+    )

@@ -42,13 +42,18 @@ def test_three_steps_and_three_more_equal_six(trained, job):
 
 @pytest.mark.parametrize("job", JOBS)
 def test_training_changes_the_weights_it_should(trained, job):
-    before, after = (load_file(trained / job / f"checkpoint-{step}/unwrapped_model/model.safetensors") for step in (3, 6))
+    before, after = (
+        load_file(trained / job / f"checkpoint-{step}/unwrapped_model/model.safetensors") for step in (3, 6)
+    )
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {
-        "teacher": {"encoder", "decoder", "quantize"},
-        "stage1": {"encoder", "decoder", "quantize", "latent_tokens"},
-        "stage2": {"decoder", "pixel_quantize", "pixel_decoder"},
-    }[job]
+    assert (
+        changed
+        == {
+            "teacher": {"encoder", "decoder", "quantize"},
+            "stage1": {"encoder", "decoder", "quantize", "latent_tokens"},
+            "stage2": {"decoder", "pixel_quantize", "pixel_decoder"},
+        }[job]
+    )
 
 
 def test_a_run_leaves_log_previews_config_and_weights(trained):
@@ -56,7 +61,9 @@ def test_a_run_leaves_log_previews_config_and_weights(trained):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss/model" in line]
     assert [line["step"] for line in training] == [2, 4, 6]
-    assert {"images_per_second", "images_seen", "eta_hours", "grad_norm/model", "learning_rate/model"} <= set(training[-1])
+    assert {"images_per_second", "images_seen", "eta_hours", "grad_norm/model", "learning_rate/model"} <= set(
+        training[-1]
+    )
     assert {"codebook/usage", "codebook/perplexity", "codebook/dead_codes", "perceptual_loss"} - set(training[-1]) == {
         "perceptual_loss"  # its weight is 0 here
     }
@@ -85,7 +92,11 @@ def test_two_processes_resume_exactly_too(tmp_path):
     for job in JOBS:
         assert differences(tmp_path / job, tmp_path / f"{job}-resumed") == []
     # Two processes of half the batch do what one does, without tail drop and augmentation.
-    alike = ["model.type=titok", "model.vq_model.strict_length_assertion=True", "dataset.preprocessing.random_flip=False"]
+    alike = [
+        "model.type=titok",
+        "model.vq_model.strict_length_assertion=True",
+        "dataset.preprocessing.random_flip=False",
+    ]
     alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
     alike += ["training.max_train_steps=5", "training.use_ema=False"]
     run_job("stage1", tmp_path, tmp_path / "one", *alike, "training.per_gpu_batch_size=8")
@@ -99,7 +110,11 @@ def test_two_processes_resume_exactly_too(tmp_path):
 
 
 def test_accumulated_micro_batches_equal_one_batch(trained, tmp_path):
-    alike = ["model.type=titok", "model.vq_model.strict_length_assertion=True", "dataset.preprocessing.random_flip=False"]
+    alike = [
+        "model.type=titok",
+        "model.vq_model.strict_length_assertion=True",
+        "dataset.preprocessing.random_flip=False",
+    ]
     alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
     run_job("stage1", trained, tmp_path / "whole", *alike, "training.per_gpu_batch_size=8")
     run_job("stage1", trained, tmp_path / "parts", *alike, "training.gradient_accumulation_steps=2")

@@ -1,6 +1,6 @@
 """Small training runs for tests/test_training.py; also a program, so that torchrun can start it on two processes.
 
-    torchrun --nproc_per_node 2 tests/training_runs.py FOLDER JOB [JOB ...]
+torchrun --nproc_per_node 2 tests/training_runs.py FOLDER JOB [JOB ...]
 """
 
 import shutil
@@ -77,7 +77,7 @@ def run_job(job: str, folder: Path, output_dir: Path, *overrides: str) -> None:
 
 
 def run_and_resume(job: str, folder: Path) -> None:
-    """Six steps into FOLDER/JOB; then the last three again, from the third step's checkpoint, into FOLDER/JOB-resumed."""
+    """Six steps into FOLDER/JOB; the last three again, from the third's checkpoint, into FOLDER/JOB-resumed."""
     straight, resumed = folder / job, folder / f"{job}-resumed"
     run_job(job, folder, straight)
     if is_main():

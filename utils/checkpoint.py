@@ -12,7 +12,9 @@ METADATA_FILE = "metadata.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], barrier: Callable[[], None], is_main: bool):
+def write_checkpoint(
+    folder: Path, step: int, write: Callable[[Path], None], barrier: Callable[[], None], is_main: bool
+):
     """Write `folder/checkpoint-STEP` from all ranks so that a kill at any moment leaves the earlier ones usable.
 
     Args:

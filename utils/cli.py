@@ -38,5 +38,7 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); use auto, cpu, cuda, cuda:N or mps") from error
+        raise UserError(
+            f"--device {name} cannot be used here ({reason}); use auto, cpu, cuda, cuda:N or mps"
+        ) from error
     return device

@@ -81,7 +81,7 @@ def train(
         training_batches: Given the index of the first micro-batch, this rank's endless batches from there. Where it
             has an attribute `num_bad`, that is the number of samples skipped so far.
         evaluation_batches: This rank's share of the evaluation set, once; None where there is none. Attributes
-            `expected` and `num_bad` go to `check_count(seen, expected, num_bad)`, which raises where images are missing.
+            `expected` and `num_bad` go to `check_count(seen, expected, num_bad)`, which raises if images are missing.
     """
     if config.get("dry_run", False):
         accelerator.print(OmegaConf.to_yaml(config, resolve=True))
@@ -110,7 +110,7 @@ def train(
             if run.is_time(experiment.log_every):
                 run.log(progress, num_bad=getattr(stream, "num_bad", 0))
             if run.is_time(experiment.generate_every):
-                if preview_batch is None:
+                if preview_batch is None and accelerator.is_main_process:  # another rank may have no batch at all
                     source = evaluation_batches() if evaluation_batches is not None else [micro_batches[0]]
                     preview_batch = run.to_device(next(iter(source)))
                 run.show(preview_batch)
@@ -272,7 +272,9 @@ class Run:
 
         steps, seconds = self.step - self._log_start[0], time.perf_counter() - self._log_start[1]
         batch = training.per_gpu_batch_size * self.accelerator.num_processes * self.accumulation
-        numbers |= {f"learning_rate/{player}": self.optimizers[player].param_groups[0]["lr"] for player in self.optimizers}
+        numbers |= {
+            f"learning_rate/{player}": self.optimizers[player].param_groups[0]["lr"] for player in self.optimizers
+        }
         numbers |= {
             "images_per_second": steps * batch / seconds,
             "images_seen": self.step * batch,
@@ -297,7 +299,8 @@ class Run:
         return (self.ema.model if self.ema is not None else self.model).eval()
 
     @torch.no_grad()
-    def show(self, batch: Batch) -> None:
+    def show(self, batch: Batch | None) -> None:
+        """Save the task's pictures of the first images of `batch`, on the main process."""
         if self.log_file is not None:
             count = self.config.training.get("num_generated_images", 8)
             batch = {name: value[:count] for name, value in batch.items()}
@@ -341,9 +344,11 @@ class Run:
     # -------------------------------------------------------------------------------------------- save and resume
 
     def save(self) -> None:
-        """Write checkpoint-STEP, unless it is there already, and delete what is not to be kept."""
+        """Write checkpoint-STEP, and delete the ones that are not to be kept."""
         folder, accelerator = self.output_dir, self.accelerator
-        write_checkpoint(folder, self.step, self._write_state, accelerator.wait_for_everyone, accelerator.is_main_process)
+        write_checkpoint(
+            folder, self.step, self._write_state, accelerator.wait_for_everyone, accelerator.is_main_process
+        )
         if accelerator.is_main_process:
             prune(folder, self.config.experiment.keep_last, self.config.experiment.keep_every)
         self._log_start = (self.step, time.perf_counter())
@@ -382,7 +387,9 @@ class Run:
         accelerator.load_state(str(folder))
         if self.ema is not None:
             self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
-        state = folder / f"task_state_{accelerator.process_index if world == accelerator.num_processes else 0}.safetensors"
+        state = (
+            folder / f"task_state_{accelerator.process_index if world == accelerator.num_processes else 0}.safetensors"
+        )
         if self.task.state:
             for name, value in load_file(state).items():
                 self.task.state[name].copy_(value)

@@ -66,7 +66,7 @@ class CodebookCare:
         return self.state["pool"][: int(self.state["filled"])]
 
     def _kmeans(self, iterations: int = 25) -> Tensor:
-        """Codes at the centres of the pool's clusters (Lloyd's algorithm; on the sphere where vectors are normalised)."""
+        """Centres of the pool's clusters (Lloyd's algorithm; on the sphere where vectors are normalised)."""
         pool, count = self._pool(), self.quantizer.codebook_size
         centres = _sample(pool, count)
         for _ in range(iterations):
