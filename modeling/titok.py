@@ -99,8 +99,8 @@ class TiTok(Pretrained, nn.Module):
         expected = (3, self.image_size, self.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
             raise UserError(
-                f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(pixels.shape)}: "
-                "resize and crop them first"
+                f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), "
+                f"got {tuple(pixels.shape)}: resize and crop them first"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.finetune_decoder):
             z_quantized, result = self.quantize(self.encoder(pixels, self.latent_tokens))

@@ -184,8 +184,10 @@ def test_bad_images_and_tokens_are_errors():
         model.decode_tokens(torch.zeros(1, 8))
 
 
-def test_one_length_per_image_equals_each_image_alone():
-    model = OneDPiece(tiny_config()).eval()
+@pytest.mark.parametrize("finetune_decoder", [False, True])
+def test_one_length_per_image_equals_each_image_alone(finetune_decoder):
+    torch.manual_seed(0)
+    model = OneDPiece(tiny_config(finetune_decoder=finetune_decoder)).eval()
     tokens, lengths = torch.randint(0, 64, (4, 8)), [1, 3, 8, 5]
     with torch.no_grad():
         together = model.decode_tokens(tokens, length=lengths)
