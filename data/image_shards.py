@@ -28,6 +28,7 @@ from data.batches import (
 from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
 from data.sources import subfolders
 from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard, resolve_shards
+from data.token_set import TokenBatches, token_loaders
 from data.transforms import EvalTransform, TrainTransform, decode_image
 
 __all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "loaders", "training_loader"]
@@ -158,11 +159,13 @@ def evaluation_loader(
 
 def loaders(
     config: DictConfig, *, rank: int, world_size: int
-) -> tuple[Callable[[int], Loader], Callable[[], Loader] | None]:
+) -> tuple[Callable[[int], Loader | TokenBatches], Callable[[], Loader | TokenBatches] | None]:
     """What the training loop asks for: training batches from a given micro-batch on, and an evaluation pass.
 
     The second is None where the config names no evaluation data.
     """
+    if config.dataset.get("type") == "tokens":
+        return token_loaders(config, rank=rank, world_size=world_size)
     params = config.dataset.params
     chunk = config.experiment.save_every * config.training.gradient_accumulation_steps
     where = "eval_folder" if _dataset_type(config) == "folder" else "eval_shards_path_or_url"
@@ -178,7 +181,7 @@ def _training_from(config: DictConfig, start_batch: int, **arguments: int) -> Lo
 def _dataset_type(config: DictConfig) -> str:
     kind = config.dataset.get("type", "shards")
     if kind not in ("shards", "folder"):
-        raise DataError(f"dataset.type must be shards or folder, got {kind}")
+        raise DataError(f"dataset.type must be shards or folder, or tokens to train a generator, got {kind}")
     return kind
 
 

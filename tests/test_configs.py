@@ -46,10 +46,6 @@ UNREAD = {
     "experiment.log_grad_norm_every",
     "losses.target_codebook_size",
     "model.generator_type",
-    # What trains generators reads these; it is not here yet.
-    "experiment.tokenizer_checkpoint",
-    "losses.loss_weight_unmasked_token",
-    "model.generator.class_label_dropout",
 }
 
 

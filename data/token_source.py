@@ -1,0 +1,152 @@
+"""The pictures of a data set in a fixed order and in every variant, as scripts/pretokenize.py reads them."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from data import DataError
+from data.batches import Example, Fault, FaultLog, SampleError, seeded
+from data.image_folder import load, open_folder
+from data.image_shards import decode, read_shards
+from data.shard_files import read_manifest
+from data.tar_samples import manifest_facts, resolve_shards
+from data.transforms import EvalTransform, TrainTransform
+
+FOLDER_PART = 1000  # pictures of a folder in one part
+
+
+class Variants:
+    """All variants of a training picture: the centre crop, then random crops, each followed by its mirror.
+
+    Args:
+        preprocessing: The config's `dataset.preprocessing`; mirrors are made where `random_flip` is true.
+        num_crops: Random crops, drawn by `seed`, the picture's key and the crop's number alone.
+    """
+
+    def __init__(self, preprocessing: DictConfig, num_crops: int, seed: int):
+        sizes = preprocessing.resize_shorter_edge, preprocessing.crop_size
+        centre = TrainTransform(*sizes, random_crop=False, random_flip=False)
+        self.crops = [centre] + [TrainTransform(*sizes, random_crop=True, random_flip=False)] * num_crops
+        self.mirror = preprocessing.get("random_flip", False)
+        self.seed = seed
+
+    @property
+    def names(self) -> list[str]:
+        crops = ["centre", *(f"random {number}" for number in range(1, len(self.crops)))]
+        return [f"{crop}{side}" for crop in crops for side in (["", ", mirrored"] if self.mirror else [""])]
+
+    def __call__(self, picture: Image.Image, key: str) -> torch.Tensor:
+        """(variants, 3, P, P) uint8."""
+        variants = []
+        for number, crop in enumerate(self.crops):
+            pixels = crop(picture, seeded(self.seed, "crop", key, number))
+            variants += [pixels, pixels.flip(-1)] if self.mirror else [pixels]
+        return torch.stack(variants)
+
+
+class CentreCrop:
+    """The one variant of an evaluation picture, as evaluation on the fly has it."""
+
+    names = ["centre"]
+
+    def __init__(self, preprocessing: DictConfig):
+        self.transform = EvalTransform(preprocessing.crop_size)
+
+    def __call__(self, picture: Image.Image, key: str) -> torch.Tensor:
+        """(1, 3, P, P) uint8."""
+        return self.transform(picture)[None]
+
+
+class Part(NamedTuple):
+    """A shard, or a stretch of a folder: what one process tokenizes at a time."""
+
+    name: str
+    num_variants: int
+    jobs: Callable[[FaultLog], Iterator[Callable[[], Example]]]  # each decodes one picture, or raises SampleError
+
+
+class PictureSource:
+    """One split of the data set that a config names, in parts.
+
+    `dataset.type` says where the pictures are; of a config with type tokens it is the shards, or the folder where no
+    shards are named.
+
+    Args:
+        split: "train" or "eval".
+
+    Attributes:
+        parts: The parts, in order. Example images are (variants, 3, P, P).
+        classes: Class names by id; empty where nothing says.
+    """
+
+    def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
+        params, kind = config.dataset.params, config.dataset.get("type", "shards")
+        if kind == "tokens":
+            kind = "shards" if params.get(f"{split}_shards_path_or_url") else "folder"
+        self.transform = transform
+        if kind == "folder":
+            train = params.get("train_folder")
+            classes = open_folder(train, "dataset.params.train_folder").classes if train else None
+            source = open_folder(params.get(f"{split}_folder"), f"dataset.params.{split}_folder", classes or None)
+            self.classes = source.classes
+            firsts = range(0, len(source), FOLDER_PART)
+            stretches = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
+            jobs = {f"{stretch[0]:08d}": partial(self._folder_jobs, source, stretch) for stretch in stretches}
+        else:
+            key = f"dataset.params.{split}_shards_path_or_url"
+            shards = resolve_shards(params.get(f"{split}_shards_path_or_url"), key)
+            manifest = read_manifest(Path(shards[0]).parent)
+            self.classes = manifest["classes"] if manifest else []
+            num_classes = manifest_facts(shards)[1]
+            jobs = {shard: partial(self._shard_jobs, shard, num_classes) for shard in shards}
+        self.parts = [Part(Path(name).name, len(transform.names), list_jobs) for name, list_jobs in jobs.items()]
+
+    def _shard_jobs(self, shard: str, num_classes: int | None, faults: FaultLog) -> Iterator[Callable[[], Example]]:
+        for sample in read_shards([(shard, 0.0)], faults=faults):
+            transform = partial(self.transform, key=sample["__key__"])
+            yield partial(decode, sample, transform, num_classes)
+
+    def _folder_jobs(self, source: Any, indices: range, faults: FaultLog) -> Iterator[Callable[[], Example]]:
+        for index in indices:
+            yield partial(load, source, index, partial(self.transform, key=source.name(index)))
+
+
+def decoded(part: Part, *, batch_size: int, num_threads: int, faults: FaultLog) -> Iterator[list[Example]]:
+    """The pictures of a part in batches, two of which are decoded ahead; broken ones go to `faults`."""
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:  # Pillow lets other threads run while it decodes
+        ahead: deque[list[Any]] = deque()
+        jobs = part.jobs(faults)
+        while True:
+            while len(ahead) < 2 and (batch := list(islice(jobs, batch_size))):
+                ahead.append([pool.submit(job) for job in batch])
+            if not ahead:
+                return
+            examples = list(_results(ahead.popleft(), part.name, faults))
+            if examples:
+                yield examples
+
+
+def _results(futures: Iterable[Any], part: str, faults: FaultLog) -> Iterator[Example]:
+    for future in futures:
+        try:
+            yield future.result()
+        except SampleError as error:
+            faults.add(Fault(error.reason, part, None, error.detail))
+
+
+def check_skipped(num_images: int, skipped: list[str], max_bad_fraction: float) -> None:
+    """Refuse a set of which too many pictures or shards could not be read."""
+    if len(skipped) > max_bad_fraction * (num_images + len(skipped)):
+        raise DataError(
+            f"{len(skipped)} samples or shards beside {num_images} good ones cannot be used, more than "
+            f"dataset.max_bad_fraction={max_bad_fraction} allows; the first is {skipped[0]}: repair the data, or allow "
+            "more"
+        )

@@ -1,0 +1,35 @@
+"""Train a generator over the tokens of a frozen tokenizer, made on the fly or read from a token set.
+
+For dataset.type=tokens, scripts/pretokenize.py makes the token set once; training is then several times faster.
+"""
+
+from functools import partial
+
+from data.image_shards import check_count, loaders
+from data.labels import Labelled
+from data.token_set import check_token_sets
+from modeling.tasks.generator import GeneratorTask
+from utils.cli import run
+from utils.config import training_arguments
+from utils.training import make_accelerator, train
+
+
+def main() -> None:
+    config = training_arguments(description=__doc__)
+    accelerator = make_accelerator(config)
+    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    task = GeneratorTask(config, check_tokenizer=partial(check_token_sets, config))
+    training, evaluation = loaders(config, **place)
+    num_classes = task.model.num_classes
+    train(
+        task,
+        config,
+        accelerator,
+        lambda start_batch: Labelled(training(start_batch), num_classes),
+        None if evaluation is None else lambda: Labelled(evaluation(), num_classes),
+        check_count,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,97 @@
+"""Long work in numbered parts, shared by several processes; one that was killed goes on where it was."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.processes import Processes
+
+PLAN = "plan.json"
+
+
+class Parts:
+    """The finished parts of a job, one file of arrays each, in the folder `parts` of `folder`.
+
+    Every part depends on the plan and its own number alone, so neither the number of processes nor a restart changes
+    what comes out. All processes make this object and call its methods together.
+
+    Args:
+        plan: Everything that the result depends on, as JSON. It is kept beside the parts, and the work of another plan
+            is not continued.
+
+    Raises:
+        UserError: The folder holds work of another plan.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], num_parts: int, processes: Processes):
+        self.folder, self.num_parts, self.processes = folder / "parts", num_parts, processes
+        plan = json.loads(json.dumps(plan))
+        if processes.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / PLAN).exists():
+                write_json(self.folder / PLAN, plan)
+        processes.wait()
+        there = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
+        check_plan(there, plan, folder)
+
+    def mine(self) -> Iterator[int]:
+        """This process's share of what is still to be done."""
+        todo = [part for part in range(self.num_parts) if not self._path(part).exists()]
+        # The list must be the same everywhere before anybody starts to shorten it.
+        self.processes.wait()
+        yield from todo[self.processes.rank :: self.processes.world_size]
+
+    def write(self, part: int, **arrays: np.ndarray) -> None:
+        """Keep a part's arrays; the file appears whole or not at all."""
+        path = self._path(part)
+        aside = path.with_suffix(".partial")
+        with open(aside, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    def read(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """The arrays of all parts, in order; an array is read when it is asked for, before the next part is."""
+        for part in range(self.num_parts):
+            with np.load(self._path(part), allow_pickle=False) as file:
+                yield file
+
+    def remove(self) -> None:
+        """Delete the parts, once what is made of them is on disk."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"{part:06d}.npz"
+
+
+def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with work of another plan, naming what differs."""
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder} holds the work of another run, with {name} {_short(there.get(name))} where "
+                f"{_short(wanted.get(name))} is wanted now: give another --output_dir, or delete that folder"
+            )
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    aside = path.with_name(path.name + ".partial")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
