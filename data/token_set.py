@@ -1,10 +1,10 @@
 """Token sets: the tokens of all pictures of a data set, made once by scripts/pretokenize.py and trained on after.
 
-    SET/train, SET/eval     one folder a split, of four files:
-    manifest.json           the tokenizer, the crops, the counts; written last, so a folder with it is whole
-    tokens.npy              (pictures, variants, N), uint16 where the codebook allows, read through a memory map
-    labels.npy              (pictures,) int64, -1 without a label
-    keys.txt                one key a line, in sorted order, which is the order of the other two
+SET/train, SET/eval     one folder a split, of four files:
+manifest.json           the tokenizer, the crops, the counts; written last, so a folder with it is whole
+tokens.npy              (pictures, variants, N), uint16 where the codebook allows, read through a memory map
+labels.npy              (pictures,) int64, -1 without a label
+keys.txt                one key a line, in sorted order, which is the order of the other two
 """
 
 import functools

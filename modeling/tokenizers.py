@@ -1,13 +1,16 @@
 """Any tokenizer: the one that a configuration describes, and the one that a command line names."""
 
+import hashlib
 import os
+from collections.abc import Mapping
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from modeling.one_d_piece import OneDPiece
 from modeling.titok import TiTok
-from modeling.weights import Located, locate, locate_configured
+from modeling.weights import Located, fingerprint, locate, locate_configured
 from utils.cli import UserError
 from utils.config import lenient_config, load_config
 
@@ -60,3 +63,42 @@ def default_lengths(model: TiTok) -> list[int]:
     if model.strict_length_assertion:
         return [total]
     return [2**power for power in range(total.bit_length()) if 2**power < total] + [total]
+
+
+def frozen_tokenizer(
+    source: str | os.PathLike, config: Mapping | DictConfig | None = None, device: str | torch.device = "cpu"
+) -> TiTok:
+    """The tokenizer, of either stage, of a checkpoint; frozen and in evaluation mode.
+
+    Args:
+        source: As `modeling.weights.locate` takes it.
+        config: Taken where the checkpoint has no configuration of its own.
+
+    Raises:
+        WeightsError: As `from_pretrained`.
+    """
+    located = locate(source)
+    chosen = config if located.config is None else located.config
+    # TiTok's own repositories are older than the key model.type; `from_pretrained` refuses what is no tokenizer.
+    kind = OmegaConf.select(lenient_config(chosen or {}), "model.type")
+    config = chosen if located.config is None else None
+    tokenizer = TOKENIZERS.get(kind, TiTok).from_pretrained(located, config=config, device=device)
+    return tokenizer.requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_tokens(tokenizer: TiTok, images: Tensor) -> Tensor:
+    """Tokens (B, N) of images (B, 3, P, P) in [0, 1], in float32: lower precision would change some of them."""
+    with torch.autocast(images.device.type, enabled=False):
+        return tokenizer.encode(images.float())[1]["min_encoding_indices"].flatten(1)
+
+
+def tokenizer_fingerprint(tokenizer: TiTok) -> str:
+    """SHA-256 of everything that decides which tokens an image gets: not of the decoder, so both stages have one."""
+    deciding = {
+        name: value
+        for name, value in tokenizer.state_dict().items()
+        if name == "latent_tokens" or name.startswith(("encoder.", "quantize."))
+    }
+    layout = f"{tokenizer.encoder.is_legacy} {tokenizer.quantize.use_l2_norm} {fingerprint(deciding)}"
+    return hashlib.sha256(layout.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """One way in for every checkpoint: hub, bundled, folder, training output, loose file; strict; one-sentence errors."""
 
+import hashlib
 import importlib
 import json
 import logging
@@ -118,12 +119,15 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
     )
 
 
-def locate_configured(config: Mapping | DictConfig, checkpoint: str | os.PathLike | None = None) -> Located:
+def locate_configured(
+    config: Mapping | DictConfig, checkpoint: str | os.PathLike | None = None, *, path: str | os.PathLike | None = None
+) -> Located:
     """Find the weights that a command means by a configuration and, where one is given, a checkpoint.
 
     In this order: `checkpoint`, as `locate` finds it, step numbers being those of `experiment.output_dir`; the run in
-    `experiment.output_dir`, once it has weights; the published or bundled model that `experiment.init_weight` names.
-    Any other init_weight is what training starts from, and not what the configuration makes.
+    `experiment.output_dir`, once it has weights; the published or bundled model that `experiment.init_weight` names;
+    the published model whose configuration is the file `path`. Any other init_weight is what training starts from, and
+    not what the configuration makes.
 
     Raises:
         WeightsError: As `locate`, or there is none of the three.
@@ -136,6 +140,9 @@ def locate_configured(config: Mapping | DictConfig, checkpoint: str | os.PathLik
     init_weight = config.experiment.get("init_weight")
     if init_weight in (*PUBLISHED, *TITOK_FILES, *BUNDLED):
         return locate(init_weight)
+    for published, file in (PUBLISHED | TITOK_FILES).items():
+        if path is not None and Path(path).resolve() == ROOT / file:
+            return locate(published)
     raise WeightsError(
         f"no weights for this configuration: {output_dir} (its experiment.output_dir) holds none, and it names no "
         "published model: train it first, or give a checkpoint"
@@ -200,6 +207,15 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
             + "; ".join(filter(None, problems))
         )
     model.load_state_dict(state, strict=True)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values (as float32) of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
@@ -333,9 +349,9 @@ def _in_folder(folder: Path) -> Located:
     saved = checkpoints(folder)
     if saved and not _weights_file(folder):
         searched.append(saved[-1][1])
-    last = searched[-1]
-    searched += [last / "ema_model", last / "unwrapped_model"]
-    for candidate in searched:
+    nested = [searched[-1] / "ema_model", searched[-1] / "unwrapped_model"]
+    # First, because a checkpoint also holds Accelerate's copy of the trained weights, under the same file name.
+    for candidate in nested + searched:
         if weights := _weights_file(candidate):
             # A checkpoint's configuration may stand beside its weights, or once for the whole run.
             run = candidate.absolute().parents[:2] if candidate.name in ("ema_model", "unwrapped_model") else []

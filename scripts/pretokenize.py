@@ -24,8 +24,8 @@ from tqdm import tqdm
 from data.batches import FaultLog
 from data.token_set import MANIFEST, read_token_manifest, token_dtype, write_token_set
 from data.token_source import CentreCrop, Part, PictureSource, Variants, check_skipped, decoded
-from modeling.tasks.generator import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
 from modeling.titok import TiTok
+from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.parts import Parts, check_plan

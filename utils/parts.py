@@ -49,13 +49,7 @@ class Parts:
 
     def write(self, part: int, **arrays: np.ndarray) -> None:
         """Keep a part's arrays; the file appears whole or not at all."""
-        path = self._path(part)
-        aside = path.with_suffix(".partial")
-        with open(aside, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        write_arrays(self._path(part), **arrays)
 
     def read(self) -> Iterator[Mapping[str, np.ndarray]]:
         """The arrays of all parts, in order; an array is read when it is asked for, before the next part is."""
@@ -79,6 +73,17 @@ def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> N
                 f"{folder} holds the work of another run, with {name} {_short(there.get(name))} where "
                 f"{_short(wanted.get(name))} is wanted now: give another --output_dir, or delete that folder"
             )
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz file, whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    with open(aside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -80,8 +80,8 @@ def random_drop(batch: int, probability: float, device: torch.device) -> Tensor:
     return torch.rand(batch, device=device) < probability
 
 
-def image_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """The seed of each image of a run, from the run's seed and the image's index alone.
+def image_seeds(seed: int, indices: Sequence[int | str]) -> list[int]:
+    """The seed of each image of a run, from the run's seed and the image's index (or name) alone.
 
     Hashed, so that the images of seed 1 are not those of seed 0 shifted by one.
     """

@@ -1,63 +1,22 @@
 """The generator: predict hidden tokens of a frozen tokenizer from the others and the class."""
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from modeling.generators import check_sizes, class_names
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import image_seeds, random_mask
-from modeling.titok import TiTok
-from modeling.tokenizers import TOKENIZERS
-from modeling.weights import load_weights, locate
+from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
+from modeling.weights import load_weights
 from utils.cli import UserError
-from utils.config import lenient_config
 
 NUM_BANDS = 8
 NUM_PREVIEW_CLASSES = 10
-
-
-def frozen_tokenizer(
-    source: str | os.PathLike, config: Mapping | DictConfig | None = None, device: str | torch.device = "cpu"
-) -> TiTok:
-    """The tokenizer, of either stage, of a checkpoint; frozen and in evaluation mode.
-
-    Args:
-        source: As `modeling.weights.locate` takes it.
-        config: Taken where the checkpoint has no configuration of its own.
-
-    Raises:
-        WeightsError: As `from_pretrained`.
-    """
-    located = locate(source)
-    chosen = config if located.config is None else located.config
-    # TiTok's own repositories are older than the key model.type; `from_pretrained` refuses what is no tokenizer.
-    kind = OmegaConf.select(lenient_config(chosen or {}), "model.type")
-    config = chosen if located.config is None else None
-    tokenizer = TOKENIZERS.get(kind, TiTok).from_pretrained(located, config=config, device=device)
-    return tokenizer.requires_grad_(False)
-
-
-@torch.no_grad()
-def encode_tokens(tokenizer: TiTok, images: Tensor) -> Tensor:
-    """Tokens (B, N) of images (B, 3, P, P) in [0, 1], in float32: lower precision would change some of them."""
-    with torch.autocast(images.device.type, enabled=False):
-        return tokenizer.encode(images.float())[1]["min_encoding_indices"].flatten(1)
-
-
-def tokenizer_fingerprint(tokenizer: TiTok) -> str:
-    """SHA-256 of everything that decides which tokens an image gets: not of the decoder, so both stages have one."""
-    digest = hashlib.sha256(f"{tokenizer.encoder.is_legacy} {tokenizer.quantize.use_l2_norm}".encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
-        if name == "latent_tokens" or name.startswith(("encoder.", "quantize.")):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class GeneratorTask:
@@ -88,14 +47,7 @@ class GeneratorTask:
             load_weights(self.model, self.config.experiment.init_weight)
         source = self.config.experiment.tokenizer_checkpoint
         self.tokenizer = frozen_tokenizer(source, self.config)
-        ours = {"codes": self.model.codebook_size, "tokens": self.model.num_tokens}
-        its = {"codes": self.tokenizer.codebook_size, "tokens": self.tokenizer.num_latent_tokens}
-        for name in ours:
-            if ours[name] != its[name]:
-                raise UserError(
-                    f"the generator is made for {ours[name]} {name} and the tokenizer {source} has {its[name]}: give "
-                    "its model.vq_model section in the generator's configuration"
-                )
+        check_sizes(self.model, self.tokenizer, source)
         if not self.tokenizer.finetune_decoder and self.config.experiment.generate_every:
             raise UserError(
                 f"previews need a tokenizer that decodes to pixels, and {source} is one of stage 1: take its stage 2, "
@@ -148,32 +100,14 @@ class GeneratorTask:
         classes = range(0, num_classes, max(1, num_classes // NUM_PREVIEW_CLASSES))[:NUM_PREVIEW_CLASSES]
         seeds = image_seeds(self.config.training.seed, range(count))
         device = batch["class_id"].device
-        tokenizer, columns = self.tokenizer.to(device), {}
+        tokenizer, names, columns = self.tokenizer.to(device), class_names(self.config), {}
         for label in classes:
             condition = torch.full((count,), label)
             tokens = model.generate(condition, seeds=seeds, **sampler_settings(self.config))
-            columns[class_name(self.config, label)] = tokenizer.decode_tokens(tokens)
+            columns[names[label]] = tokenizer.decode_tokens(tokens)
         return columns
 
     def _tokens(self, batch: dict[str, Any]) -> Tensor:
         if "tokens" in batch:
             return batch["tokens"]
         return encode_tokens(self.tokenizer.to(batch["image"].device), batch["image"])
-
-
-def class_name(config: DictConfig, label: int) -> str:
-    """What class `label` is called: as `dataset.class_names` says, by its number where that is empty."""
-    names = class_names(config)
-    return names[label] if names else str(label)
-
-
-def class_names(config: DictConfig) -> list[str]:
-    """`dataset.class_names`, checked against the number of classes; empty where the config has none."""
-    names = list((config.get("dataset") or {}).get("class_names") or [])
-    num_classes = config.model.generator.get("condition_num_classes", 1000)
-    if names and len(names) != num_classes:
-        raise UserError(
-            f"dataset.class_names must name all {num_classes} classes (model.generator.condition_num_classes) or none, "
-            f"got {len(names)}"
-        )
-    return names

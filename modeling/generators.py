@@ -1,0 +1,169 @@
+"""Any generator: the one that a command line names, its tokenizer, its classes, and images from it."""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from modeling.maskgit import MaskGIT, generator_class, sampler_settings
+from modeling.modules.masking import GUIDANCE_DECAYS, image_seeds
+from modeling.titok import TiTok
+from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
+from modeling.weights import BUNDLED, Located, WeightsError, locate, locate_configured
+from utils.cli import UserError
+from utils.config import lenient_config, load_config
+
+BUNDLED_GENERATOR = "maskgit_fashion"
+
+
+def load_generator(
+    config_path: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> tuple[MaskGIT, Located]:
+    """The generator that a command's --config and --checkpoint mean, in evaluation mode, and where its weights are.
+
+    Neither means the bundled one. A checkpoint alone brings its own configuration; a configuration alone means the run
+    in its output folder, or else the published model that it belongs to.
+
+    Raises:
+        ConfigError, WeightsError: The configuration or the weights cannot be had, or do not fit one another.
+    """
+    if config_path is None:
+        located = locate(BUNDLED_GENERATOR if checkpoint is None else checkpoint)
+        config = located.config
+    else:
+        config = load_config(config_path)
+        located = locate_configured(config, checkpoint, path=config_path)
+    config = lenient_config(config or {})
+    if OmegaConf.select(config, "model.generator") is None:
+        raise UserError(
+            f"{config_path or located.description} is no generator's: its configuration has no section model.generator"
+            + ("" if config_path else "; give --config")
+        )
+    return generator_class(config).from_pretrained(located, config=config, device=device), located
+
+
+def load_its_tokenizer(
+    generator: MaskGIT,
+    located: Located,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> tuple[TiTok, Located]:
+    """The tokenizer that turns a generator's tokens into pixels, in evaluation mode, and where its weights are.
+
+    Args:
+        located: Where the generator was found; the bundled one goes with the bundled tokenizer.
+        checkpoint: By default the `experiment.tokenizer_checkpoint` of the generator's configuration.
+
+    Raises:
+        WeightsError: It cannot be had, or does not fit the generator.
+    """
+    if checkpoint is None and located.weights.parent == BUNDLED[BUNDLED_GENERATOR]:
+        checkpoint = BUNDLED_TOKENIZER
+    named = checkpoint or OmegaConf.select(generator.config, "experiment.tokenizer_checkpoint")
+    if not named:
+        raise WeightsError(f"{located.description} does not say which tokenizer it needs: give --tokenizer_checkpoint")
+    try:
+        tokenizer, tokenizer_located = load_tokenizer(checkpoint=named, device=device)
+    except WeightsError as error:
+        if checkpoint is not None:
+            raise
+        raise WeightsError(
+            f"the tokenizer that the generator was trained with ({named}) cannot be had: {error}; give another place "
+            "as --tokenizer_checkpoint"
+        ) from error
+    check_sizes(generator, tokenizer, named)
+    return tokenizer, tokenizer_located
+
+
+def check_sizes(generator: MaskGIT, tokenizer: TiTok, source: str | os.PathLike) -> None:
+    """Refuse a tokenizer (called `source`) with other numbers of codes or tokens than the generator's."""
+    ours = (generator.codebook_size, generator.num_tokens)
+    its = (tokenizer.codebook_size, tokenizer.num_latent_tokens)
+    if ours != its:
+        raise WeightsError(
+            f"the generator makes {ours[1]} tokens of {ours[0]} codes, and the tokenizer {source} has {its[1]} tokens "
+            f"of {its[0]} codes: give the one that the generator is for"
+        )
+
+
+def class_names(config: Mapping | DictConfig) -> list[str]:
+    """What the classes of a generator are called: `dataset.class_names`, or their numbers where it is empty."""
+    names = list(OmegaConf.select(lenient_config(config), "dataset.class_names") or [])
+    num_classes = config["model"]["generator"].get("condition_num_classes", 1000)
+    if names and len(names) != num_classes:
+        raise UserError(
+            f"dataset.class_names must name all {num_classes} classes (model.generator.condition_num_classes) or none, "
+            f"got {len(names)}"
+        )
+    return names or [str(label) for label in range(num_classes)]
+
+
+def sample(
+    generator: MaskGIT,
+    tokenizer: TiTok,
+    images: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    batch_size: int,
+    **settings: Any,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sample images in batches: (tokens (b, N), pixels (b, 3, P, P) clamped to [0, 1]).
+
+    Args:
+        images: (class label, number of the sample within its class). These two and `seed` decide an image; the others
+            of its batch do not, up to rounding.
+        settings: Keyword arguments of `MaskGIT.generate`.
+    """
+    for first in range(0, len(images), batch_size):
+        batch = images[first : first + batch_size]
+        seeds = image_seeds(seed, [f"{label}/{number}" for label, number in batch])
+        tokens = generator.generate(torch.tensor([label for label, _ in batch]), seeds=seeds, **settings)
+        with torch.no_grad():
+            pixels = tokenizer.decode_tokens(tokens).float().clamp(0, 1)
+        yield tokens, pixels
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    """The published sampler flags; `chosen_settings` reads them."""
+    group = parser.add_argument_group("sampler (default: as the generator's configuration says)")
+    group.add_argument("--guidance_scale", type=float, help="strength of classifier-free guidance")
+    group.add_argument("--guidance_decay", choices=GUIDANCE_DECAYS, help="how it changes over the steps")
+    group.add_argument("--guidance_scale_pow", type=float, help="power of power-cosine")
+    group.add_argument("--randomize_temperature", type=float, help="noise at the first step; 0: none")
+    group.add_argument(
+        "--softmax_temperature_annealing",
+        nargs="?",
+        const=True,
+        type=_true_or_false,
+        metavar="true|false",
+        help="sharpen the prediction over the steps",
+    )
+    group.add_argument("--num_sample_steps", type=int, help="forward passes")
+
+
+def chosen_settings(config: DictConfig, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `generate`: the configuration's, changed by the flags that were given."""
+    names = (
+        "guidance_scale",
+        "guidance_decay",
+        "guidance_scale_pow",
+        "randomize_temperature",
+        "softmax_temperature_annealing",
+        "num_sample_steps",
+    )
+    given = {name: getattr(arguments, name) for name in names}
+    return sampler_settings(config) | {name: value for name, value in given.items() if value is not None}
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
+    return text.lower() == "true"

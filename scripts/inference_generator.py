@@ -1,0 +1,185 @@
+"""Generate images by class, and show them on one labelled grid: a row a class, a column a sample.
+
+    python3 scripts/inference_generator.py
+    python3 scripts/inference_generator.py --labels Dress 9 --num_images 4 --lengths 1,4,16,32
+    python3 scripts/inference_generator.py --config configs/training/generator/maskgit_one-d-piece_s256.yaml
+
+The first two take the bundled generator and tokenizer (garments, 32 x 32 pixels), the last the published ones from the
+hub. Into --output_dir go every image (CLASS_SAMPLE.png), grid.png, with --lengths also lengths.png (the first sample of
+each class from so many tokens), and tokens.npz (tokens (n, N), labels (n,), samples (n,)). --seed, the class and the
+number decide an image: asking for others beside it does not change it.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from modeling.generators import (
+    BUNDLED_GENERATOR,
+    add_sampler_arguments,
+    chosen_settings,
+    class_names,
+    load_generator,
+    load_its_tokenizer,
+    sample,
+)
+from modeling.titok import TiTok
+from utils.cli import UserError, pick_device, run
+from utils.images import contact_sheet, to_pil, write_picture
+from utils.parts import write_arrays
+
+DEFAULT_CLASSES = 10  # shown where --labels is not given, evenly spread over all
+TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    lengths = parse_lengths(arguments.lengths)
+    device = pick_device(arguments.device)
+    generator, located = load_generator(arguments.config, arguments.checkpoint, device=device)
+    names = class_names(generator.config)
+    labels = parse_labels(arguments.labels, names)
+    tokenizer, tokenizer_located = load_its_tokenizer(generator, located, arguments.tokenizer_checkpoint, device=device)
+    check_lengths(lengths, tokenizer)
+    settings = chosen_settings(generator.config, arguments)
+    print(
+        f"generator      {located.description}: {generator.num_classes} classes, {generator.num_tokens} tokens an image"
+    )
+    print(f"tokenizer      {tokenizer_located.description}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
+    print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
+
+    wanted = [(label, number) for label in labels for number in range(arguments.num_images)]
+    stems = {label: file_stem(label, names) for label in labels}
+    tokens, pictures = [], []
+    with tqdm(total=len(wanted), unit="image", leave=False, dynamic_ncols=True, disable=None) as progress:
+        for codes, pixels in sample(
+            generator, tokenizer, wanted, seed=arguments.seed, batch_size=arguments.batch_size, **settings
+        ):
+            for picture in pixels:
+                label, number = wanted[len(pictures)]
+                pictures.append(to_pil(picture))
+                write_picture(pictures[-1], arguments.output_dir / f"{stems[label]}_{number:03d}.png")
+            tokens.append(codes.cpu())
+            progress.update(len(codes))
+    tokens = torch.cat(tokens)
+
+    write_arrays(
+        arguments.output_dir / "tokens.npz",
+        tokens=tokens.numpy(),
+        labels=np.array([label for label, _ in wanted]),
+        samples=np.array([number for _, number in wanted]),
+    )
+    print(f"images         {arguments.output_dir / 'CLASS_SAMPLE.png'}: {len(pictures)}")
+    print(f"tokens         {arguments.output_dir / 'tokens.npz'}")
+    titles = [names[label] for label in labels]
+    rows = [pictures[first : first + arguments.num_images] for first in range(0, len(pictures), arguments.num_images)]
+    if arguments.grid:
+        show(rows, arguments.output_dir / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
+        print(f"grid           {arguments.output_dir / 'grid.png'}")
+    if lengths:
+        rows = prefixes(tokenizer, tokens[:: arguments.num_images].to(device), lengths, arguments.batch_size)
+        columns = [f"{length} token{'s' if length > 1 else ''}" for length in lengths]
+        show(rows, arguments.output_dir / "lengths.png", row_titles=titles, column_titles=columns)
+        print(f"lengths        {arguments.output_dir / 'lengths.png'}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="configuration of the generator (default: the checkpoint's own)")
+    parser.add_argument(
+        "--checkpoint",
+        help="hub id, folder made by save_pretrained, training output or one of its checkpoints, weights file, bundled "
+        "model, or a step number of the config's output folder (default: the run in the config's output folder, else "
+        f"the published model of that config; without a config {BUNDLED_GENERATOR})",
+    )
+    parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
+    parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names (default: ten of the classes)")
+    parser.add_argument("--num_images", type=int, default=8, help="images of each class (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="numbers of tokens to decode, such as 1,4,16")
+    parser.add_argument(
+        "--grid", action=argparse.BooleanOptionalAction, default=True, help="write grid.png (default: yes)"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("output/inference_generator"), help="default: %(default)s"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add_sampler_arguments(parser)
+    arguments = parser.parse_args()
+    for name in ("num_images", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
+    return arguments
+
+
+def parse_labels(texts: Sequence[str] | None, names: Sequence[str]) -> list[int]:
+    """Class ids of numbers and names ("Ankle boot"; case does not matter), each once, in the order given."""
+    if texts is None:
+        count = min(DEFAULT_CLASSES, len(names))
+        return [index * len(names) // count for index in range(count)]
+    by_name = {name.casefold(): label for label, name in enumerate(names)}
+    labels = []
+    for text in texts:
+        label = int(text) if text.isdecimal() else by_name.get(text.casefold())
+        if label is None or label >= len(names):
+            numbers_only = list(names) == [str(number) for number in range(len(names))]
+            known = "" if numbers_only else f" or one of {', '.join(names)}"
+            raise UserError(f"--labels takes classes, a number in 0..{len(names) - 1}{known}, got {text!r}")
+        labels.append(label)
+    return list(dict.fromkeys(labels))
+
+
+def parse_lengths(texts: Sequence[str] | None) -> list[int]:
+    """Texts such as "16" and "1,4" as [1, 4, 16]."""
+    words = [word for text in texts or [] for word in text.split(",")]
+    try:
+        return sorted({int(word) for word in words})
+    except ValueError as error:
+        raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {' '.join(texts)}") from error
+
+
+def check_lengths(lengths: Sequence[int], tokenizer: TiTok) -> None:
+    """Before the sampling, because the images may take long."""
+    total = tokenizer.num_latent_tokens
+    smallest = total if tokenizer.strict_length_assertion else 1
+    for length in lengths:
+        if not smallest <= length <= total:
+            allowed = f"{total} alone" if smallest == total else f"{smallest}..{total}"
+            raise UserError(f"--lengths must be in {allowed} for this tokenizer, got {length}")
+
+
+def file_stem(label: int, names: Sequence[str]) -> str:
+    """ "0_t-shirt-top", or the number alone where the class has no name."""
+    number = f"{label:0{len(str(len(names) - 1))}d}"
+    name = re.sub(r"[^a-z0-9]+", "-", names[label].casefold()).strip("-")
+    return number if names[label] == str(label) or not name else f"{number}_{name}"
+
+
+@torch.no_grad()
+def prefixes(
+    tokenizer: TiTok, tokens: torch.Tensor, lengths: Sequence[int], batch_size: int
+) -> list[list[Image.Image]]:
+    """A row of pictures for each of `tokens` (n, N), from so many of its first tokens."""
+    rows = []
+    for batch in tokens.split(batch_size):
+        columns = [tokenizer.decode_tokens(batch, length=length) for length in lengths]
+        rows += [[to_pil(pixels) for pixels in row] for row in zip(*columns, strict=True)]
+    return rows
+
+
+def show(rows: Sequence[Sequence[Image.Image]], path: Path, **titles) -> None:
+    smallest, largest = TILE_RANGE
+    side = rows[0][0].width
+    tile = min(side * -(-smallest // side), largest)  # a multiple of the side: all pixels enlarge alike
+    write_picture(contact_sheet(rows, tile=tile, **titles), path)
+
+
+if __name__ == "__main__":
+    run(main)
