@@ -67,6 +67,12 @@ class EvalTransform:
     def __init__(self, crop_size: int):
         self.crop_size = crop_size
 
+    @property
+    def description(self) -> str:
+        """What is done, for the record of an evaluation."""
+        size = self.crop_size
+        return f"8-bit RGB, shorter edge to {size} (bicubic, antialiased, on 8 bits), centre crop of {size} x {size}"
+
     def __call__(self, picture: Image.Image) -> torch.Tensor:
         """(3, P, P) uint8 from an RGB picture of any size."""
         picture = resize_shorter_edge(picture, self.crop_size)

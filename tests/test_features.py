@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from modeling.modules import features
-from modeling.modules.features import PerceptualDistance, efficientnet_lite0_features
+from modeling.modules.features import EfficientNetFeatures, PerceptualDistance
 from utils.cli import ROOT, UserError
 
 PHOTOS = ["astronaut", "chelsea", "coffee"]
@@ -98,10 +98,12 @@ def test_autocast_changes_nothing(lite0, photos):
 
 
 def test_features_are_the_pooled_ones(photos):
-    extract = efficientnet_lite0_features()
-    got = extract(photos)
-    assert got.shape == (3, 1280)
-    torch.testing.assert_close(got, extract.network.forward_features((photos * 255 - 127) / 128).mean(dim=(2, 3)))
+    extract = EfficientNetFeatures()
+    pictures = (photos * 255).round().to(torch.uint8)
+    got, logits = extract(pictures)
+    assert got.shape == (3, extract.dimension) and logits is None
+    want = extract.network.network.forward_features((pictures.float() - 127) / 128).mean(dim=(2, 3))
+    torch.testing.assert_close(got, want)
 
 
 def test_an_altered_weights_file_is_refused(tmp_path, monkeypatch):

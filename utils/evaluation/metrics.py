@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+MS_SSIM_SMALLEST = 161  # pixels a side that five scales of an 11-pixel window need
+
 
 def to_uint8(pixels: Tensor) -> Tensor:
     """Images in [0, 1] (anything beyond is clamped) to uint8, by rounding."""
@@ -23,4 +25,13 @@ def ssim(pixels: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each image, (B,), of (B, 3, H, W) in [0, 1]; 1 is identical (Wang et al., 2004)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(pixels, target, data_range=(0.0, 1.0), reduction="none")
+    values = structural_similarity_index_measure(pixels, target, data_range=(0.0, 1.0), reduction="none")
+    return values.reshape(len(pixels))
+
+
+def ms_ssim(pixels: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity over five scales, (B,), of (B, 3, H, W) in [0, 1], at least 161 pixels a side."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    values = multiscale_structural_similarity_index_measure(pixels, target, data_range=(0.0, 1.0), reduction="none")
+    return values.reshape(len(pixels))

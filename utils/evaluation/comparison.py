@@ -1,0 +1,135 @@
+"""Several versions of the same pictures, such as reconstructions from 1, 2, 4 tokens, scored in one pass."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from utils.cli import UserError
+from utils.evaluation.statistics import Collected, Means, Moments, frechet_distance, gather, inception_score
+from utils.processes import Processes
+
+Measure = Callable[[Tensor, Tensor], Tensor]  # (version, original), (B, 3, H, W) float32 in [0, 1], to (B,)
+
+
+class FeatureNetwork(Protocol):
+    """What a distance between sets of pictures looks through.
+
+    Attributes:
+        key: What the distance is called in files: "fid" is Inception's alone.
+        title: What it is called in tables.
+        dimension: Length D of a feature vector.
+        has_logits: The network classifies as the Inception Score needs it.
+    """
+
+    key: str
+    title: str
+    dimension: int
+    has_logits: bool
+
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, D) and logits of (B, 3, H, W) uint8."""
+        ...
+
+
+class Comparison:
+    """Scores versions of pictures against the originals, all on 8 bits, each process its share.
+
+    Args:
+        measures: {name: measure}, one number per image each.
+        network: For the Frechet distance of each version's set to the originals' (and, where it has logits, the
+            Inception Score); None for neither.
+    """
+
+    def __init__(self, measures: Mapping[str, Measure], network: FeatureNetwork | None, processes: Processes):
+        self.measures, self.network, self.processes = measures, network, processes
+        self.means: dict[str, Means] = {}
+        self.moments: dict[str | None, Moments] = {}  # None: the originals
+        self.logits: dict[str, Collected] = {}
+        self.keys: list[str] = []
+        self.digests: list[bytes] = []
+
+    @torch.no_grad()
+    def update(
+        self,
+        originals: Tensor,
+        versions: Mapping[str, Tensor],
+        keys: Sequence[str],
+        extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            originals: (B, 3, H, W) uint8.
+            versions: {name: (B, 3, H, W) uint8}, the same names every time.
+            keys: Names of the pictures, B of them.
+            extra: {name of a version: {name: (B,)}}, further numbers whose mean is wanted, such as bytes.
+        """
+        self.keys += keys
+        self.digests += [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in originals.cpu()]
+        self._features(None, originals)
+        target = originals.float() / 255
+        for name, version in versions.items():
+            if version.shape != originals.shape or version.dtype != torch.uint8:
+                raise UserError(
+                    f"{name} must be 8-bit pictures of the originals' shape {tuple(originals.shape)}, "
+                    f"got {tuple(version.shape)} {version.dtype}"
+                )
+            pixels = version.float() / 255
+            values = {measure: function(pixels, target) for measure, function in self.measures.items()}
+            values |= (extra or {}).get(name, {})
+            self.means.setdefault(name, Means()).update(values)
+            self._features(name, version)
+
+    def _features(self, name: str | None, pictures: Tensor) -> None:
+        if self.network is not None:
+            features, logits = self.network(pictures)
+            self.moments.setdefault(name, Moments(self.network.dimension)).update(features)
+            if name is not None and logits is not None:
+                self.logits.setdefault(name, Collected()).update(logits)
+
+    def count(self) -> int:
+        """Pictures seen so far by all processes; every process calls this together."""
+        return sum(gather(len(self.keys), self.processes))
+
+    def fingerprint(self) -> str:
+        """sha256 of the set of originals, whatever their order and names."""
+        digests = sorted(digest for share in gather(self.digests, self.processes) for digest in share)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def finish(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """{version: {name of the measure: value}} over all processes, which call this together."""
+        results: dict[str, dict[str, Any]] = {}
+        network = self.network
+        originals = None
+        if network is not None:
+            originals = self._moments(None).finish(self.processes)
+        for name in names:
+            results[name] = self.means.get(name, Means()).finish(self.processes)
+            if network is None:
+                continue
+            results[name][network.key] = frechet_distance(originals, self._moments(name).finish(self.processes))
+            if network.has_logits:
+                logits = self.logits.get(name, Collected()).finish(self.processes, self.keys)
+                results[name]["inception_score"], results[name]["inception_score_std"] = inception_score(logits)
+        return results
+
+    def _moments(self, name: str | None) -> Moments:
+        return self.moments.get(name) or Moments(self.network.dimension)
+
+
+def require_unique(keys: Sequence[str], what: str) -> None:
+    """Every key once.
+
+    Raises:
+        UserError: A key comes twice.
+    """
+    repeated = [key for key, times in Counter(keys).items() if times > 1]
+    if repeated:
+        raise UserError(
+            f"{what} has {len(repeated)} keys that come more than once, the first is {repeated[0]!r}: results are "
+            "sorted by key, so each picture needs its own"
+        )

@@ -1,0 +1,145 @@
+"""Results for people and programs: a table, metrics.json, quality against bytes."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.cli import UserError
+
+Row = dict[str, Any]  # "name", "bytes_per_image", ... and one number per measure
+
+# Title, and +1 where more is better, -1 where less is.
+MEASURES = {
+    "psnr": ("PSNR, dB", +1),
+    "ssim": ("SSIM", +1),
+    "ms_ssim": ("MS-SSIM", +1),
+    "perceptual_efficientnet_lite0": ("EfficientNet-Lite0 distance", -1),
+    "perceptual_convnext_s": ("ConvNeXt-S distance", -1),
+    "lpips_alex": ("LPIPS (AlexNet)", -1),
+    "lpips_vgg": ("LPIPS (VGG)", -1),
+    "fid": ("FID", -1),
+    "fd_efficientnet_lite0": ("FD-EfficientNet-Lite0", -1),
+    "fd_dinov2": ("FD-DINOv2", -1),
+    "inception_score": ("Inception Score", +1),
+    "precision": ("Precision", +1),
+    "recall": ("Recall", +1),
+}
+COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
+
+
+def is_measure(name: str) -> bool:
+    return name in MEASURES or name.startswith("fd_")
+
+
+def title_of(name: str) -> str:
+    """A measure's title with an arrow to its better side."""
+    title, direction = MEASURES.get(name, (f"FD-{name.removeprefix('fd_')}", -1))
+    return f"{title} {'↑' if direction > 0 else '↓'}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; what a row does not have is left blank."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shown = [name for name in names if name in COLUMNS] + [name for name in names if is_measure(name)]
+    header = ["", *(COLUMNS.get(name) or title_of(name) for name in shown)]
+    body = [[row["name"], *(_number(row.get(name)) for name in shown)] for row in rows]
+    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = cells
+        padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (widths[0] - 1) if widths[0] > 1 else "-", *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), line(rule), *map(line, body)])
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+    """Write JSON, so that the file appears whole or not at all; infinite numbers become the text "inf"."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    text = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
+    """The rows of another run's results on the same pictures.
+
+    Raises:
+        UserError: The file is missing, is no results file, or was made with other pictures.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows, theirs = results["rows"], results["protocol"]["originals"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"expected results of an evaluation in {path}, which cannot be read so ({error!r})") from error
+    if theirs != fingerprint:
+        raise UserError(
+            f"{path} was made with other pictures (sha256 {theirs[:12]}, here {fingerprint[:12]}): run it again"
+        )
+    return rows
+
+
+def plot_curves(path: str | os.PathLike, systems: Mapping[str, Sequence[Row]], title: str) -> None:
+    """Draw each measure against bytes per image: a line for each system, a dot where it has one row.
+
+    Args:
+        systems: {name: rows with `bytes_per_image`}.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for system in systems.values() for row in system]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_measure(name)]
+    names = [name for name in names if all(math.isfinite(float(row.get(name, 0))) for row in rows)]
+    if not names:
+        return
+    num_columns = min(len(names), 3)
+    num_rows = math.ceil(len(names) / num_columns)
+    figure, axes = pyplot.subplots(
+        num_rows, num_columns, figsize=(4.6 * num_columns, 3.6 * num_rows), squeeze=False, layout="constrained"
+    )
+    for axis, name in zip(axes.flat, names, strict=False):
+        for system, its_rows in systems.items():
+            points = [(row["bytes_per_image"], row[name]) for row in its_rows if name in row]
+            if points:
+                axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=system)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel("bytes per image")
+        axis.set_ylabel(title_of(name))
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_visible(False)
+    if len(systems) > 1:
+        axes.flat[0].legend(fontsize=8)
+    figure.suptitle(title)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part.png")
+    figure.savefig(aside, dpi=130)
+    pyplot.close(figure)
+    os.replace(aside, path)

@@ -1,0 +1,204 @@
+"""Sums over a set of pictures that several processes share: taken per process, added up once, finished once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from utils.cli import UserError
+from utils.processes import Processes
+
+
+def gather(value: Any, processes: Processes) -> list[Any]:
+    """The `value` of every process, in order of rank, on every process."""
+    if processes.world_size == 1:
+        return [value]
+    values = [None] * processes.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def add_up(tensor: Tensor, processes: Processes) -> Tensor:
+    """The sum of a CPU tensor over the processes."""
+    tensor = tensor.cpu()
+    if processes.world_size > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+class Means:
+    """Means over images of named values, summed in float64."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Add one batch: {name: (B,)}, the same names every time."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.double().cpu().sum())
+        self.count += len(next(iter(values.values())))
+
+    def finish(self, processes: Processes) -> dict[str, float]:
+        """Means over the images of all processes; one that saw none takes part with nothing."""
+        shares = gather((self.sums, self.count), processes)
+        total = sum(count for _, count in shares)
+        names = list(dict.fromkeys(name for sums, _ in shares for name in sums))
+        return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / total for name in names}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (D,) and covariance (D, D), float64, of `count` feature vectors."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+
+
+class Moments:
+    """First and second moments of feature vectors, summed in float64.
+
+    Args:
+        dimension: Length D of a vector.
+    """
+
+    def __init__(self, dimension: int):
+        self.count = 0
+        self.sum = torch.zeros(dimension, dtype=torch.float64)
+        self.products = torch.zeros(dimension, dimension, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> None:
+        """Add one batch, (B, D)."""
+        if self.sum.device != features.device and features.device.type != "mps":  # which has no float64
+            self.sum, self.products = self.sum.to(features.device), self.products.to(features.device)
+        features = features.detach().to(self.sum.device).double()
+        self.count += len(features)
+        self.sum += features.sum(dim=0)
+        self.products.addmm_(features.T, features)
+
+    def finish(self, processes: Processes) -> Gaussian:
+        """Mean and unbiased covariance over all processes.
+
+        Raises:
+            UserError: There are fewer than two vectors.
+        """
+        count = sum(gather(self.count, processes))
+        if count < 2:
+            raise UserError(f"a distance between sets of pictures needs at least 2 pictures in each, got {count}")
+        mean = add_up(self.sum, processes) / count
+        covariance = (add_up(self.products, processes) - count * torch.outer(mean, mean)) / (count - 1)
+        return Gaussian(mean, covariance, count)
+
+
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """Frechet distance of two normal distributions (Heusel et al., 2017, arXiv 1706.08500).
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The trace of the root is the sum of the singular values of
+    C1^(1/2) C2^(1/2): stable where there are fewer pictures than dimensions, and never complex.
+    """
+    if one.mean.shape != other.mean.shape:
+        raise UserError(
+            f"statistics of {len(one.mean)} and of {len(other.mean)} features cannot be compared: they are two "
+            "networks'; make both with one"
+        )
+    cross = torch.linalg.svdvals(_root(one.covariance) @ _root(other.covariance)).sum()
+    distance = (one.mean - other.mean).square().sum() + one.covariance.trace() + other.covariance.trace() - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+class Collected:
+    """Rows of numbers kept on the CPU as float32, such as features, for measures that need all of them."""
+
+    def __init__(self):
+        self.rows: list[Tensor] = []
+
+    def update(self, rows: Tensor) -> None:
+        """Add one batch, (B, ...)."""
+        self.rows.append(rows.detach().float().cpu())
+
+    def finish(self, processes: Processes, keys: list[str]) -> Tensor:
+        """All processes' rows, sorted by `keys`, this process's own: the same for any number of processes."""
+        shares = gather((keys, torch.cat(self.rows) if self.rows else None), processes)
+        names = [name for keys, _ in shares for name in keys]
+        rows = torch.cat([rows for _, rows in shares if rows is not None])
+        return rows[torch.tensor(sorted(range(len(names)), key=names.__getitem__), dtype=torch.long)]
+
+
+def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation over splits of the Inception Score (arXiv 1606.03498) of logits (n, classes).
+
+    Pictures are spread over the splits by torch-fidelity's fixed permutation.
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    if len(logits) < num_splits:
+        raise UserError(f"the Inception Score needs at least {num_splits} pictures, got {len(logits)}")
+    result = isc_features_to_metric(logits, splits=num_splits)
+    return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
+
+
+def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = 3) -> tuple[float, float]:
+    """Share of generated pictures within the real ones' neighbourhood, and the reverse (arXiv 1904.06991).
+
+    Args:
+        features: Of the generated pictures, (n, D).
+        real: Of real pictures, (m, D).
+        num_neighbours: The radius around each picture reaches to so many neighbours.
+    """
+    from torch_fidelity.metric_prc import (
+        KEY_METRIC_PRECISION,
+        KEY_METRIC_RECALL,
+        prc_features_to_metric,
+    )
+
+    if min(len(features), len(real)) <= num_neighbours:
+        raise UserError(
+            f"precision and recall need more than {num_neighbours} pictures on both sides, got {len(features)} and "
+            f"{len(real)}"
+        )
+    result = prc_features_to_metric(
+        features, real, prc_neighborhood=num_neighbours, prc_batch_size=2000, save_cpu_ram=True, verbose=False
+    )
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+
+
+def code_statistics(counts: Tensor) -> dict[str, Any]:
+    """Codebook usage, entropy and perplexity, over all tokens and for each token position.
+
+    Args:
+        counts: How often each code stood at each position, (N, V) integers.
+
+    Returns:
+        `usage` (distinct codes seen / V), `entropy_bits` (-sum p log2 p), `perplexity` (2^entropy), and
+        `per_position` with a list of N for each of the three.
+    """
+    usage = (counts > 0).double().mean(dim=1)
+    entropy = entropy_bits(counts)
+    together = counts.sum(dim=0)
+    total = float(entropy_bits(together[None]))
+    return {
+        "usage": float((together > 0).double().mean()),
+        "entropy_bits": total,
+        "perplexity": 2**total,
+        "per_position": {
+            "usage": usage.tolist(),
+            "entropy_bits": entropy.tolist(),
+            "perplexity": [2**bits for bits in entropy.tolist()],
+        },
+    }
+
+
+def entropy_bits(counts: Tensor) -> Tensor:
+    """Entropy in bits of each row of counts (R, V): (R,)."""
+    shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.special.entr(shares).sum(dim=1) / math.log(2)
