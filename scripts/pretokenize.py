@@ -63,7 +63,7 @@ def tokenize_split(
     parts = Parts(folder, plan, len(source.parts), processes)
     strict = split == "eval" and not config.dataset.params.get("eval_skip_broken", False)
     todo = list(parts.mine())
-    with tqdm(desc=split, unit="image", disable=not processes.is_main) as progress:
+    with tqdm(desc=split, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for number, index in enumerate(todo, start=1):
             progress.set_postfix_str(f"part {number} of this process's {len(todo)}")
             arrays = tokenize_part(source.parts[index], tokenizer, config, options, strict, processes, progress)

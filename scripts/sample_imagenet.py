@@ -85,7 +85,7 @@ def main() -> None:
     parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes)
     shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
     total = sum(map(len, shares.values()))
-    with tqdm(total=total, unit="image", dynamic_ncols=True, disable=not processes.is_main) as progress:
+    with tqdm(total=total, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for part, indices in shares.items():
             images = sample_part(generator, tokenizer, indices, arguments, settings, progress)
             parts.write(part, images=images)

@@ -1,0 +1,254 @@
+"""Token sets: what pretokenize.py writes, and the batches that training reads from it."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import scripts.pretokenize
+from data import DataError
+from data.image_shards import evaluation_loader, loaders
+from data.labels import Labelled
+from data.token_set import TokenSet, check_token_sets, evaluation_tokens, training_tokens
+from data.token_source import Variants
+from data.transforms import decode_image
+from modeling.tokenizers import encode_tokens, tokenizer_fingerprint
+from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
+from tests.shard_data import png
+from utils.cli import UserError
+from utils.config import save_config
+
+FILES = ("tokens.npy", "labels.npy", "keys.txt", "manifest.json")
+
+
+def pretokenize(monkeypatch, folder, output, *arguments):
+    config = ("--config", folder / "generator.yaml", "--output_dir", output, "--device", "cpu")
+    call(monkeypatch, scripts.pretokenize.main, *config, *arguments)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Shards, tokenizers, and the token set of both splits in `tokens`."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretokenize(monkeypatch, folder, folder / "tokens")
+    return folder
+
+
+def contents(folder):
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+def tokens_of(folder, images):
+    return encode_tokens(tokenizer_of(folder), images.float() / 255)
+
+
+def picture(key):
+    """(3, 8, 8) uint8, as the shards hold it."""
+    return torch.from_numpy(np.array(decode_image(png(int(key))))).permute(2, 0, 1)
+
+
+def test_the_set_holds_every_picture_once_in_the_order_of_the_keys(world):
+    train = TokenSet(world / "tokens/train")
+    assert train.keys == [f"{number:05d}" for number in range(20)]
+    assert train.labels.tolist() == [number % 10 for number in range(20)]
+    assert train.tokens.shape == (20, 2, NUM_TOKENS) and train.tokens.dtype == np.uint16
+    assert isinstance(train.tokens, np.memmap)
+    assert len(np.unique(train.tokens)) > 10  # or the comparisons below would say nothing
+    assert train.manifest["variants"] == ["centre", "centre, mirrored"]
+    assert train.manifest["classes"] == [str(label) for label in range(10)]
+    evaluation = TokenSet(world / "tokens/eval")
+    assert evaluation.tokens.shape == (7, 1, NUM_TOKENS)
+    assert not (world / "tokens/train/parts").exists()
+
+
+def test_the_tokens_are_those_made_on_the_fly(world):
+    train, evaluation = TokenSet(world / "tokens/train"), TokenSet(world / "tokens/eval")
+    images = torch.stack([picture(key) for key in train.keys])
+    assert np.array_equal(train.tokens[:, 0], tokens_of(world, images).numpy())
+    assert np.array_equal(train.tokens[:, 1], tokens_of(world, images.flip(-1)).numpy())
+    for batch in evaluation_loader(small_config(world), rank=0, world_size=1):
+        rows = [evaluation.keys.index(key) for key in batch["__key__"]]
+        assert np.array_equal(evaluation.tokens[rows, 0], tokens_of(world, batch["image"]).numpy())
+    on_the_fly, _ = loaders(small_config(world), rank=0, world_size=1)
+    for batch in islice(on_the_fly(0), 4):
+        tokens = tokens_of(world, batch["image"]).numpy()
+        for key, row in zip(batch["__key__"], tokens, strict=True):
+            assert any(np.array_equal(row, variant) for variant in train.tokens[int(key)])
+
+
+def test_random_crops_follow_from_the_seed_and_the_key(world):
+    config = small_config(world, "dataset.preprocessing.resize_shorter_edge=12")
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    variants = Variants(config.dataset.preprocessing, num_crops=2, seed=5)
+    assert variants.names == [
+        *("centre", "centre, mirrored", "random 1", "random 1, mirrored", "random 2", "random 2, mirrored")
+    ]
+    pixels = variants(wide, "a")
+    assert pixels.shape == (6, 3, 8, 8) and torch.equal(pixels, variants(wide, "a"))
+    assert torch.equal(pixels[::2], pixels[1::2].flip(-1))
+    assert not torch.equal(pixels[2], pixels[4]) and not torch.equal(pixels[2], variants(wide, "b")[2])
+    config.dataset.preprocessing.random_flip = False
+    assert Variants(config.dataset.preprocessing, num_crops=1, seed=5).names == ["centre", "random 1"]
+
+
+def test_two_processes_write_what_one_writes(world, tmp_path):
+    arguments = ("--config", world / "generator.yaml", "--output_dir", tmp_path, "--device", "cpu")
+    on_two_processes("scripts/pretokenize.py", *arguments, "--split", "train")
+    assert contents(tmp_path / "train") == contents(world / "tokens/train")
+
+
+def test_a_killed_run_goes_on(world, tmp_path, monkeypatch):
+    parts = []
+    original = scripts.pretokenize.tokenize_part
+
+    def tokenize_part(part, *arguments):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        parts.append(part.name)
+        return original(part, *arguments)
+
+    monkeypatch.setattr(scripts.pretokenize, "tokenize_part", tokenize_part)
+    with pytest.raises(KeyboardInterrupt):
+        pretokenize(monkeypatch, world, tmp_path, "--split", "train")
+    with pytest.raises(DataError, match="only an unfinished one"):
+        TokenSet(tmp_path / "train")
+    with pytest.raises(UserError, match="with fingerprint .* where .* is wanted now"):
+        pretokenize(monkeypatch, world, tmp_path, "--split", "train", "--checkpoint", world / "other")
+    parts.clear()
+    pretokenize(monkeypatch, world, tmp_path, "--split", "train")
+    assert parts == ["s-000002.tar"]
+    assert contents(tmp_path / "train") == contents(world / "tokens/train")
+
+
+def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys):
+    before = contents(world / "tokens/train")
+    pretokenize(monkeypatch, world, world / "tokens")
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="with variants .* is wanted now: give another --output_dir"):
+        pretokenize(monkeypatch, world, world / "tokens", "--crops", 1)
+    assert contents(world / "tokens/train") == before
+
+
+def test_a_folder_of_pictures_gives_the_same_tokens(world, tmp_path, monkeypatch):
+    folder = make_world(tmp_path)
+    for number in range(20):
+        path = folder / "pictures" / str(number % 10) / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    place = f"dataset.params.train_folder={folder}/pictures"
+    save_config(small_config(folder, "dataset.type=folder", place), folder / "generator.yaml")
+    pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+    made, expected = TokenSet(folder / "tokens/train"), TokenSet(world / "tokens/train")
+    assert made.keys[:2] == ["0/00000.png", "0/00010.png"] and made.labels.tolist() == sorted(expected.labels)
+    numbers = [int(key[2:7]) for key in made.keys]
+    assert np.array_equal(made.tokens, expected.tokens[numbers])
+
+
+def test_broken_pictures_are_left_out_of_training_and_stop_evaluation(tmp_path, monkeypatch):
+    folder = make_world(tmp_path)
+    for split in ("train", "eval"):
+        shard = folder / split / "s-000000.tar"
+        shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89BAD", 1))
+    with pytest.raises(DataError, match="more than dataset.max_bad_fraction=0.01 allows.*s-000000.tar"):
+        pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+    save_config(small_config(folder, "dataset.max_bad_fraction=0.1"), folder / "generator.yaml")
+    pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+    train = TokenSet(folder / "tokens/train")
+    assert len(train) == 19 and len(train.manifest["skipped"]) == 1
+    with pytest.raises(DataError, match="evaluation needs every sample"):
+        pretokenize(monkeypatch, folder, folder / "tokens", "--split", "eval")
+
+
+def test_training_batches_can_be_taken_up_anywhere_and_are_shared_by_ranks(world):
+    config = small_config(world, "dataset.type=tokens")
+    whole = list(islice(training_tokens(config, 0, rank=0, world_size=1), 10))
+    assert sorted(key for batch in whole[:5] for key in batch["__key__"]) == TokenSet(world / "tokens/train").keys
+    assert whole[0]["tokens"].shape == (4, NUM_TOKENS) and whole[0]["tokens"].dtype == torch.int64
+    later = next(iter(training_tokens(config, 7, rank=0, world_size=1)))
+    assert later["__key__"] == whole[7]["__key__"] and torch.equal(later["tokens"], whole[7]["tokens"])
+    config.training.per_gpu_batch_size = 2
+    halves = [next(iter(training_tokens(config, 3, rank=rank, world_size=2))) for rank in (0, 1)]
+    assert torch.equal(torch.cat([half["tokens"] for half in halves]), whole[3]["tokens"])
+
+
+def test_a_batch_has_its_pictures_tokens_and_draws_among_the_variants(world):
+    train = TokenSet(world / "tokens/train")
+    chosen = []
+    for batch in islice(training_tokens(small_config(world), 0, rank=0, world_size=1), 50):
+        for key, tokens, label in zip(batch["__key__"], batch["tokens"].numpy(), batch["class_id"], strict=True):
+            row = train.keys.index(key)
+            assert label == train.labels[row]
+            chosen.append([np.array_equal(tokens, variant) for variant in train.tokens[row]])
+    assert np.all(np.any(chosen, axis=1)) and 0.3 < np.mean(chosen, axis=0)[0] < 0.7
+
+
+def test_evaluation_sees_every_picture_once_over_the_ranks(world):
+    config = small_config(world, "dataset.type=tokens")
+    ranks = [list(evaluation_tokens(config, rank=rank, world_size=3)) for rank in range(3)]
+    keys = sorted(key for batches in ranks for batch in batches for key in batch["__key__"])
+    assert keys == TokenSet(world / "tokens/eval").keys
+    assert evaluation_tokens(config, rank=0, world_size=3).expected == 7
+
+
+def test_a_set_of_another_tokenizer_is_refused_naming_both(world):
+    config = small_config(world, "dataset.type=tokens")
+    ours = tokenizer_fingerprint(tokenizer_of(world))
+    check_token_sets(config, ours, "tokenizer")
+    with pytest.raises(DataError, match=rf"{world}/tokenizer \(fingerprint {ours[:12]}\).* is mine \(fingerprint 123"):
+        check_token_sets(config, "1234", "mine")
+    config.dataset.type = "shards"
+    check_token_sets(config, "1234", "mine")
+
+
+def test_the_fingerprint_is_of_what_makes_tokens(world):
+    tokenizer = tokenizer_of(world)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.decoder.mask_token.data += 1
+    assert tokenizer_fingerprint(tokenizer) == before
+    tokenizer.latent_tokens.data[0, 0] += 1e-3
+    assert tokenizer_fingerprint(tokenizer) != before
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "keys.txt", "manifest.json"])
+def test_a_damaged_set_is_an_error(world, tmp_path, name):
+    for file in FILES:
+        content = (world / "tokens/eval" / file).read_bytes()
+        (tmp_path / file).write_bytes(content[: len(content) // 2] if file == name else content)
+    with pytest.raises(DataError, match="make it again|cannot be read as one"):
+        TokenSet(tmp_path)
+
+
+def test_a_set_that_holds_objects_is_refused(world, tmp_path):
+    for file in FILES:
+        (tmp_path / file).write_bytes((world / "tokens/eval" / file).read_bytes())
+    np.save(tmp_path / "labels.npy", np.array([print] * 7, dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="damaged"):
+        TokenSet(tmp_path)
+
+
+def test_a_missing_set_says_how_to_make_it(world):
+    config = small_config(world, "dataset.type=tokens", "dataset.params.token_set=nowhere")
+    training, evaluation = loaders(config, rank=0, world_size=1)
+    assert evaluation is None
+    with pytest.raises(DataError, match="no token set nowhere/train .*scripts/pretokenize.py"):
+        training(0)
+    config.dataset.params.token_set = None
+    with pytest.raises(DataError, match="dataset.params.token_set must name"):
+        loaders(config, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("label, got", [(-1, "none"), (10, "10")])
+def test_every_image_needs_a_label_of_a_class(label, got):
+    batch = {"__key__": ["a", "b"], "class_id": torch.tensor([9, label])}
+    with pytest.raises(DataError, match=rf"sample b must have a label in 0\.\.9, got {got}"):
+        list(Labelled([batch], 10))
+
+
+def test_the_manifest_is_plain_json(world):
+    manifest = json.loads((world / "tokens/train/manifest.json").read_text())
+    assert manifest["tokenizer"]["checkpoint"] == f"{world}/tokenizer"
+    assert manifest["num_images"] == 20 and manifest["skipped"] == []
