@@ -38,6 +38,8 @@ STAGES = {
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
 LENGTHS = (8, 64, 256)
+# Side of the matrices; batch, channels and side of the images: large enough to keep the device busy.
+CEILING_SIZES = {"cpu": (2048, 4, 128, 64), "other": (8192, 32, 256, 128)}
 COLUMNS = ("model", "item", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of ceiling", "peak MiB")
 
 
@@ -227,8 +229,7 @@ def stage2_task(config: DictConfig, folder: str):
 def ceilings(setting: Setting) -> dict[str, Work]:
     """Arithmetic that this machine does best: a matrix product, and a 3 x 3 convolution in channels-last layout."""
     kind = {"device": setting.device, "dtype": DTYPES[setting.precision]}
-    small = setting.device.type == "cpu"
-    side, batch, channels, pixels = (2048, 4, 128, 64) if small else (8192, 32, 256, 128)
+    side, batch, channels, pixels = CEILING_SIZES["cpu" if setting.device.type == "cpu" else "other"]
     left, right = torch.randn(side, side, **kind), torch.randn(side, side, **kind)
     images = torch.randn(batch, channels, pixels, pixels, **kind).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, **kind).contiguous(memory_format=torch.channels_last)
