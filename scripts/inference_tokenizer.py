@@ -301,8 +301,9 @@ def model_name(located: Located) -> str:
 
 
 def clip(name: str) -> str:
-    """A long name by its end, where numbered files differ."""
-    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+    """A long name by its two ends."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 3]}...{name[-half:]}"
 
 
 def describe(broken: Sequence[tuple[PictureFile, str]]) -> str:
