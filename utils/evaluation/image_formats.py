@@ -1,0 +1,132 @@
+"""JPEG, JPEG 2000, WebP and AVIF through Pillow: whole files in memory, the best one that fits a budget of bytes."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, features
+
+from utils.cli import UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One lossy format.
+
+    Attributes:
+        title: Its name in tables.
+        settings: From the smallest file to the best picture.
+        options: Pillow's arguments for a setting and the picture's shorter side.
+        library: Pillow's name of the library behind it.
+    """
+
+    title: str
+    pillow_name: str
+    settings: Sequence[float]
+    options: Callable[[float, int], dict]
+    library: str
+
+    def encode(self, pixels: np.ndarray, setting: float) -> bytes:
+        """The file of a picture (H, W, 3) uint8; grey ones are stored as grey where the format can."""
+        file = io.BytesIO()
+        picture = Image.fromarray(pixels)
+        if (pixels == pixels[..., :1]).all():
+            picture = picture.convert("L")
+        picture.save(file, self.pillow_name, **self.options(setting, min(picture.size)))
+        return file.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 of a file."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def _jpeg2000_options(rate: float, side: int) -> dict:
+    # The bare codestream: the usual container adds 85 bytes. More wavelet levels than the picture has are an error.
+    levels = min(6, side.bit_length())
+    return {"quality_mode": "rates", "quality_layers": [rate], "irreversible": True, "no_jp2": True} | {
+        "num_resolutions": levels
+    }
+
+
+QUALITIES = (0, 1, 2, 3, 5, 7, 10, 14, 18, 23, 28, 34, 40, 47, 54, 62, 70, 78, 86, 92, 96)
+RATES = (1000, 500, 300, 200, 140, 100, 75, 56, 42, 32, 24, 18, 13, 10, 7.5, 5.6, 4.2, 3.2, 2.4)
+FORMATS = {
+    "jpeg": Format("JPEG", "JPEG", QUALITIES, lambda quality, side: {"quality": quality, "optimize": True}, "jpg"),
+    "jpeg2000": Format("JPEG 2000", "JPEG2000", RATES, _jpeg2000_options, "jpg_2000"),
+    "webp": Format("WebP", "WEBP", QUALITIES, lambda quality, side: {"quality": quality, "method": 6}, "webp"),
+    "avif": Format("AVIF", "AVIF", QUALITIES, lambda quality, side: {"quality": quality, "speed": 8}, "avif"),
+}
+
+
+def available(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        UserError: There is none, or this Pillow was built without it.
+    """
+    if name not in FORMATS:
+        raise UserError(f"an image format is one of {', '.join(FORMATS)}, got {name}")
+    if not features.check(FORMATS[name].library):
+        raise UserError(f"this Pillow was built without {FORMATS[name].title}: install Pillow 11.3 or newer")
+    return FORMATS[name]
+
+
+@cache
+def header_bytes(name: str, grey: bool) -> int:
+    """Bytes of a file that say nothing of the picture: those of one flat 8 x 8 picture at the lowest setting."""
+    flat = np.full((8, 8, 3), 128, np.uint8)
+    if not grey:
+        flat[..., 0] = 129
+    return len(FORMATS[name].encode(flat, FORMATS[name].settings[0]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture stored one way.
+
+    Attributes:
+        num_bytes: Size of the file, header included.
+        error: Mean squared error of what it gives back.
+    """
+
+    num_bytes: int
+    error: float
+    pixels: np.ndarray
+
+
+def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float], limit: int) -> Iterator[Candidate]:
+    """The picture at every setting and scale whose file has at most `limit` bytes.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        scales: Sides are multiplied by these before storing (Lanczos), and brought back after it (bicubic).
+    """
+    height, width = pixels.shape[:2]
+    for scale in scales:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = pixels
+        if size != (width, height):
+            small = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+        misses = 0
+        for setting in image_format.settings:
+            data = image_format.encode(small, setting)
+            if len(data) > limit:
+                misses += 1
+                if misses == 2:  # sizes need not rise strictly with the setting
+                    break
+                continue
+            restored = decode(data)
+            if size != (width, height):
+                restored = np.array(Image.fromarray(restored).resize((width, height), Image.Resampling.BICUBIC))
+            error = float(np.square(restored.astype(np.float32) - pixels.astype(np.float32)).mean())
+            yield Candidate(len(data), error, restored)
+
+
+def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:
+    """The candidate nearest to the picture among those of at most `budget` bytes; None where none fits."""
+    fitting = [candidate for candidate in found if candidate.num_bytes <= budget]
+    return min(fitting, key=lambda candidate: (candidate.error, candidate.num_bytes), default=None)
