@@ -12,8 +12,9 @@ def attention(
 ) -> Tensor:
     """Softmax attention, softmax(q k^T / sqrt(d)) v, by the arithmetic that is fastest on the device.
 
-    Accelerators take `scaled_dot_product_attention` (flash kernels). On CPUs the fused kernel took 42 % of a ViT
-    step at 129 positions, and the three plain operations about half of its time, so they are used there.
+    That is `scaled_dot_product_attention` (flash kernels on accelerators; on one CPU core 1.2 to 2.5 x as fast as plain
+    operations in float32), except in half precision on CPUs, where a training step of the plain operations took a half
+    to a quarter of its time (`scripts/benchmark.py --only attention`).
 
     Args:
         queries, keys, values: (B, heads, T, d).
@@ -23,7 +24,7 @@ def attention(
     Returns:
         (B, heads, T, d).
     """
-    if queries.device.type != "cpu":
+    if queries.device.type != "cpu" or queries.dtype == torch.float32:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
     scores = (queries / math.sqrt(queries.shape[-1])) @ keys.mT  # (B, heads, T, T)
     if mask is not None:
