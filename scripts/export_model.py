@@ -1,6 +1,6 @@
 """Write a trained model as a small folder to share: config.json, model.safetensors in half precision, model card.
 
-    python3 scripts/export_model.py --checkpoint checkpoints/fashion_stage2 --output_dir assets/models/one-d-piece_fashion
+    python3 scripts/export_model.py --checkpoint checkpoints/fashion_stage2 --output_dir my_model
 
 `from_pretrained(OUTPUT_DIR)` and every `--checkpoint OUTPUT_DIR` read it back.
 """
