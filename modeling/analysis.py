@@ -1,0 +1,140 @@
+"""What each token contributes to the picture: the change at every pixel when it is replaced, or added to a prefix."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling.titok import TiTok
+
+NORMS = {"l1": Tensor.abs, "l2": Tensor.square}
+
+
+def other_codes(tokens: Tensor, keys: list[str], *, codebook_size: int, num_draws: int, seed: int) -> Tensor:
+    """For each token `num_draws` codes that differ from it, drawn uniformly with repetition: (B, N, num_draws).
+
+    They depend on the seed and the picture's key alone, and not on the pictures beside it.
+
+    Args:
+        tokens: (B, N) in 0..codebook_size-1.
+        keys: Names of the B pictures.
+    """
+    steps = []
+    for key in keys:
+        name = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+        draws = np.random.default_rng([seed, name])
+        steps.append(draws.integers(1, codebook_size, size=(tokens.shape[1], num_draws)))
+    steps = torch.from_numpy(np.stack(steps)).to(tokens.device)
+    return (tokens[..., None] + steps) % codebook_size  # a step of 1..V-1 never comes back to the same code
+
+
+@torch.no_grad()
+def replacement_changes(
+    tokenizer: TiTok, tokens: Tensor, codes: Tensor, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """How the pictures change when one token at a time is replaced (arXiv 2501.10064, the token contributions).
+
+    Args:
+        tokens: (B, N).
+        codes: What each token is replaced with, in turn: (B, N, K).
+        batch_size: Most token sequences that are decoded at once; B x K where that is more.
+
+    Yields:
+        Indices of T tokens, and what replacing each of them changes, (B, T, K, 3, P, P) in [-1, 1].
+    """
+    num_images, num_tokens, num_draws = codes.shape
+    whole = pictures_of(tokenizer, tokens)[:, None, None]
+    step = max(1, batch_size // (num_images * num_draws))
+    for first in range(0, num_tokens, step):
+        indices = slice(first, min(first + step, num_tokens))
+        places = torch.arange(indices.start, indices.stop, device=tokens.device)
+        changed = tokens[:, None, None].repeat(1, len(places), num_draws, 1)  # (B, T, K, N)
+        changed.scatter_(3, places[None, :, None, None].expand(*changed.shape[:3], 1), codes[:, indices, :, None])
+        yield indices, pictures_of(tokenizer, changed.flatten(0, 2)).unflatten(0, changed.shape[:3]) - whole
+
+
+@torch.no_grad()
+def prefix_changes(tokenizer: TiTok, tokens: Tensor, no_tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """How the pictures change when each token is added to the ones before it; as `replacement_changes`, with K = 1.
+
+    Args:
+        tokens: (B, N).
+        no_tokens: The picture that the first token is added to, (3, P, P).
+    """
+    before = no_tokens
+    for length in range(1, tokens.shape[1] + 1):
+        pictures = pictures_of(tokenizer, tokens[:, :length])
+        yield slice(length - 1, length), (pictures - before)[:, None, None]
+        before = pictures
+
+
+@torch.no_grad()
+def mean_of_one_token(tokenizer: TiTok, batch_size: int) -> Tensor:
+    """The mean of the pictures of all V codes as the only token, (3, P, P).
+
+    It stands for the prefix of no tokens, from which no model decodes: what is known before the first token is read.
+    """
+    total = 0.0
+    for codes in torch.arange(tokenizer.codebook_size, device=tokenizer.latent_tokens.device).split(batch_size):
+        total = total + pictures_of(tokenizer, codes[:, None]).sum(dim=0)
+    return total / tokenizer.codebook_size
+
+
+def pictures_of(tokenizer: TiTok, tokens: Tensor) -> Tensor:
+    """Pictures (B, 3, P, P) of tokens (B, K) as people see them: clamped to [0, 1], not rounded, since small changes
+    would be lost."""
+    return tokenizer.decode_tokens(tokens).clamp(0, 1)
+
+
+class Contributions:
+    """Sums over pictures of the pixel changes that the tokens make, in float64.
+
+    Args:
+        num_tokens, image_size: N and P.
+        device: Where the changes are; an Apple GPU has no float64, so sums of its changes stay on the CPU.
+    """
+
+    def __init__(self, num_tokens: int, image_size: int, device: str | torch.device = "cpu"):
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        self.count = 0
+        self.sums = {}
+        for norm in NORMS:
+            self.sums[f"map_{norm}"] = self._zeros(num_tokens, image_size, image_size)
+            self.sums[f"mean_{norm}"] = self._zeros(num_tokens)
+            self.sums[f"square_{norm}"] = self._zeros(num_tokens)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+    def update(self, tokens: slice, change: Tensor) -> None:
+        """Add what tokens change in some pictures: (B, T, K, C, P, P), averaged over K, summed over the channels C."""
+        for norm, size_of in NORMS.items():
+            maps = size_of(change).sum(dim=3).mean(dim=2).to(self.device).double()  # (B, T, P, P)
+            means = maps.mean(dim=(2, 3))  # (B, T)
+            self.sums[f"map_{norm}"][tokens] += maps.sum(dim=0)
+            self.sums[f"mean_{norm}"][tokens] += means.sum(dim=0)
+            self.sums[f"square_{norm}"][tokens] += means.square().sum(dim=0)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The sums and the count, to be kept, and added to those of other pictures."""
+        return {name: value.cpu().numpy() for name, value in self.sums.items()} | {"count": np.array(self.count)}
+
+
+def contributions(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over pictures, from the sums that `Contributions.arrays` gives.
+
+    Returns:
+        `length_to_diff_l1` and `length_to_diff_l2`, (N, P, P): the mean absolute and squared change at each pixel,
+        summed over the channels, which each token makes. `mean_l1` and `mean_l2`, (N,): their means over the pixels;
+        `standard_error_l1` and `standard_error_l2`: those means' standard errors over pictures, NaN for one picture.
+        `count`: the number of pictures.
+    """
+    count = int(sums["count"])
+    result = {f"length_to_diff_{norm}": sums[f"map_{norm}"] / count for norm in NORMS}
+    for norm in NORMS:
+        result[f"mean_{norm}"] = mean = sums[f"mean_{norm}"] / count
+        spread = np.maximum(sums[f"square_{norm}"] / count - mean**2, 0)
+        result[f"standard_error_{norm}"] = np.sqrt(spread / (count - 1)) if count > 1 else np.full_like(mean, np.nan)
+    return result | {"count": np.array(count)}
