@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -159,3 +159,29 @@ def _open_array(path: Path) -> BinaryIO:
     if member not in members:
         raise DataError(f"{path} must hold the pictures as {NPZ_MEMBER}, got {', '.join(members) or 'nothing'}")
     return archive.open(member)  # its seek reads on from where it is: cheap in order
+
+
+class Statistics(NamedTuple):
+    """Mean (D,) and covariance (D, D), float64, of Inception features, and whether pictures stand beside them."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    has_pictures: bool
+
+
+def read_statistics(path: str | os.PathLike) -> Statistics | None:
+    """The `mu` and `sigma` of a reference archive of the ADM evaluator; None where a file has none."""
+    path = Path(path).expanduser()
+    if not (path.is_file() and path.suffix == ".npz"):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not {"mu", "sigma"} <= set(archive.files):
+                return None
+            mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
+            has_pictures = NPZ_MEMBER in archive.files
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} must be a reference archive of arrays, and cannot be read ({error})") from error
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
+    return Statistics(mean, covariance, has_pictures)

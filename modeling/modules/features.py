@@ -221,7 +221,7 @@ class SetFeatures(FrozenNetwork):
         key: Name of the distance in files. "fid" is Inception's alone.
         title: Name of the distance in tables.
         dimension: Length D of a feature vector.
-        has_logits: It gives the logits that the Inception Score is made of.
+        num_logits: Classes of the logits that the Inception Score is made of; 0 where it gives none.
         weights_sha256: Of the file of weights, or of the tensors where there is no one file.
         preparation: What is done to the pictures first, for the record.
     """
@@ -229,7 +229,7 @@ class SetFeatures(FrozenNetwork):
     key: str
     title: str
     dimension: int
-    has_logits = False
+    num_logits = 0
     weights_sha256: str
     preparation: str
 
@@ -243,7 +243,7 @@ class SetFeatures(FrozenNetwork):
 class InceptionFeatures(SetFeatures):
     """The Inception-v3 of the FID in torch-fidelity's port (Heusel et al., 2017): 2048 features, 1008 logits."""
 
-    key, title, dimension, has_logits = "fid", "FID", 2048, True
+    key, title, dimension, num_logits = "fid", "FID", 2048, 1008
     preparation = "299 x 299, bilinear as in TensorFlow 1"
 
     def __init__(self, weights: str | os.PathLike | None = None):

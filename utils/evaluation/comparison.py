@@ -3,36 +3,16 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from utils.cli import UserError
-from utils.evaluation.statistics import Collected, Means, Moments, frechet_distance, gather, inception_score
+from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
+from utils.evaluation.statistics import Means, frechet_distance, gather
 from utils.processes import Processes
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # (version, original), (B, 3, H, W) float32 in [0, 1], to (B,)
-
-
-class FeatureNetwork(Protocol):
-    """What a distance between sets of pictures looks through.
-
-    Attributes:
-        key: What the distance is called in files: "fid" is Inception's alone.
-        title: What it is called in tables.
-        dimension: Length D of a feature vector.
-        has_logits: The network classifies as the Inception Score needs it.
-    """
-
-    key: str
-    title: str
-    dimension: int
-    has_logits: bool
-
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, D) and logits of (B, 3, H, W) uint8."""
-        ...
 
 
 class Comparison:
@@ -47,8 +27,7 @@ class Comparison:
     def __init__(self, measures: Mapping[str, Measure], network: FeatureNetwork | None, processes: Processes):
         self.measures, self.network, self.processes = measures, network, processes
         self.means: dict[str, Means] = {}
-        self.moments: dict[str | None, Moments] = {}  # None: the originals
-        self.logits: dict[str, Collected] = {}
+        self.sets: dict[str | None, FeatureSet] = {}  # None: the originals
         self.keys: list[str] = []
         self.digests: list[bytes] = []
 
@@ -70,7 +49,8 @@ class Comparison:
         """
         self.keys += keys
         self.digests += [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in originals.cpu()]
-        self._features(None, originals)
+        if self.network is not None:
+            self.feature_set(None).update(originals, keys)
         target = originals.float() / 255
         for name, version in versions.items():
             if version.shape != originals.shape or version.dtype != torch.uint8:
@@ -82,14 +62,12 @@ class Comparison:
             values = {measure: function(pixels, target) for measure, function in self.measures.items()}
             values |= (extra or {}).get(name, {})
             self.means.setdefault(name, Means()).update(values)
-            self._features(name, version)
+            if self.network is not None:
+                self.feature_set(name).update(version, keys)
 
-    def _features(self, name: str | None, pictures: Tensor) -> None:
-        if self.network is not None:
-            features, logits = self.network(pictures)
-            self.moments.setdefault(name, Moments(self.network.dimension)).update(features)
-            if name is not None and logits is not None:
-                self.logits.setdefault(name, Collected()).update(logits)
+    def feature_set(self, name: str | None) -> FeatureSet:
+        """What is known of a version's set of pictures, or of the originals' (None)."""
+        return self.sets.setdefault(name, FeatureSet(self.network, self.processes, with_logits=name is not None))
 
     def count(self) -> int:
         """Pictures seen so far by all processes; every process calls this together."""
@@ -102,23 +80,15 @@ class Comparison:
 
     def finish(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """{version: {name of the measure: value}} over all processes, which call this together."""
-        results: dict[str, dict[str, Any]] = {}
-        network = self.network
-        originals = None
-        if network is not None:
-            originals = self._moments(None).finish(self.processes)
+        results: dict[str, dict[str, float]] = {}
+        originals = self.feature_set(None).gaussian() if self.network is not None else None
         for name in names:
             results[name] = self.means.get(name, Means()).finish(self.processes)
-            if network is None:
-                continue
-            results[name][network.key] = frechet_distance(originals, self._moments(name).finish(self.processes))
-            if network.has_logits:
-                logits = self.logits.get(name, Collected()).finish(self.processes, self.keys)
-                results[name]["inception_score"], results[name]["inception_score_std"] = inception_score(logits)
+            if self.network is not None:
+                version = self.feature_set(name)
+                results[name][self.network.key] = frechet_distance(originals, version.gaussian())
+                results[name] |= version.inception_score()
         return results
-
-    def _moments(self, name: str | None) -> Moments:
-        return self.moments.get(name) or Moments(self.network.dimension)
 
 
 def require_unique(keys: Sequence[str], what: str) -> None:

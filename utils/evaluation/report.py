@@ -137,6 +137,44 @@ def plot_curves(path: str | os.PathLike, systems: Mapping[str, Sequence[Row]], t
     if len(systems) > 1:
         axes.flat[0].legend(fontsize=8)
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str], measure: str) -> None:
+    """Draw a measure over one setting (a line) or two (a map with the numbers written in).
+
+    Args:
+        rows: Each has the settings `names` and `measure`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+    axis.set_title(title_of(measure))
+    axis.set_xlabel(names[-1])
+    if len(names) == 1:
+        axis.plot([row[names[0]] for row in rows], [row[measure] for row in rows], marker="o")
+        axis.grid(alpha=0.3)
+    else:
+        ys, xs = (list(dict.fromkeys(row[name] for row in rows)) for name in names)
+        values = {(row[names[0]], row[names[1]]): row[measure] for row in rows}
+        image = axis.imshow([[values[y, x] for x in xs] for y in ys], cmap="viridis_r", aspect="auto")
+        figure.colorbar(image)
+        axis.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+        axis.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+        axis.set_ylabel(names[0])
+        for column, x in enumerate(xs):
+            for line, y in enumerate(ys):
+                box = {"facecolor": "white", "alpha": 0.6, "linewidth": 0}
+                axis.text(column, line, f"{values[y, x]:.4g}", ha="center", va="center", bbox=box)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    from matplotlib import pyplot
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part.png")

@@ -117,20 +117,20 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 class Collected:
-    """Rows of numbers kept on the CPU as float32, such as features, for measures that need all of them."""
+    """Vectors of `dimension` numbers kept on the CPU as float32, for measures that need all of them."""
 
-    def __init__(self):
-        self.rows: list[Tensor] = []
+    def __init__(self, dimension: int):
+        self.rows = [torch.empty(0, dimension)]
 
     def update(self, rows: Tensor) -> None:
-        """Add one batch, (B, ...)."""
+        """Add one batch, (B, D)."""
         self.rows.append(rows.detach().float().cpu())
 
     def finish(self, processes: Processes, keys: list[str]) -> Tensor:
-        """All processes' rows, sorted by `keys`, this process's own: the same for any number of processes."""
-        shares = gather((keys, torch.cat(self.rows) if self.rows else None), processes)
+        """All processes' vectors, sorted by `keys`, this process's own: the same for any number of processes."""
+        shares = gather((keys, torch.cat(self.rows)), processes)
         names = [name for keys, _ in shares for name in keys]
-        rows = torch.cat([rows for _, rows in shares if rows is not None])
+        rows = torch.cat([rows for _, rows in shares])
         return rows[torch.tensor(sorted(range(len(names)), key=names.__getitem__), dtype=torch.long)]
 
 

@@ -1,0 +1,299 @@
+"""Score generated images against a reference set: Frechet distance, Inception Score, precision and recall.
+
+Samples that are there, against the reference statistics of the ADM evaluator (gFID):
+  python3 scripts/evaluate_generation.py --samples samples/samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+
+Straight from a generator (by default the bundled one), without a network:
+  python3 scripts/evaluate_generation.py --checkpoint maskgit_fashion --num_images 10000 \\
+      --reference configs/fashion/eval.yaml --features efficientnet_lite0
+
+A grid of sampler settings:
+  python3 scripts/evaluate_generation.py ... --sweep guidance_scale=2,4,6 randomize_temperature=1.5,3
+
+Samples and reference are a .npy or .npz file or a folder; the reference may also be a configuration (its evaluation
+pictures) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from data.image_shards import check_count, evaluation_loader
+from data.picture_sets import open_pictures, read_statistics
+from data.transforms import EvalTransform
+from modeling.evaluation import add_common_arguments, add_feature_arguments, feature_record, load_features
+from modeling.generators import add_sampler_arguments, chosen_settings, load_generator, load_its_tokenizer, sample
+from modeling.maskgit import MaskGIT
+from modeling.modules.features import SetFeatures
+from modeling.titok import TiTok
+from modeling.weights import Located
+from utils.cli import UserError, run
+from utils.config import load_config
+from utils.evaluation.feature_set import FeatureSet
+from utils.evaluation.metrics import to_uint8
+from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.report import Row, plot_grid, table, write_results
+from utils.evaluation.statistics import Gaussian, add_up, frechet_distance, precision_recall
+from utils.processes import Processes
+
+INCEPTION = "fid"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are measured against.
+
+    Attributes:
+        features: Of single pictures, (n, D), for precision and recall; None where only statistics are known.
+        record: For the protocol.
+    """
+
+    gaussian: Gaussian
+    features: Tensor | None
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generator with its tokenizer."""
+
+    generator: MaskGIT
+    tokenizer: TiTok
+    generator_located: Located
+    tokenizer_located: Located
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator_located.description,
+            "generator_sha256": sha256_of(self.generator_located.weights),
+            "tokenizer": self.tokenizer_located.description,
+            "tokenizer_sha256": sha256_of(self.tokenizer_located.weights),
+        }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", help="generated images: .npy, .npz (arr_0) or a folder; sampled when not given")
+    parser.add_argument("--reference", required=True, help=".npz, .npy, folder, configuration or shards")
+    parser.add_argument("--config", help="configuration of the generator")
+    parser.add_argument(
+        "--checkpoint", help="the generator: hub id, folder, training output, file, step or bundled name"
+    )
+    parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
+    parser.add_argument("--num_images", type=int, help="images to sample (default: 50000), or to expect in --samples")
+    parser.add_argument("--seed", type=int, default=42, help="of the sampled images (default: %(default)s)")
+    parser.add_argument(
+        "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings to try, each with each (one or two names)"
+    )
+    add_feature_arguments(parser)
+    add_common_arguments(parser, output_dir="output/evaluate_generation")
+    add_sampler_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep):
+        raise UserError("--samples are there already: leave out --config, --checkpoint and --sweep")
+    if arguments.features == "none":
+        raise UserError("--features none leaves nothing to measure: name a network")
+    if arguments.num_images is not None and arguments.num_images < 2:
+        raise UserError(f"--num_images must be 2 or more, got {arguments.num_images}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    sweep = parse_sweep(arguments.sweep or [])
+    exact_arithmetic()
+    processes = Processes(arguments.device)
+    try:
+        evaluate(arguments, sweep, processes)
+    finally:
+        processes.close()
+
+
+def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: Processes) -> None:
+    network = load_features(arguments, processes)
+    batch_size = arguments.batch_size or 64
+    rows: list[Row] = []
+    if arguments.samples:
+        samples = open_pictures(arguments.samples)
+        size = min(samples.height, samples.width)
+        reference = load_reference(arguments.reference, size, network, batch_size, processes)
+        share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
+        found = scored_set(samples.batches(**share), len(samples), network, processes, "samples")
+        seen = found.count()
+        expected = arguments.num_images or len(samples)
+        if seen != expected:
+            raise UserError(f"expected {expected} images in {arguments.samples}, got {seen}")
+        rows.append({"name": Path(arguments.samples).stem, **score(found, reference, processes)})
+        facts = {"samples": {"source": arguments.samples, "expected": expected, "seen": seen}}
+    else:
+        source = load_source(arguments, processes)
+        size = source.tokenizer.image_size
+        reference = load_reference(arguments.reference, size, network, batch_size, processes)
+        expected = seen = arguments.num_images or 50_000
+        settings = chosen_settings(source.generator.config, arguments)
+        unknown = [name for name in sweep if name not in settings]
+        if unknown:
+            raise UserError(f"--sweep takes settings of the sampler ({', '.join(settings)}), got {unknown[0]}")
+        for values in itertools.product(*sweep.values()):
+            changed = dict(zip(sweep, values, strict=True))
+            name = ", ".join(f"{key} {value:g}" for key, value in changed.items()) or "samples"
+            batches = generated(source, expected, arguments.seed, batch_size, settings | changed, processes)
+            found = scored_set(batches, expected, network, processes, name)
+            if found.count() != expected:
+                raise UserError(f"expected {expected} sampled images, got {found.count()}")
+            rows.append({"name": name, **changed, **score(found, reference, processes)})
+        facts = {
+            "samples": {"expected": expected, "seen": seen, "seed": arguments.seed, "sampler": settings},
+            "sweep": sweep or None,
+            **source.record(),
+        }
+    record = protocol(processes, **facts, reference=reference.record, feature_network=feature_record(network))
+    report(arguments, processes, rows, record, sweep, network)
+
+
+def load_source(arguments: argparse.Namespace, processes: Processes) -> Source:
+    generator, located = load_generator(arguments.config, arguments.checkpoint, device=processes.device)
+    tokenizer, tokenizer_located = load_its_tokenizer(
+        generator, located, arguments.tokenizer_checkpoint, device=processes.device
+    )
+    return Source(generator, tokenizer, located, tokenizer_located)
+
+
+def generated(
+    source: Source, count: int, seed: int, batch_size: int, settings: dict[str, Any], processes: Processes
+) -> Iterator[tuple[list[str], Tensor]]:
+    """This process's share of `count` images, the classes in turn: keys and 8-bit pictures."""
+    mine = range(processes.rank, count, processes.world_size)
+    classes = source.generator.num_classes
+    wanted = [(index % classes, index // classes) for index in mine]
+    done = 0
+    for _, pixels in sample(source.generator, source.tokenizer, wanted, seed=seed, batch_size=batch_size, **settings):
+        indices = mine[done : done + len(pixels)]
+        done += len(pixels)
+        yield [f"{index:08d}" for index in indices], to_uint8(pixels)
+
+
+def scored_set(
+    batches, total: int | None, network: SetFeatures, processes: Processes, what: str, with_logits: bool = True
+) -> FeatureSet:
+    """All `batches` of (keys, pictures) as the network sees them."""
+    found = FeatureSet(network, processes, with_logits=with_logits, with_features=True)
+    with tqdm(total=total, desc=what, unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:
+        for keys, pictures in batches:
+            found.update(pictures.to(processes.device), keys)
+            bar.update(len(keys) * processes.world_size)
+    return found
+
+
+def score(found: FeatureSet, reference: Reference, processes: Processes) -> dict[str, float]:
+    scores = {found.network.key: frechet_distance(reference.gaussian, found.gaussian()), **found.inception_score()}
+    features = found.features()
+    if reference.features is not None and processes.is_main:
+        device = processes.device if processes.device.type == "cuda" else torch.device("cpu")
+        precision, recall = precision_recall(features.to(device), reference.features.to(device))
+        scores |= {"precision": precision, "recall": recall}
+    return scores
+
+
+def load_reference(source: str, size: int, network: SetFeatures, batch_size: int, processes: Processes) -> Reference:
+    """The reference set as the network sees it; of an ADM archive its statistics, if the network is Inception.
+
+    Args:
+        size: Pixels a side of the samples, to which shards are cropped.
+    """
+    record: dict[str, Any] = {"source": source}
+    if source.endswith((".yaml", ".yml")) or ".tar" in source:
+        if ".tar" in source:
+            config = shards_config(source, size)
+        else:
+            config = load_config(source)
+            if config.dataset.type == "tokens":  # a generator's configuration: its pictures stand in shards
+                config.dataset.type = "shards"
+        config_size = config.dataset.preprocessing.crop_size
+        if config_size != size:
+            raise UserError(f"the samples have {size} pixels a side, and {source} crops its pictures to {config_size}")
+        loader = evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
+        batches = ((batch["__key__"], batch["image"]) for batch in loader)
+        found = scored_set(batches, loader.expected, network, processes, "reference", with_logits=False)
+        seen, num_bad = found.count(), int(add_up(torch.tensor(loader.num_bad), processes))
+        check_count(seen, loader.expected, num_bad)
+        record |= {"expected": loader.expected, "seen": seen, "skipped": num_bad}
+        record |= {"preparation": EvalTransform(size).description}
+        return Reference(found.gaussian(), found.features(), record)
+    statistics = read_statistics(source) if network.key == INCEPTION else None
+    record |= {"preparation": "pictures as they are given"}
+    pictures = open_pictures(source) if statistics is None or statistics.has_pictures else None
+    features = gaussian = None
+    if pictures is not None:
+        share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
+        found = scored_set(pictures.batches(**share), len(pictures), network, processes, "reference", with_logits=False)
+        features, gaussian, seen = found.features(), found.gaussian(), found.count()
+        check_count(seen, len(pictures))
+        record |= {"expected": len(pictures), "seen": seen}
+    if statistics is not None:
+        gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
+        record |= {"statistics": "mu and sigma of the file, of the Inception in TensorFlow"}
+    return Reference(gaussian, features, record)
+
+
+def shards_config(shards: str, size: int):
+    """Just enough configuration to read shards."""
+    params = {"eval_shards_path_or_url": shards, "num_workers_per_gpu": 1, "num_eval_examples": None}
+    return OmegaConf.create(
+        {"dataset": {"type": "shards", "params": params, "preprocessing": {"crop_size": size}}, "training": {}}
+    )
+
+
+def parse_sweep(texts: list[str]) -> dict[str, list]:
+    """["a=1,2", "b=3"], or "a=1,2,b=3" in one, as {"a": [1, 2], "b": [3]}."""
+    sweep: dict[str, list] = {}
+    name = None
+    for word in ",".join(texts).split(",") if texts else []:
+        before, equals, after = word.partition("=")
+        if equals:
+            name, word = before, after
+            sweep[name] = []
+        try:
+            number = float(word)
+        except ValueError as error:
+            raise UserError(f"--sweep takes NAME=NUMBER,NUMBER,..., got {' '.join(texts)}") from error
+        if name is None:
+            raise UserError(f"--sweep takes NAME=NUMBER,NUMBER,..., got {' '.join(texts)}")
+        sweep[name].append(int(number) if name == "num_sample_steps" else number)
+    if len(sweep) > 2:
+        raise UserError(f"--sweep takes one or two settings, got {', '.join(sweep)}")
+    return sweep
+
+
+def report(
+    arguments: argparse.Namespace,
+    processes: Processes,
+    rows: list[Row],
+    record: dict[str, Any],
+    sweep: dict[str, list],
+    network: SetFeatures,
+) -> None:
+    if not processes.is_main:
+        return
+    output_dir = Path(arguments.output_dir)
+    print(table(rows))
+    write_results(output_dir / "metrics.json", {"rows": rows, "protocol": record})
+    written = [output_dir / "metrics.json"]
+    if len(rows) > 1:
+        plot_grid(output_dir / "sweep.png", rows, list(sweep), network.key)
+        written.append(output_dir / "sweep.png")
+        best = min(rows, key=lambda row: row[network.key])
+        print(f"lowest {network.title}: {best[network.key]:.4g} at {best['name']}")
+    print(f"{record['samples']['seen']:,} images scored; wrote {' and '.join(map(str, written))}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,224 @@
+"""The commands that evaluate: their numbers, on one process and two, and their errors."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import evaluate_baselines, evaluate_generation, evaluate_reconstruction, reconstruct_tokenizer
+from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
+
+FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
+MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Shards, models, and `original.npy`, `original.npz`, `original/` with the pictures in them."""
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    _, pictures, _ = originals(folder)
+    np.save(folder / "original.npy", pictures)
+    np.savez(folder / "original.npz", arr_0=pictures)
+    (folder / "original").mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(folder / "original" / f"{index:06d}.png")
+    return folder
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch, capsys):
+    """Run a command in this process: (exit status, stdout, stderr, metrics.json or None)."""
+
+    def evaluate(script, *arguments, output="out", name="metrics.json"):
+        where = ("--output_dir", tmp_path / output)
+        result = command(monkeypatch, capsys, script.main, *FEATURES, *where, *arguments)
+        file = tmp_path / output / name
+        return *result, json.loads(file.read_text()) if file.exists() else None
+
+    return evaluate
+
+
+# Reconstruction
+
+
+def test_a_tokenizer_is_scored_at_each_length_with_its_protocol(world, evaluate, tmp_path):
+    status, out, _, results = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "1,8")
+    assert status == 0
+    assert [(row["tokens"], row["bytes_per_image"], row["bits_per_pixel"]) for row in results["rows"]] == [
+        (1, 1, 6 / 1024),
+        (8, 6, 48 / 1024),
+    ]
+    assert all(np.isfinite(row[name]) for row in results["rows"] for name in MEASURES)
+    assert "fid" not in results["rows"][0] and "FD-EfficientNet-Lite0" in out
+    codebook = results["codebook"]
+    assert 0 < codebook["usage"] <= 1 and len(codebook["per_position"]["perplexity"]) == 8
+    record = results["protocol"]
+    assert record["originals"]["expected"] == record["originals"]["seen"] == NUM_IMAGES
+    assert record["lengths"] == [1, 8] and "bicubic" in record["preparation"]
+    assert len(record["checkpoint_sha256"]) == len(record["feature_network"]["weights_sha256"]) == 64
+    assert f"{NUM_IMAGES} images scored" in out
+    assert (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_two_processes_give_the_numbers_of_one(world, evaluate, tmp_path):
+    flags = ("--config", world / "config.yaml", "--lengths", "2,8")
+    one = evaluate(evaluate_reconstruction, *flags)[-1]
+    on_two_processes("scripts/evaluate_reconstruction.py", *FEATURES, *flags, "--output_dir", tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert two["protocol"]["processes"] == 2
+    assert two["protocol"]["originals"] == one["protocol"]["originals"]
+    assert two["codebook"] == one["codebook"]
+    for row, other in zip(one["rows"], two["rows"], strict=True):
+        for name in MEASURES:
+            assert row[name] == pytest.approx(other[name], rel=1e-3)
+
+
+def test_what_reconstruct_writes_scores_as_the_tokenizer_itself(world, evaluate, tmp_path, monkeypatch, capsys):
+    config = ("--config", world / "config.yaml")
+    place = ("--device", "cpu", "--length=4", "--output_dir", tmp_path / "images")
+    assert command(monkeypatch, capsys, reconstruct_tokenizer.main, *config, *place)[0] == 0
+    of_tokenizer = evaluate(evaluate_reconstruction, *config, "--lengths", 4)[-1]
+    pair = ("--original", world / "original.npy", "--target", tmp_path / "images" / "images.npy")
+    of_arrays = evaluate(evaluate_reconstruction, *pair)[-1]
+    assert of_arrays["protocol"]["originals"]["sha256"] == of_tokenizer["protocol"]["originals"]["sha256"]
+    for name in MEASURES:
+        assert of_arrays["rows"][0][name] == pytest.approx(of_tokenizer["rows"][0][name], rel=1e-3)
+
+
+def test_arrays_archives_and_folders_of_the_same_pictures_give_the_same_numbers(world, evaluate, tmp_path):
+    blurred = np.load(world / "original.npy") // 2
+    np.save(tmp_path / "target.npy", blurred)
+    (tmp_path / "target").mkdir()
+    for index, pixels in enumerate(blurred):
+        Image.fromarray(pixels).save(tmp_path / "target" / f"{index:06d}.png")
+    rows = []
+    for original, target in (("original.npy", "target.npy"), ("original.npz", "target"), ("original", "target")):
+        pair = ("--original", world / original, "--target", tmp_path / target)
+        rows.append(evaluate(evaluate_reconstruction, *pair)[-1]["rows"][0])
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_a_set_is_at_distance_0_of_itself(world, evaluate):
+    pair = ("--original", world / "original.npy", "--target", world / "original.npz")
+    status, _, _, results = evaluate(evaluate_reconstruction, *pair)
+    assert status == 0
+    row = results["rows"][0]
+    assert row["fd_efficientnet_lite0"] < 1e-6 and row["perceptual_efficientnet_lite0"] == 0
+    assert row["ssim"] == pytest.approx(1) and row["psnr"] == "inf"
+
+
+def test_other_results_are_shown_beside_if_they_are_of_the_same_pictures(world, evaluate, tmp_path):
+    flags = ("--config", world / "config.yaml", "--lengths", "1,8")
+    fit = ("--num_components", 4, "--num_codes", 6)
+    status, out, _, baselines = evaluate(
+        evaluate_baselines, "--config", world / "config.yaml", *fit, output="base", name="baselines.json"
+    )
+    assert status == 0
+    pca, kmeans = baselines["rows"]
+    assert pca["psnr"] > 12 and kmeans["psnr"] > 10  # fitted on what they are scored on
+    assert baselines["protocol"]["fitted_on"] == NUM_IMAGES
+    status, out, _, _ = evaluate(evaluate_reconstruction, *flags, "--beside", tmp_path / "base" / "baselines.json")
+    assert status == 0 and "PCA, 4 numbers" in out and "one of 6 k-means codes" in out
+    again = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit, name="baselines.json")[-1]
+    assert again["rows"] == baselines["rows"]
+
+
+def test_wrong_counts_and_broken_shards_stop_the_run(world, evaluate, tmp_path):
+    config = ("--config", world / "config.yaml")
+    status, _, err, results = evaluate(evaluate_reconstruction, *config, "dataset.params.num_eval_examples=39")
+    assert (status, results) == (1, None)
+    assert "expected 39 evaluation samples, got 40" in err
+
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    shard = tmp_path / "shards" / "s-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:9000])
+    place = f"dataset.params.eval_shards_path_or_url={tmp_path}/shards/s-{{000000..000002}}.tar"
+    status, _, err, results = evaluate(evaluate_reconstruction, *config, place)
+    assert (status, results) == (1, None)
+    assert "s-000001.tar" in err
+
+
+def test_a_broken_picture_is_named_by_shard_and_key(world, evaluate, tmp_path):
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    shard = tmp_path / "shards" / "s-000002.tar"
+    data = bytearray(shard.read_bytes())
+    where = data.rindex(b"\x89PNG")
+    data[where : where + 200] = bytes(200)
+    shard.write_bytes(data)
+    place = f"dataset.params.eval_shards_path_or_url={tmp_path}/shards/s-{{000000..000002}}.tar"
+    status, _, err, _ = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", place)
+    assert status == 1
+    assert "s-000002.tar, sample '0033'" in err
+
+
+def test_the_unequal_and_the_unreadable_are_refused(world, evaluate, tmp_path):
+    np.save(tmp_path / "few.npy", np.load(world / "original.npy")[:9])
+    pair = ("--original", world / "original.npy", "--target", tmp_path / "few.npy")
+    status, _, err, _ = evaluate(evaluate_reconstruction, *pair)
+    assert status == 1 and "as many pictures in both, got 40" in err
+    for flags in ([], ["--config", "a.yaml", "--target", "b.npy"], ["--original", "a.npy"]):
+        status, _, err, _ = evaluate(evaluate_reconstruction, *flags)
+        assert status == 1 and err.startswith("error: give")
+    status, _, err, _ = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "1,x")
+    assert status == 1 and "whole numbers such as 1,4,16, got 1,x" in err
+
+
+# Generation
+
+
+def test_samples_are_scored_against_arrays_shards_and_configurations_alike(world, evaluate):
+    references = (world / "original.npy", world / "config.yaml", f"{world}/shards/s-{{000000..000002}}.tar")
+    rows = []
+    for reference in references:
+        status, out, _, results = evaluate(
+            evaluate_generation, "--samples", world / "original", "--reference", reference
+        )
+        assert status == 0
+        rows.append(results["rows"][0])
+        assert results["protocol"]["reference"]["seen"] == NUM_IMAGES
+    for row in rows:
+        assert row["fd_efficientnet_lite0"] < 1e-4
+        assert (row["precision"], row["recall"]) == (1, 1)
+
+
+def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path):
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    sweep = ("--sweep", "guidance_scale=1,2", "randomize_temperature=3,9")
+    status, out, _, results = evaluate(evaluate_generation, *flags, *sweep)
+    assert status == 0
+    assert [(row["guidance_scale"], row["randomize_temperature"]) for row in results["rows"]] == [
+        (1, 3),
+        (1, 9),
+        (2, 3),
+        (2, 9),
+    ]
+    assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
+    alone = evaluate(evaluate_generation, *flags, "--guidance_scale", 2, "--randomize_temperature", 9)[-1]
+    want = results["rows"][3]
+    for name in ("fd_efficientnet_lite0", "precision", "recall"):
+        assert alone["rows"][0][name] == pytest.approx(want[name], rel=1e-3)
+    on_two_processes(
+        "scripts/evaluate_generation.py", *FEATURES, *flags, "--guidance_scale", 2, "--randomize_temperature", 9,
+        "--output_dir", tmp_path / "two",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert two["rows"][0]["fd_efficientnet_lite0"] == pytest.approx(want["fd_efficientnet_lite0"], rel=1e-3)
+
+
+def test_generation_says_what_is_wrong(world, evaluate):
+    reference = ("--reference", world / "config.yaml")
+    samples = ("--samples", world / "original.npz")
+    for flags, message in (
+        ([*samples, *reference, "--num_images", 50], "expected 50 images in .*, got 40"),
+        ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint and --sweep"),
+        ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
+        ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=NUMBER"),
+        ([*samples, "--reference", world / "nothing"], "expected a .npy or .npz file or a folder"),
+        ([*samples, *reference, "--features", "none"], "leaves nothing to measure"),
+    ):
+        status, _, err, results = evaluate(evaluate_generation, *flags)
+        assert (status, results) == (1, None)
+        assert re.search(message, err), err

@@ -1,0 +1,419 @@
+"""The measures behind every published number: distances of sets, codebooks, sets of pictures, formats, records."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import DataError
+from data.picture_sets import open_pictures, read_statistics
+from modeling.modules.features import LPIPS, InceptionFeatures, perceptual_measure, set_features
+from utils.cli import UserError
+from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
+from utils.evaluation.metrics import ms_ssim, psnr, ssim, to_uint8
+from utils.evaluation.protocol import protocol
+from utils.evaluation.report import plot_curves, plot_grid, read_results, table, write_results
+from utils.evaluation.sorted_rows import SortedRows, sorted_places
+from utils.evaluation.statistics import (
+    Gaussian,
+    Means,
+    Moments,
+    code_statistics,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
+from utils.processes import Processes
+
+
+@pytest.fixture
+def alone():
+    return Processes("cpu")
+
+
+def gaussian_of(features, alone, batch=7):
+    moments = Moments(features.shape[1])
+    for part in features.split(batch):
+        moments.update(part)
+    return moments.finish(alone)
+
+
+def gaussian(mean, deviation):
+    mean = torch.tensor(mean, dtype=torch.float64)
+    return Gaussian(mean, torch.diag(torch.tensor(deviation, dtype=torch.float64).square()))
+
+
+# Frechet distance
+
+
+def test_known_gaussians_give_the_closed_form():
+    one, other = gaussian([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]), gaussian([1.0, 1.0, 0.0], [2.0, 2.0, 0.5])
+    want = 1 + 4 + (1 - 2) ** 2 + (3 - 0.5) ** 2  # |m1 - m2|^2 + sum (s1 - s2)^2 where both are diagonal
+    assert frechet_distance(one, other) == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_set_is_at_distance_0_of_itself_even_with_fewer_pictures_than_features(count, alone):
+    features = torch.randn(count, 32, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    itself = gaussian_of(features, alone)
+    assert frechet_distance(itself, itself) < 1e-9
+
+
+def test_moments_are_the_sample_mean_and_covariance_for_any_batches(alone):
+    features = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    for batch in (1, 7, 50):
+        found = gaussian_of(features, alone, batch)
+        np.testing.assert_allclose(found.mean, features.double().mean(dim=0), atol=1e-14)
+        np.testing.assert_allclose(found.covariance, np.cov(features.double().T), atol=1e-14)
+
+
+def test_the_distance_is_that_of_torchmetrics(alone):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class AsTheyAre(torch.nn.Module):
+        num_features = 8
+
+        def forward(self, features):
+            return features
+
+    draws = torch.Generator().manual_seed(2)
+    one, other = torch.randn(90, 8, generator=draws), torch.randn(70, 8, generator=draws) * 2 + 0.5
+    metric = FrechetInceptionDistance(feature=AsTheyAre())
+    metric.update(one, real=True)
+    metric.update(other, real=False)
+    got = frechet_distance(gaussian_of(one, alone), gaussian_of(other, alone))
+    assert got == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+def test_statistics_of_two_networks_are_refused():
+    with pytest.raises(UserError, match="3 and of 2 features"):
+        frechet_distance(gaussian([0.0] * 3, [1.0] * 3), gaussian([0.0] * 2, [1.0] * 2))
+
+
+def test_one_picture_is_no_set(alone):
+    with pytest.raises(UserError, match="at least 2 pictures in each, got 1"):
+        gaussian_of(torch.randn(1, 3), alone)
+
+
+# Inception Score, precision and recall
+
+
+def test_the_inception_score_is_the_number_of_classes_for_sure_and_even_predictions():
+    logits = 100 * torch.eye(4).repeat(250, 1)
+    mean, deviation = inception_score(logits)
+    assert mean == pytest.approx(4, rel=0.02)
+    assert inception_score(torch.zeros(20, 4))[0] == pytest.approx(1)
+    with pytest.raises(UserError, match="at least 10 pictures, got 9"):
+        inception_score(logits[:9])
+
+
+def test_precision_and_recall_tell_the_two_errors_apart():
+    draws = torch.Generator().manual_seed(0)
+    near, far = torch.randn(60, 4, generator=draws), torch.randn(60, 4, generator=draws) + 100
+    assert precision_recall(near, near) == (1, 1)
+    assert precision_recall(near, far) == (0, 0)
+    precision, recall = precision_recall(near, torch.cat([near, far]))
+    assert precision == 1 and recall == pytest.approx(0.5)
+    with pytest.raises(UserError, match="more than 3 pictures"):
+        precision_recall(near[:3], near)
+
+
+# Per-image measures
+
+
+def test_pixels_are_rounded_not_cut():
+    values = torch.tensor([-0.2, 0.0, 0.4 / 255, 0.6 / 255, 100.5001 / 255, 254.6 / 255, 1.0, 3.0])
+    assert to_uint8(values).tolist() == [0, 0, 0, 1, 101, 255, 255, 255]
+
+
+def test_measures_give_one_number_a_picture():
+    pictures = torch.rand(3, 3, 176, 180, generator=torch.Generator().manual_seed(0))
+    other = (pictures + torch.tensor([0.0, 0.02, 0.2])[:, None, None, None]).clamp(0, 1)
+    for measure in (psnr, ssim, ms_ssim):
+        values = measure(other, pictures)
+        assert values.shape == (3,)
+        assert values[0] > values[1] > values[2]
+        assert measure(other[:1], pictures[:1]).shape == (1,)
+    assert psnr(pictures, pictures)[0] == math.inf
+
+
+def test_means_are_over_images_not_batches(alone):
+    means = Means()
+    means.update({"psnr": torch.tensor([1.0, 2.0, 3.0])})
+    means.update({"psnr": torch.tensor([10.0])})
+    assert means.finish(alone) == {"psnr": 4.0}
+
+
+# Codebook
+
+
+def test_codebook_statistics_of_counts():
+    counts = torch.zeros(2, 8, dtype=torch.long)
+    counts[0, 3] = 40  # always the same code
+    counts[1, :4] = 10  # four codes, equally often
+    found = code_statistics(counts)
+    assert found["per_position"]["entropy_bits"] == pytest.approx([0, 2])
+    assert found["per_position"]["perplexity"] == pytest.approx([1, 4])
+    assert found["per_position"]["usage"] == [1 / 8, 4 / 8]
+    shares = [10 / 80, 10 / 80, 10 / 80, 50 / 80]
+    assert found["usage"] == 0.5
+    assert found["entropy_bits"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
+    assert found["perplexity"] == pytest.approx(2 ** found["entropy_bits"])
+
+
+# Sets of pictures
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """The same ten pictures as .npy, .npz and a folder."""
+    array = np.random.default_rng(0).integers(0, 256, (10, 12, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    np.savez_compressed(tmp_path / "a.npz", arr_0=array)
+    (tmp_path / "folder").mkdir()
+    for index, pixels in enumerate(array):
+        Image.fromarray(pixels).save(tmp_path / "folder" / f"{index:03d}.png")
+    return tmp_path, array
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "folder"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_picture_comes_once_over_the_ranks(pictures, name, world_size):
+    folder, array = pictures
+    found = {}
+    for rank in range(world_size):
+        for keys, batch in open_pictures(folder / name).batches(batch_size=3, rank=rank, world_size=world_size):
+            for key, picture in zip(keys, batch, strict=True):
+                assert int(key) not in found
+                found[int(key)] = picture.permute(1, 2, 0).numpy()
+    assert len(found) == 10
+    assert all(np.array_equal(found[index], pixels) for index, pixels in enumerate(array))
+
+
+def test_sets_that_do_not_pair_are_refused(pictures):
+    folder, array = pictures
+    np.save(folder / "nine.npy", array[:9])
+    np.save(folder / "small.npy", array[:, :8])
+    (folder / "folder2").mkdir()
+    for index in range(10):
+        Image.fromarray(array[index]).save(folder / "folder2" / f"x{index}.png")
+    whole = open_pictures(folder / "a.npy")
+    with pytest.raises(DataError, match="as many pictures in both, got 10 .* and 9"):
+        whole.check_pairs(open_pictures(folder / "nine.npy"))
+    with pytest.raises(DataError, match="of one size, got 12 x 16 .* and 8 x 16"):
+        whole.check_pairs(open_pictures(folder / "small.npy"))
+    with pytest.raises(DataError, match=r"same names in both folders, got 000\.png .* has x0\.png"):
+        open_pictures(folder / "folder").check_pairs(open_pictures(folder / "folder2"))
+
+
+def test_what_is_no_set_of_pictures_is_refused(pictures):
+    folder, array = pictures
+    np.save(folder / "floats.npy", array / 255)
+    (folder / "cut.npy").write_bytes((folder / "a.npy").read_bytes()[:-5])
+    np.savez(folder / "other.npz", images=array)
+    Image.fromarray(array[0][:5]).save(folder / "folder" / "zz.png")
+    with pytest.raises(DataError, match="of uint8, got .* of float64"):
+        open_pictures(folder / "floats.npy")
+    with pytest.raises(DataError, match="ends before picture 10 of 10"):
+        list(open_pictures(folder / "cut.npy").batches(batch_size=4))
+    with pytest.raises(DataError, match="as arr_0, got images"):
+        open_pictures(folder / "other.npz")
+    with pytest.raises(DataError, match=r"got 5 x 16 in .*zz\.png"):
+        list(open_pictures(folder / "folder").batches(batch_size=4))
+    with pytest.raises(DataError, match="expected a .npy or .npz file or a folder"):
+        open_pictures(folder / "nothing")
+
+
+def test_reference_statistics_of_the_adm_evaluator_are_read(tmp_path):
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(4), sigma=np.eye(4, dtype=np.float32))
+    found = read_statistics(tmp_path / "reference.npz")
+    assert found.mean.dtype == found.covariance.dtype == np.float64 and not found.has_pictures
+    np.savez(tmp_path / "pictures.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    assert read_statistics(tmp_path / "pictures.npz") is None
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(4), sigma=np.eye(3))
+    with pytest.raises(DataError, match=r"sigma \(D, D\)"):
+        read_statistics(tmp_path / "odd.npz")
+
+
+# Rows sorted by key
+
+
+def test_rows_come_out_in_the_order_of_their_keys(tmp_path, alone):
+    rows = SortedRows(tmp_path, "images.npy", (2, 3), np.uint8, alone)
+    array = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    rows.append(array[:3])
+    rows.append(array[3:])
+    rows.close()
+    names, places = sorted_places(["d", "b", "c", "a"], alone, "the set")
+    rows.write(tmp_path / "images.npy", places)
+    rows.remove()
+    assert names == ["a", "b", "c", "d"]
+    assert np.array_equal(np.load(tmp_path / "images.npy", mmap_mode="r"), array[[3, 1, 2, 0]])
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
+
+
+def test_a_key_that_comes_twice_is_refused(alone):
+    with pytest.raises(UserError, match="the set has 1 keys that come more than once, the first is 'a'"):
+        sorted_places(["a", "b", "a"], alone, "the set")
+
+
+# Image formats
+
+
+@pytest.fixture(scope="module")
+def photo():
+    from utils.cli import ROOT
+
+    with Image.open(ROOT / "assets/photos/chelsea.png") as picture:
+        return np.array(picture.convert("RGB").resize((48, 48), Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_best_file_within_a_budget_never_exceeds_it_and_gets_better_with_it(name, photo):
+    found = list(candidates(available(name), photo, (1.0, 0.5, 0.25), limit=1500))
+    errors = []
+    for budget in (20, 400, 700, 1000, 1500):
+        best = best_within(found, budget)
+        assert best is None or best.num_bytes <= budget
+        errors.append(math.inf if best is None else best.error)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 600 and errors[0] == math.inf
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sizes_and_errors_are_those_of_real_files(name, photo):
+    found = next(candidates(available(name), photo, (1.0,), limit=10_000))
+    file = FORMATS[name].encode(photo, FORMATS[name].settings[0])
+    assert found.num_bytes == len(file)
+    assert np.array_equal(found.pixels, decode(file))
+    assert found.error == pytest.approx(np.square(decode(file).astype(float) - photo).mean(), rel=1e-5)
+    assert 0 < header_bytes(name, grey=False) <= len(file)
+
+
+def test_grey_pictures_are_stored_as_grey(photo):
+    grey = np.repeat(photo[..., :1], 3, axis=2)
+    assert header_bytes("jpeg", grey=True) < header_bytes("jpeg", grey=False)
+    for image_format in FORMATS.values():
+        restored = decode(image_format.encode(grey, image_format.settings[-1]))
+        assert restored.shape == grey.shape
+        assert np.abs(restored.astype(int) - grey).mean() < 10
+
+
+def test_settings_go_from_small_files_to_good_pictures(photo):
+    for name, image_format in FORMATS.items():
+        sizes = [len(image_format.encode(photo, setting)) for setting in image_format.settings]
+        assert sizes[0] < sizes[-1] / 2, name
+
+
+def test_an_unknown_format_is_named():
+    with pytest.raises(UserError, match="one of jpeg, .*, got png"):
+        available("png")
+
+
+# Networks
+
+
+def test_weights_that_cannot_be_had_are_one_sentence(monkeypatch, tmp_path):
+    def unreachable(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(UserError, match="Inception weights of the FID .*no route.*--weights.*efficientnet_lite0"):
+        set_features("inception")
+    with pytest.raises(UserError, match="alex weights of LPIPS .*no route.*efficientnet_lite0"):
+        perceptual_measure("lpips_alex")
+    with pytest.raises(UserError, match="timm:NAME, got vgg"):
+        set_features("vgg")
+    with pytest.raises(UserError, match="--weights is not for efficientnet_lite0"):
+        set_features("efficientnet_lite0", "file.pth")
+    with pytest.raises(UserError, match="one of efficientnet_lite0, .*, got l2"):
+        perceptual_measure("l2")
+
+
+def test_inception_takes_a_weights_file_and_refuses_code(monkeypatch, tmp_path):
+    import torch_fidelity.feature_extractor_inceptionv3 as port
+
+    with monkeypatch.context() as patch:
+        patch.setattr(port, "load_state_dict_from_url", lambda *arguments, **options: {})
+        patch.setattr(port.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = port.FeatureExtractorInceptionV3("fid", ["2048"])
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    features = InceptionFeatures(tmp_path / "inception.pth")
+    vectors, logits = features(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert vectors.shape == (2, features.dimension) and logits.shape == (2, features.num_logits)
+    assert (features.key, len(features.weights_sha256)) == ("fid", 64)
+    torch.save({"hook": print}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        InceptionFeatures(tmp_path / "code.pth")
+    torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="does not hold the Inception weights"):
+        InceptionFeatures(tmp_path / "other.pth")
+
+
+def test_timm_models_take_a_weights_file(tmp_path):
+    import timm
+
+    name = "vit_tiny_patch16_224"
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "vit.pth")
+    features = set_features(f"timm:{name}", tmp_path / "vit.pth")
+    vectors, logits = features(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert vectors.shape == (1, 192) and logits is None
+    assert features.title == f"FD-{name}" and features.key == f"fd_{name}"
+
+
+def test_lpips_is_zero_for_equal_pictures_and_needs_64_pixels(monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr("modeling.modules.features._download", lambda *arguments: None)
+    alexnet = torchvision.models.alexnet
+    monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None: alexnet())
+    measure = LPIPS("alex")
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert measure.per_image(pictures, pictures).tolist() == [0, 0]
+    assert measure.per_image(pictures.flip(0), pictures).min() > 0
+    with pytest.raises(UserError, match="at least 64 pixels"):
+        measure.per_image(pictures[..., :32, :32], pictures[..., :32, :32])
+
+
+# Records
+
+
+def test_the_record_says_how_a_number_came_about(alone):
+    record = protocol(alone, length=8)
+    assert record["length"] == 8 and record["processes"] == 1
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(record) >= {"commit", "command", "rounding", "precision", "device"}
+
+
+def test_results_are_strict_json_and_only_shown_beside_their_own_pictures(tmp_path):
+    rows = [{"name": "a", "bytes_per_image": 2, "psnr": math.inf, "fid": 1.5}]
+    write_results(tmp_path / "new" / "metrics.json", {"rows": rows, "protocol": {"originals": {"sha256": "ab"}}})
+    text = (tmp_path / "new" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["rows"][0]["psnr"] == "inf"
+    assert read_results(tmp_path / "new" / "metrics.json", "ab")[0]["fid"] == 1.5
+    with pytest.raises(UserError, match="other pictures"):
+        read_results(tmp_path / "new" / "metrics.json", "cd")
+    with pytest.raises(UserError, match="expected results of an evaluation"):
+        read_results(tmp_path / "missing.json", "ab")
+
+
+def test_the_table_leaves_blank_what_a_row_lacks():
+    lines = table([{"name": "a", "psnr": 20.123456}, {"name": "bb", "psnr": 3.0, "fd_new": 1.0}]).splitlines()
+    assert lines[0].split("|")[2:4] == [" PSNR, dB ↑ ", " FD-new ↓ "]
+    assert [cell.strip() for cell in lines[2].split("|")[1:4]] == ["a", "20.12", ""]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_curves_and_grids_are_pictures(tmp_path):
+    rows = [{"name": str(n), "bytes_per_image": n, "psnr": n / 2, "fid": 9.0} for n in (1, 2, 4)]
+    plot_curves(tmp_path / "curves.png", {"ours": rows, "one": [{"name": "x", "bytes_per_image": 3, "psnr": 1.0}]}, "t")
+    grid = [{"name": "", "a": a, "b": b, "fid": a * b} for a in (1.0, 2.0) for b in (3.0, 4.0, 5.0)]
+    plot_grid(tmp_path / "grid.png", grid, ["a", "b"], "fid")
+    plot_grid(tmp_path / "line.png", grid[:3], ["b"], "fid")
+    for name in ("curves", "grid", "line"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 300
