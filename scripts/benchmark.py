@@ -30,10 +30,14 @@ from modeling.tokenizers import build_tokenizer
 from utils.cli import ROOT, UserError, pick_device, run
 from utils.config import load_config
 
-PUBLISHED_STAGES = ("configs/training/stage1/one-d-piece_{}256.yaml", "configs/training/stage2/one-d-piece_{}256.yaml")
-STAGES = {
-    "tiny": ("configs/fashion/stage1.yaml", "configs/fashion/stage2.yaml"),
-    **{size: tuple(path.format(size.lower()) for path in PUBLISHED_STAGES) for size in "SBL"},
+PUBLISHED = {
+    "stage1": "configs/training/stage1/one-d-piece_{}256.yaml",
+    "stage2": "configs/training/stage2/one-d-piece_{}256.yaml",
+    "generator": "configs/training/generator/maskgit_one-d-piece_{}256.yaml",
+}
+CONFIGS = {
+    "tiny": {phase: f"configs/fashion/{phase}.yaml" for phase in PUBLISHED},
+    **{size: {phase: path.format(size.lower()) for phase, path in PUBLISHED.items()} for size in "SBL"},
 }
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
@@ -61,9 +65,10 @@ class Setting:
     precision: str
     batch_size: int
 
-    def config(self, stage: int, *overrides: str) -> DictConfig:
+    def config(self, phase: str, *overrides: str) -> DictConfig:
+        """The model's configuration of "stage1", "stage2" or "generator"."""
         return load_config(
-            ROOT / STAGES[self.model][stage - 1], [f"training.per_gpu_batch_size={self.batch_size}", *overrides]
+            ROOT / CONFIGS[self.model][phase], [f"training.per_gpu_batch_size={self.batch_size}", *overrides]
         )
 
     def images(self, config: DictConfig) -> Tensor:
@@ -94,7 +99,7 @@ class Measurement:
 
 
 def encode(setting: Setting) -> Iterator[Work]:
-    config = setting.config(2)
+    config = setting.config("stage2")
     model = build_tokenizer(config).to(setting.device).eval()
     images = setting.images(config)
 
@@ -107,7 +112,7 @@ def encode(setting: Setting) -> Iterator[Work]:
 
 
 def decode(setting: Setting) -> Iterator[Work]:
-    config = setting.config(2)
+    config = setting.config("stage2")
     model = build_tokenizer(config).to(setting.device).eval()
     total = model.num_latent_tokens
     tokens = torch.randint(model.codebook_size, (setting.batch_size, total), device=setting.device)
@@ -124,7 +129,7 @@ def decode(setting: Setting) -> Iterator[Work]:
 def attend(setting: Setting) -> Iterator[Work]:
     """Attention of one encoder block, forward and backward: by our choice of arithmetic, and by torch's fused one."""
     with torch.device("meta"):  # for its sizes
-        encoder = build_tokenizer(setting.config(1)).encoder
+        encoder = build_tokenizer(setting.config("stage1")).encoder
     num_heads = encoder.transformer[0].attn.num_heads
     num_patches, width = encoder.positional_embedding.shape  # and the class token
     positions = num_patches + encoder.latent_token_positional_embedding.shape[0]
@@ -142,18 +147,66 @@ def attend(setting: Setting) -> Iterator[Work]:
 
 def train_stage1(setting: Setting) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as folder:
-        yield Work("stage-1 step", *training_step(setting, stage=1, folder=folder)[1:])
+        yield Work("stage-1 step", *tokenizer_step(setting, "stage1", folder)[1:])
 
 
 def train_stage2(setting: Setting) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as folder:
-        yield Work("stage-2 step", *training_step(setting, stage=2, folder=folder)[1:])
+        yield Work("stage-2 step", *tokenizer_step(setting, "stage2", folder)[1:])
+
+
+def train_generator(setting: Setting) -> Iterator[Work]:
+    """From a token set, and with the frozen tokenizer encoding the pictures of every step."""
+    from modeling.tasks.generator import GeneratorTask
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = setting.config("generator", f"experiment.output_dir={folder}")
+        task = GeneratorTask(config)
+        task.tokenizer = build_tokenizer(config).to(setting.device).eval().requires_grad_(False)
+        tokens = torch.randint(task.model.codebook_size, (setting.batch_size, task.model.num_tokens))
+        labels = {"class_id": torch.randint(task.model.num_classes, (setting.batch_size,)).to(setting.device)}
+        training = make_run(setting, config, task)
+        for source, batch in (
+            ("tokens", {"tokens": tokens.to(setting.device)}),
+            ("images", {"image": setting.images(config)}),
+        ):
+            yield Work(f"generator, {source}", one_update(training, batch | labels), setting.batch_size)
+
+
+def sample(setting: Setting) -> Iterator[Work]:
+    """Tokens of images by the config's sampler; and the guided pair of a step in one forward pass and in two."""
+    from modeling.maskgit import generator_class, sampler_settings
+
+    config = setting.config("generator")
+    model = generator_class(config)(config).to(setting.device).eval()
+    labels = torch.randint(model.num_classes, (setting.batch_size,)).to(setting.device)
+
+    def generate():
+        with setting.autocast():
+            return model.generate(labels, **sampler_settings(config))
+
+    tokens = torch.full((setting.batch_size, model.num_tokens), model.mask_token, device=setting.device)
+    dropped = torch.arange(2, device=setting.device).bool().repeat_interleave(setting.batch_size)
+
+    @torch.no_grad()
+    def batched():
+        with setting.autocast():
+            return model(tokens.repeat(2, 1), labels.repeat(2), dropped)
+
+    @torch.no_grad()
+    def apart():
+        with setting.autocast():
+            return [model(tokens, labels, half) for half in dropped.chunk(2)]
+
+    yield Work("sample", generate, setting.batch_size)
+    yield Work("guided, one pass", batched, setting.batch_size)
+    yield Work("guided, two", apart, setting.batch_size)
 
 
 def save(setting: Setting) -> Iterator[Work]:
     """A whole checkpoint: weights, EMA, optimiser state, checksums, flush."""
     with tempfile.TemporaryDirectory() as folder:
-        training, turn, _ = training_step(setting, stage=1, folder=folder)
+        training, turn, _ = tokenizer_step(setting, "stage1", folder)
         turn()  # the optimiser has no state before its first step
         yield Work("checkpoint", training.save)
 
@@ -164,20 +217,19 @@ ITEMS = {
     "attention": attend,
     "stage1": train_stage1,
     "stage2": train_stage2,
+    "generator": train_generator,
+    "sample": sample,
     "checkpoint": save,
 }
 
 
-def training_step(setting: Setting, stage: int, folder: str) -> tuple:
-    """The training loop's own update: the loop, one turn of it, the number of images."""
-    from accelerate import Accelerator
-
+def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple:
+    """The training loop's own update of a tokenizer: the loop, one turn of it, the number of images."""
     from modeling.pixel_vqgan import PixelVQGAN
     from modeling.tasks.tokenizer import tokenizer_task
-    from utils.training import Run
 
     config = setting.config(
-        stage,
+        phase,
         f"experiment.output_dir={folder}",
         # Without tail drop, whose draws would make every step another amount of work.
         "model.type=titok",
@@ -186,22 +238,35 @@ def training_step(setting: Setting, stage: int, folder: str) -> tuple:
         "training.codebook.kmeans=False",
         "training.codebook.restart_every=0",
     )
-    if stage == 1:
+    if phase == "stage1":
         task = tokenizer_task(config)
         task.teacher = PixelVQGAN(config).eval().requires_grad_(False)
         step = 0
     else:
         task = stage2_task(config, folder)
         step = min(config.losses.discriminator_start, config.training.max_train_steps - 1)  # the adversary has joined
+    training = make_run(setting, config, task)
+    return training, one_update(training, {"image": setting.images(config)}, step), setting.batch_size
+
+
+def make_run(setting: Setting, config: DictConfig, task):
+    """The training loop around a task, in the setting's precision."""
+    from accelerate import Accelerator
+
+    from utils.training import Run
+
     mixed_precision = setting.precision if setting.precision in ("bf16", "fp16") else "no"
-    training = Run(task, config, Accelerator(mixed_precision=mixed_precision, cpu=setting.device.type == "cpu"))
-    batch = {"image": setting.images(config)}
+    return Run(task, config, Accelerator(mixed_precision=mixed_precision, cpu=setting.device.type == "cpu"))
+
+
+def one_update(training, batch: dict[str, Tensor], step: int = 0) -> Callable[[], None]:
+    """A turn that does the update with index `step` on `batch`, again and again."""
 
     def turn():
         training.step = step
         training.update([batch])
 
-    return training, turn, setting.batch_size
+    return turn
 
 
 def stage2_task(config: DictConfig, folder: str):
@@ -378,7 +443,7 @@ def line(cells: Sequence[str]) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", nargs="+", choices=STAGES, default=["tiny"], help="sizes: the bundled model's, or published ones")
+    add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
     add("--only", nargs="+", choices=ITEMS, default=list(ITEMS), help="what to measure (default: everything)")
     add("--batch_size", type=int, help="images a turn (default: 32; on a CPU 16 for tiny, 1 for the others)")
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")

@@ -38,7 +38,8 @@ def test_every_item_runs_on_the_tiny_model(measure):
     assert status == 0, error
     assert [one["item"] for one in found["results"]] == [
         *("encode", "decode 8", "decode 32", "attention", "attention, fused"),
-        *("stage-1 step", "stage-2 step", "checkpoint"),
+        *("stage-1 step", "stage-2 step", "generator, tokens", "generator, images"),
+        *("sample", "guided, one pass", "guided, two", "checkpoint"),
     ]
     assert set(found["ceilings_flops_per_second"]) == {"matmul", "convolution"}
     for one in found["results"]:
