@@ -71,15 +71,20 @@ def prefix_changes(tokenizer: TiTok, tokens: Tensor, no_tokens: Tensor) -> Itera
 
 
 @torch.no_grad()
-def mean_of_one_token(tokenizer: TiTok, batch_size: int) -> Tensor:
-    """The mean of the pictures of all V codes as the only token, (3, P, P).
+def mean_of_one_token(tokenizer: TiTok, counts: Tensor, batch_size: int) -> Tensor:
+    """The mean of the pictures that the first token alone gives, (3, P, P).
 
-    It stands for the prefix of no tokens, from which no model decodes: what is known before the first token is read.
+    It stands for the prefix of no tokens, from which no model decodes: what is known before any token is read.
+
+    Args:
+        counts: How often each code is the first one, (V,).
     """
+    codes = counts.nonzero()[:, 0]
     total = 0.0
-    for codes in torch.arange(tokenizer.codebook_size, device=tokenizer.latent_tokens.device).split(batch_size):
-        total = total + pictures_of(tokenizer, codes[:, None]).sum(dim=0)
-    return total / tokenizer.codebook_size
+    for some in codes.split(batch_size):
+        pictures = pictures_of(tokenizer, some[:, None].to(tokenizer.latent_tokens.device))
+        total = total + torch.einsum("b,bchw->chw", counts[some].to(pictures), pictures)
+    return total / counts.sum()
 
 
 def pictures_of(tokenizer: TiTok, tokens: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ scripts/visualize_token_contribution.py draws: length_to_diff_l1 and length_to_d
 of the absolute and squared change summed over the colour channels; mean_l1, mean_l2, standard_error_l1 and
 standard_error_l2 (N,), their means over the pixels; count; and protocol, a JSON text.
 
-With --mode prefix it is the change from adding each token to those before it. Before the first stands the mean of the
-pictures that single tokens give. A run that was killed goes on where it was; the result does not depend on the number
+With --mode prefix it is the change from adding each token to those before it. Before the first stands the mean of what
+the first tokens alone give. A run that was killed goes on where it was; the result does not depend on the number
 of processes.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import Example, FaultLog, check_count
@@ -44,7 +45,7 @@ from modeling.weights import Located, fingerprint
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
-from utils.evaluation.statistics import gather
+from utils.evaluation.statistics import add_up, gather
 from utils.parts import Parts, check_plan, write_arrays
 from utils.processes import Processes
 
@@ -109,19 +110,6 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
         )
     pictures = Pictures(config, tokenizer.image_size, processes)
     chosen = choose(len(pictures), arguments.num_images, arguments.seed)
-    batch_size = max(1, arguments.batch_size // arguments.replacements)
-    sums = partial(sums_of, tokenizer, pictures, changes(tokenizer, arguments), batch_size=batch_size)
-    if arguments.dry_run:
-        sums(chosen[:1])  # the first one is slow
-        start = time.monotonic()
-        tried = sums(chosen[:NUM_TRIED])["count"]
-        seconds = (time.monotonic() - start) / tried
-        print(
-            f"{tried} pictures done, {seconds:.3g} s each; {len(chosen):,} on {processes.world_size} processes would "
-            f"take up to {seconds * len(chosen) / processes.world_size / 60:,.1f} min; nothing was written"
-        )
-        return
-
     plan = {
         "mode": arguments.mode,
         "replacements": arguments.replacements,
@@ -133,6 +121,9 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
         "preparation": pictures.preparation,
     }
     path = arguments.output_dir / RESULT
+    if arguments.dry_run:
+        try_some(tokenizer, pictures, chosen, arguments, processes)
+        return
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             check_plan(json.loads(str(file["protocol"]))["plan"], plan, arguments.output_dir)
@@ -140,6 +131,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
             print(f"{path} is there already")
         return
 
+    sums = sums_of(tokenizer, pictures, chosen, arguments, processes)
     portions = [chosen[first : first + arguments.save_every] for first in range(0, len(chosen), arguments.save_every)]
     parts = Parts(arguments.output_dir, plan, len(portions), processes)
     todo = list(parts.mine())
@@ -150,7 +142,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
             parts.write(part, **sums(portions[part], bar))
     processes.wait()
     if processes.is_main:
-        result = contributions(add_up(parts))
+        result = contributions(total_of(parts))
         record = record_of(arguments, processes, pictures, located, plan, seen=int(result["count"]))
         write_arrays(path, **result, protocol=np.array(json.dumps(record)))
         parts.remove()
@@ -227,38 +219,65 @@ def choose(total: int, num_images: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(total, num_images, replace=False))
 
 
-def changes(tokenizer: TiTok, arguments: argparse.Namespace):
-    """The function of tokens and keys that gives the changes which --mode asks for."""
-    if arguments.mode == "prefix":
-        no_tokens = mean_of_one_token(tokenizer, arguments.batch_size)
-        return lambda tokens, keys: prefix_changes(tokenizer, tokens, no_tokens)
+def try_some(
+    tokenizer: TiTok, pictures: Pictures, chosen: np.ndarray, arguments: argparse.Namespace, processes: Processes
+) -> None:
+    """Do a few pictures, and tell how long all of them would take."""
+    sums = sums_of(tokenizer, pictures, chosen[:NUM_TRIED], arguments, processes)
+    sums(chosen[:1])  # the first one is slow
+    start = time.monotonic()
+    tried = int(sums(chosen[:NUM_TRIED])["count"])
+    seconds = (time.monotonic() - start) / tried
+    if processes.is_main:
+        print(
+            f"{tried} pictures done, {seconds:.3g} s each; {len(chosen):,} on {processes.world_size} processes would "
+            f"take {seconds * len(chosen) / processes.world_size / 60:,.1f} min; nothing was written"
+        )
 
-    def replace(tokens, keys):
+
+def sums_of(
+    tokenizer: TiTok, pictures: Pictures, chosen: np.ndarray, arguments: argparse.Namespace, processes: Processes
+) -> Callable[..., dict[str, np.ndarray]]:
+    """The function of picture indices (and a progress bar) that adds up what the tokens of those pictures change.
+
+    Args:
+        chosen: Indices of all pictures of this run, of all processes.
+    """
+    device = tokenizer.latent_tokens.device
+    batch_size = max(1, arguments.batch_size // arguments.replacements)
+
+    def encoded(indices: np.ndarray) -> Iterator[tuple[list[str], Tensor]]:
+        for examples in pictures.read(indices, batch_size):
+            images = torch.cat([example.image for example in examples]).to(device)  # (B, 3, P, P)
+            yield [example.key for example in examples], encode_tokens(tokenizer, images.float() / 255)
+
+    if arguments.mode == "prefix":
+        counts = torch.zeros(tokenizer.codebook_size, dtype=torch.long)
+        for _, tokens in encoded(chosen[processes.rank :: processes.world_size]):
+            counts += tokens[:, 0].cpu().bincount(minlength=len(counts))
+        no_tokens = mean_of_one_token(tokenizer, add_up(counts, processes), arguments.batch_size)
+
+    def changes(keys: list[str], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        if arguments.mode == "prefix":
+            return prefix_changes(tokenizer, tokens, no_tokens)
         draws = {"codebook_size": tokenizer.codebook_size, "num_draws": arguments.replacements}
         codes = other_codes(tokens, keys, seed=arguments.seed, **draws)
         return replacement_changes(tokenizer, tokens, codes, arguments.batch_size)
 
-    return replace
+    def sums(indices: np.ndarray, bar: tqdm | None = None) -> dict[str, np.ndarray]:
+        total = Contributions(tokenizer.num_latent_tokens, tokenizer.image_size, device)
+        for keys, tokens in encoded(indices):
+            for places, change in changes(keys, tokens):
+                total.update(places, change)
+            total.count += len(keys)
+            if bar is not None:
+                bar.update(len(keys))
+        return total.arrays()
+
+    return sums
 
 
-def sums_of(
-    tokenizer: TiTok, pictures: Pictures, changes, indices: np.ndarray, bar: tqdm | None = None, *, batch_size: int
-) -> dict[str, np.ndarray]:
-    """What the tokens change in some pictures, added up."""
-    device = tokenizer.latent_tokens.device
-    total = Contributions(tokenizer.num_latent_tokens, tokenizer.image_size, device)
-    for examples in pictures.read(indices, batch_size):
-        images = torch.cat([example.image for example in examples]).to(device)  # (B, 3, P, P)
-        tokens = encode_tokens(tokenizer, images.float() / 255)
-        for places, change in changes(tokens, [example.key for example in examples]):
-            total.update(places, change)
-        total.count += len(examples)
-        if bar is not None:
-            bar.update(len(examples))
-    return total.arrays()
-
-
-def add_up(parts: Parts) -> dict[str, np.ndarray]:
+def total_of(parts: Parts) -> dict[str, np.ndarray]:
     """The sums of all parts; they are read one by one, and always in the same order."""
     total: dict[str, np.ndarray] = {}
     for part in parts.read():

@@ -120,7 +120,7 @@ def draw_maps(maps: np.ndarray, tokens: np.ndarray, title: str) -> Any:
     for axis, token in zip(axes.flat, tokens, strict=False):
         image = axis.imshow(maps[token - 1], norm=scale, cmap=COLOURS, interpolation="nearest")
         axis.set_title(str(token), fontsize=9 if few else 7, pad=2)
-    add_bar(figure, image, ax=axes, fraction=0.03, pad=0.02, aspect=30, label="mean change, summed over colours")
+    add_bar(figure, image, ax=axes, fraction=0.03, pad=0.02, aspect=30, label="mean change of a pixel")
     figure.suptitle(title, fontsize=10 if few else 12)
     return figure
 
