@@ -32,10 +32,15 @@ class Format:
         """The file of a picture (H, W, 3) uint8; grey ones are stored as grey where the format can."""
         file = io.BytesIO()
         picture = Image.fromarray(pixels)
-        if (pixels == pixels[..., :1]).all():
+        if is_grey(pixels):
             picture = picture.convert("L")
         picture.save(file, self.pillow_name, **self.options(setting, min(picture.size)))
         return file.getvalue()
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    """The three channels of (H, W, 3) are equal."""
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -52,8 +57,8 @@ def _jpeg2000_options(rate: float, side: int) -> dict:
     }
 
 
-QUALITIES = (0, 1, 2, 3, 5, 7, 10, 14, 18, 23, 28, 34, 40, 47, 54, 62, 70, 78, 86, 92, 96)
-RATES = (1000, 500, 300, 200, 140, 100, 75, 56, 42, 32, 24, 18, 13, 10, 7.5, 5.6, 4.2, 3.2, 2.4)
+QUALITIES = (0, 1, 2, 4, 7, 10, 14, 19, 25, 32, 40, 50, 60, 70, 80, 90)
+RATES = (1000, 500, 250, 150, 100, 70, 50, 35, 25, 18, 13, 9, 6.5, 4.5, 3.2, 2.2, 1.5)
 FORMATS = {
     "jpeg": Format("JPEG", "JPEG", QUALITIES, lambda quality, side: {"quality": quality, "optimize": True}, "jpg"),
     "jpeg2000": Format("JPEG 2000", "JPEG2000", RATES, _jpeg2000_options, "jpg_2000"),
