@@ -18,8 +18,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from data.image_shards import check_count, evaluation_loader
-from data.transforms import EvalTransform
 from modeling.evaluation import Networks, add_arguments
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -31,7 +29,7 @@ from utils.processes import Processes
 LARGEST = 64  # pixels a side: the covariance of 12,288 numbers takes 1.2 GB
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the pictures (default: %(default)s)")
     parser.add_argument("--num_components", type=int, default=32, help="numbers of the PCA (default: %(default)s)")
@@ -39,7 +37,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42, help="of the k-means clusters (default: %(default)s)")
     add_arguments(parser, output_dir="output/evaluate_baselines")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.transforms import EvalTransform
+
+    arguments = parse_arguments()
     config = load_config(arguments.config, arguments.overrides)
     size = config.dataset.preprocessing.crop_size
     if size > LARGEST:
@@ -120,6 +125,8 @@ def main() -> None:
 
 def read_all(config: DictConfig, batch_size: int | None) -> np.ndarray:
     """All pictures of the evaluation set, (n, 3 P P) float32 in [0, 1], in the order of their keys."""
+    from data.image_shards import check_count, evaluation_loader
+
     batches = evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size)
     rows, keys = [], []
     for batch in tqdm(batches, desc="reading", dynamic_ncols=True):
@@ -143,7 +150,9 @@ def fit_pca(pictures: np.ndarray, num_components: int):
 
     if num_components > min(pictures.shape):
         raise UserError(f"--num_components must be at most {min(pictures.shape)} here, got {num_components}")
-    return PCA(num_components, svd_solver="covariance_eigh").fit(pictures)
+    # Both solvers are exact; each is the fast one for its shape.
+    many = len(pictures) > pictures.shape[1]
+    return PCA(num_components, svd_solver="covariance_eigh" if many else "full").fit(pictures)
 
 
 def fit_kmeans(pictures: np.ndarray, num_codes: int, seed: int):

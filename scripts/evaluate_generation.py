@@ -26,9 +26,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from data.image_shards import check_count, evaluation_loader
-from data.picture_sets import open_pictures, read_statistics
-from data.transforms import EvalTransform
 from modeling.evaluation import add_common_arguments, add_feature_arguments, feature_record, load_features
 from modeling.generators import add_sampler_arguments, chosen_settings, load_generator, load_its_tokenizer, sample
 from modeling.maskgit import MaskGIT
@@ -118,6 +115,8 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: Processes) -> None:
+    from data.picture_sets import open_pictures  # torchvision is slow to import, too slow for --help
+
     network = load_features(arguments, processes)
     batch_size = arguments.batch_size or 64
     rows: list[Row] = []
@@ -209,6 +208,10 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     Args:
         size: Pixels a side of the samples, to which shards are cropped.
     """
+    from data.image_shards import check_count, evaluation_loader
+    from data.picture_sets import open_pictures, read_statistics
+    from data.transforms import EvalTransform
+
     record: dict[str, Any] = {"source": source}
     if source.endswith((".yaml", ".yml")) or ".tar" in source:
         if ".tar" in source:

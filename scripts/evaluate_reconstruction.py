@@ -18,9 +18,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.image_shards import check_count, evaluation_loader
-from data.picture_sets import open_pictures
-from data.transforms import EvalTransform
 from modeling.evaluation import Networks, add_arguments, parse_lengths
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
@@ -67,6 +64,9 @@ def main() -> None:
 
 
 def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None:
+    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.transforms import EvalTransform
+
     config = load_config(arguments.config, arguments.overrides)
     networks = Networks(arguments, processes)
     model, located = load_tokenizer(arguments.config, arguments.checkpoint, device=processes.device)
@@ -120,6 +120,9 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
 
 
 def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
+    from data.image_shards import check_count
+    from data.picture_sets import open_pictures
+
     networks = Networks(arguments, processes)
     originals, targets = open_pictures(arguments.original), open_pictures(arguments.target)
     originals.check_pairs(targets)

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.image_shards import check_count, evaluation_loader
-from data.transforms import EvalTransform
 from modeling.evaluation import parse_lengths
 from modeling.tokenizers import load_tokenizer
 from utils.cli import UserError, run
@@ -106,6 +104,9 @@ def main() -> None:
 
 
 def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
+    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.transforms import EvalTransform
+
     config = load_config(arguments.config, arguments.overrides)
     output_dir = Path(arguments.output_dir)
     size = config.dataset.preprocessing.crop_size

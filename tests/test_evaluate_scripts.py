@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import evaluate_baselines, evaluate_generation, evaluate_reconstruction, reconstruct_tokenizer
+from data.shard_files import Sample, write_shard
+from data.tar_samples import read_shard
+from modeling.tokenizers import BUNDLED_TOKENIZER
+from modeling.weights import BUNDLED
+from scripts import (
+    evaluate_baselines,
+    evaluate_generation,
+    evaluate_image_formats,
+    evaluate_reconstruction,
+    reconstruct_tokenizer,
+)
 from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
+from utils.cli import ROOT
+from utils.config import load_config
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -196,16 +208,19 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
         (2, 9),
     ]
     assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
-    alone = evaluate(evaluate_generation, *flags, "--guidance_scale", 2, "--randomize_temperature", 9)[-1]
-    want = results["rows"][3]
-    for name in ("fd_efficientnet_lite0", "precision", "recall"):
-        assert alone["rows"][0][name] == pytest.approx(want[name], rel=1e-3)
+
+
+@pytest.mark.long
+def test_generation_on_two_processes_is_that_of_one(world, evaluate, tmp_path):
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    want = evaluate(evaluate_generation, *flags, "--guidance_scale", 2, "--randomize_temperature", 9)[-1]["rows"][0]
     on_two_processes(
         "scripts/evaluate_generation.py", *FEATURES, *flags, "--guidance_scale", 2, "--randomize_temperature", 9,
         "--output_dir", tmp_path / "two",
     )  # fmt: skip
-    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert two["rows"][0]["fd_efficientnet_lite0"] == pytest.approx(want["fd_efficientnet_lite0"], rel=1e-3)
+    row = json.loads((tmp_path / "two" / "metrics.json").read_text())["rows"][0]
+    for name in ("fd_efficientnet_lite0", "precision", "recall"):
+        assert row[name] == pytest.approx(want[name], rel=1e-3)
 
 
 def test_generation_says_what_is_wrong(world, evaluate):
@@ -222,3 +237,72 @@ def test_generation_says_what_is_wrong(world, evaluate):
         status, _, err, results = evaluate(evaluate_generation, *flags)
         assert (status, results) == (1, None)
         assert re.search(message, err), err
+
+
+# Image formats
+
+
+def test_formats_stay_within_their_budgets_and_are_compared_at_equal_bytes(world, evaluate):
+    flags = ("--config", world / "config.yaml", "--budgets", "20,100,400", "--free_headers", "--features", "none")
+    status, out, _, results = evaluate(evaluate_image_formats, *flags, "--formats", "webp", "jpeg")
+    assert status == 0 and "WebP: header 42 bytes (grey)" in out
+    rows = {(row["system"], row["budget"]): row for row in results["rows"]}
+    assert len(rows) == 2 * 3 * 3
+    for (_, budget), row in rows.items():
+        assert ("psnr" in row) == (row["fits"] == 1)
+        assert row.get("bytes_per_image", 0) <= budget
+    assert rows["JPEG", 20]["fits"] == 0  # its header alone is larger
+    assert rows["WebP, scaled down", 100]["psnr"] > 15
+    assert rows["WebP, scaled down, header free", 20]["file_bytes"] > 20 >= rows["WebP", 20]["fits"]
+    for system in ("WebP, scaled down", "JPEG, scaled down, header free"):
+        scores = [rows[system, budget]["psnr"] for budget in (100, 400)]
+        assert scores[0] < scores[1]
+
+
+@pytest.mark.long
+def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
+    flags = ("--config", world / "config.yaml", "--budgets", "60,300", "--formats", "webp", "--features", "none")
+    one = evaluate(evaluate_image_formats, *flags)[-1]
+    on_two_processes("scripts/evaluate_image_formats.py", "--device", "cpu", *flags, "--output_dir", tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    for row, other in zip(one["rows"], two["rows"], strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - {"name", "system"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-6)
+
+
+def test_default_budgets_are_those_of_the_tokenizer(world):
+    budgets = evaluate_image_formats.default_budgets(load_config(ROOT / "configs/fashion/eval.yaml"))
+    assert budgets == [2, 3, 5, 10, 20, 40, 80, 160, 320, 640]
+
+
+# The bundled model
+
+
+@pytest.mark.skipif(not (BUNDLED[BUNDLED_TOKENIZER] / "config.json").is_file(), reason="no model is bundled yet")
+def test_the_bundled_model_scores_alike_on_one_and_two_processes(evaluate, tmp_path):
+    """300 committed test pictures, end to end."""
+    shard = ROOT / "assets/fashion_mnist_test/fashion-test-000000.tar.gz"
+    pictures = [pixels for _, pixels in zip(range(300), pictures_of(shard), strict=False)]
+    (tmp_path / "shards").mkdir()
+    for index in range(3):
+        samples = [Sample(f"{number:04d}", pictures[number], 0) for number in range(index * 100, (index + 1) * 100)]
+        write_shard(tmp_path / "shards" / f"s-{index}.tar", samples)
+    flags = (
+        "--config", ROOT / "configs/fashion/eval.yaml", "--checkpoint", BUNDLED_TOKENIZER, "--lengths", "1,4,32",
+        f"dataset.params.eval_shards_path_or_url={tmp_path}/shards/s-{{0..2}}.tar",
+        "dataset.params.num_eval_examples=300", "dataset.params.num_workers_per_gpu=0",
+    )  # fmt: skip
+    status, _, _, one = evaluate(evaluate_reconstruction, *flags)
+    assert status == 0
+    scores = [row["psnr"] for row in one["rows"]]
+    assert scores == sorted(scores) and scores[0] > 13 and scores[-1] > 18
+    on_two_processes("scripts/evaluate_reconstruction.py", *FEATURES, *flags, "--output_dir", tmp_path / "two")
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    for row, other in zip(one["rows"], two["rows"], strict=True):
+        for name in MEASURES:
+            assert row[name] == pytest.approx(other[name], rel=1e-3)
+
+
+def pictures_of(shard):
+    return (sample["png"] for sample in read_shard(str(shard)))
