@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,12 @@ class Gaussian:
     covariance: Tensor
     count: int | None = None
 
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
 
 class Moments:
     """First and second moments of feature vectors, summed in float64.
@@ -106,14 +113,9 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
             f"statistics of {len(one.mean)} and of {len(other.mean)} features cannot be compared: they are two "
             "networks'; make both with one"
         )
-    cross = torch.linalg.svdvals(_root(one.covariance) @ _root(other.covariance)).sum()
+    cross = torch.linalg.svdvals(one.root @ other.root).sum()
     distance = (one.mean - other.mean).square().sum() + one.covariance.trace() + other.covariance.trace() - 2 * cross
     return max(float(distance), 0.0)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 class Collected:
