@@ -27,6 +27,7 @@ from utils.images import contact_sheet, write_picture
 
 NUM_LISTED = 10
 NUM_NEAREST = 5
+BATCH_SIZE = 64  # pictures read at once
 SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels
 
 
@@ -203,7 +204,7 @@ def from_configuration(path: Path, keys: Sequence[str], indices: Sequence[int]) 
 
     wanted = {keys[index]: index for index in indices}
     pictures: dict[int, Image.Image] = {}
-    for batch in evaluation_loader(load_config(path), rank=0, world_size=1, num_workers=0):
+    for batch in evaluation_loader(load_config(path), rank=0, world_size=1, batch_size=BATCH_SIZE, num_workers=0):
         for key, image in zip(batch["__key__"], batch["image"], strict=True):
             if key in wanted:
                 pictures[wanted[key]] = Image.fromarray(image.permute(1, 2, 0).numpy())

@@ -16,7 +16,10 @@ def read_tokens(path: Path) -> tuple[np.ndarray, list[str]]:
         UserError: There is none, or it holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array")
+        with file:
             tokens, keys = file["tokens"], file["keys"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
