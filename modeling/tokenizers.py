@@ -26,7 +26,7 @@ def build_tokenizer(config: DictConfig) -> TiTok:
 
 
 def load_tokenizer(
-    config_path: str | os.PathLike | None = None,
+    config: str | os.PathLike | DictConfig | None = None,
     checkpoint: str | os.PathLike | None = None,
     *,
     device: str | torch.device = "cpu",
@@ -36,15 +36,17 @@ def load_tokenizer(
     Neither means the bundled one. A checkpoint alone brings its own configuration; for a configuration alone see
     `locate_configured`.
 
+    Args:
+        config: The configuration, or the path of its file.
+
     Raises:
         ConfigError, WeightsError: The configuration or the weights cannot be had, do not fit one another, or are no
             tokenizer that decodes to pixels.
     """
-    if config_path is None:
-        config = None
+    if config is None:
         located = locate(BUNDLED_TOKENIZER if checkpoint is None else checkpoint)
     else:
-        config = load_config(config_path)
+        config = config if isinstance(config, DictConfig) else load_config(config)
         located = locate_configured(config, checkpoint)
     # TiTok's own repositories are older than the key model.type; what is no tokenizer is refused below.
     kind = OmegaConf.select(lenient_config(config or located.config or {}), "model.type")

@@ -69,7 +69,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
 
     config = load_config(arguments.config, arguments.overrides)
     networks = Networks(arguments, processes)
-    model, located = load_tokenizer(arguments.config, arguments.checkpoint, device=processes.device)
+    model, located = load_tokenizer(config, arguments.checkpoint, device=processes.device)
     lengths = parse_lengths(arguments.lengths) if arguments.lengths else default_lengths(model)
     names = {length: f"{length} token{'s' if length > 1 else ''}" for length in lengths}
     comparison = networks.comparison(model.image_size)

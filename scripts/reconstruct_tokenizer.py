@@ -114,7 +114,7 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
     model = located = None
     precision = PRECISIONS[arguments.precision]
     if arguments.tokens or not (instead or arguments.without_image):
-        model, located = load_tokenizer(arguments.config, arguments.checkpoint, device=processes.device)
+        model, located = load_tokenizer(config, arguments.checkpoint, device=processes.device)
         model.to(precision)
     lengths = parse_lengths(arguments.lengths) if arguments.lengths else [arguments.length]
     folders = {length: output_dir / f"length_{length}" if arguments.lengths else output_dir for length in lengths}

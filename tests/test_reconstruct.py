@@ -121,9 +121,10 @@ def test_a_dry_run_takes_one_batch_and_says_so(reconstruct):
 
 
 def test_a_missing_checkpoint_is_an_error(reconstruct, tmp_path):
-    for flags in (["--checkpoint", tmp_path / "none"], ["--checkpoint", 77]):
+    nowhere = f"experiment.output_dir={tmp_path / 'nowhere'}"
+    for flags in (["--checkpoint", tmp_path / "none"], ["--checkpoint", 77], [nowhere]):
         status, _, err, folder = reconstruct(*flags)
-        assert status == 1 and err.startswith("error: no checkpoint")
+        assert status == 1 and err.startswith(("error: no checkpoint", "error: no weights"))
         assert not (folder / "images.npy").exists()
 
 
