@@ -98,7 +98,7 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
         raise UserError(
             f"{path} was made with other pictures (sha256 {theirs[:12]}, here {fingerprint[:12]}): run it again"
         )
-    return rows
+    return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in rows]
 
 
 def plot_curves(path: str | os.PathLike, systems: Mapping[str, Sequence[Row]], title: str) -> None:
