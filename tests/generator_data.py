@@ -20,6 +20,7 @@ SMALL = [
     "dataset.params.num_eval_examples=null",
     f"dataset.preprocessing.resize_shorter_edge={SIDE}",
     f"dataset.preprocessing.crop_size={SIDE}",
+    "dataset.preprocessing.random_flip=True",
     f"model.vq_model.num_latent_tokens={NUM_TOKENS}",
     f"model.vq_model.codebook_size={NUM_CODES}",
     "model.pixel_vqgan.codebook_size=16",

@@ -62,7 +62,7 @@ def test_a_command_names_what_there_is(command):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
         return
-    assert words[0] in ("python3", "bash", "sbatch", "accelerate"), f"how is {words[0]} to be checked?"
+    assert words[0] in ("python3", "bash", "sbatch", "accelerate", "torchrun"), f"how is {words[0]} to be checked?"
     script, arguments = script_and_arguments(words)
     assert (ROOT / script).is_file(), f"{script} does not exist"
     flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
@@ -123,9 +123,11 @@ def test_what_needs_the_hub_says_so_where_there_is_none(run_as_written, command)
     assert "hub" in errors[0].lower()
 
 
-def test_the_python_example_runs(run_as_written, tmp_path):
-    (example,) = blocks("python")
+@pytest.mark.parametrize(
+    ("example", "file"), list(zip(blocks("python"), ["sneaker_4_tokens.png", "dress.png"], strict=True))
+)
+def test_the_python_examples_run(run_as_written, tmp_path, example, file):
     result = run_as_written("python3", "-c", example)
     assert result.returncode == 0, result.stderr
-    with Image.open(tmp_path / "sneaker_4_tokens.png") as picture:
+    with Image.open(tmp_path / file) as picture:
         assert picture.size == (32, 32)
