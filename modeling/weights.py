@@ -34,6 +34,7 @@ SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+TRAINING_OUTPUTS = "checkpoints"
 HUB_TIMEOUT = 10  # seconds until the hub counts as unreachable
 
 BUNDLED = {name: ROOT / "assets/models" / name for name in ("one-d-piece_fashion", "maskgit_fashion")}
@@ -111,6 +112,8 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
         return _at_step(name, output_dir)
     if name in TITOK_FILES:
         return _on_hub(TITOK_REPOSITORY, [name], TITOK_FILES[name])
+    if path.parts[0] == TRAINING_OUTPUTS:  # looks like a hub repository, but is where our configurations write
+        raise WeightsError(f"there is no training output {name} here (working directory {Path.cwd()}): train it first")
     if HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
         return _on_hub(name, [SAFETENSORS, PICKLE], PUBLISHED.get(name))
     raise WeightsError(
@@ -331,6 +334,8 @@ class Pretrained:
             (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
             (aside / CARD).write_text(_model_card(self, folder.resolve().name, card), encoding="utf-8")
             safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
+            # safetensors lets the owner alone read; a folder to share is as readable as its other files.
+            (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
             if folder.exists():
                 for name in (CONFIG, CARD, SAFETENSORS):
                     (aside / name).replace(folder / name)

@@ -543,3 +543,16 @@ def test_reading_weights_imports_no_model():
     code = "import sys, modeling.weights; print([name for name in sys.modules if name.startswith('modeling.')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "['modeling.weights']"
+
+
+def test_a_training_output_that_is_not_there_is_not_looked_up_on_the_hub(monkeypatch):
+    monkeypatch.setattr("modeling.weights._on_hub", lambda *arguments: pytest.fail("asked the hub"))
+    with pytest.raises(WeightsError, match="no training output checkpoints/nothing here"):
+        locate("checkpoints/nothing")
+
+
+def test_saved_weights_are_as_readable_as_the_configuration(tmp_path):
+    model = PixelVQGAN({"model": {"pixel_vqgan": {"channels": 32, "channel_multipliers": [1], "codebook_size": 4}}})
+    model.save_pretrained(tmp_path / "model")
+    modes = {(tmp_path / "model" / name).stat().st_mode & 0o777 for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1

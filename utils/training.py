@@ -245,7 +245,8 @@ class Run:
             trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in module.parameters()) - trained
             accelerator.print(f"{player:<14} {trained:,} parameters trained, {frozen:,} frozen")
-        accelerator.print(f"device         {accelerator.device}, {accelerator.mixed_precision} precision")
+        precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        accelerator.print(f"device         {accelerator.device}, {precision}")
         if self.step:
             accelerator.print(f"resuming after step {self.step}")
 
