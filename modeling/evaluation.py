@@ -11,8 +11,9 @@ from modeling.modules.features import (
     set_features,
     sha256_of_tensors,
 )
-from utils.cli import UserError
-from utils.evaluation.comparison import Comparison, Measure
+from modeling.weights import Located
+from utils.cli import ROOT, UserError
+from utils.evaluation.comparison import Comparison, Measure, against
 from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, psnr, ssim
 from utils.processes import Processes
 
@@ -55,6 +56,11 @@ def parse_lengths(text: str) -> list[int]:
         raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {text}") from error
 
 
+def checkpoint_name(located: Located) -> str:
+    """What a checkpoint is called in tables and records: its path, from the repository where it lies inside."""
+    return located.description.replace(f"{ROOT}/", "")
+
+
 class Networks:
     """The networks of the measures that were asked for, loaded before the first image is read.
 
@@ -72,10 +78,10 @@ class Networks:
 
     def comparison(self, image_size: int) -> Comparison:
         """An empty comparison of pictures whose shorter side has `image_size` pixels."""
-        measures: dict[str, Measure] = {"psnr": psnr, "ssim": ssim}
+        measures: dict[str, Measure] = {"psnr": against(psnr), "ssim": against(ssim)}
         if image_size >= MS_SSIM_SMALLEST:  # it is not defined for smaller pictures
-            measures["ms_ssim"] = ms_ssim
-        measures |= {key: network.per_image for key, network in self.perceptual.items()}
+            measures["ms_ssim"] = against(ms_ssim)
+        measures |= {key: network.distance_to for key, network in self.perceptual.items()}
         return Comparison(measures, self.features, self.processes)
 
     def record(self) -> dict[str, Any]:

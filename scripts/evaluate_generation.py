@@ -26,7 +26,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling.evaluation import add_common_arguments, add_feature_arguments, feature_record, load_features
+from modeling.evaluation import (
+    add_common_arguments,
+    add_feature_arguments,
+    checkpoint_name,
+    feature_record,
+    load_features,
+)
 from modeling.generators import add_sampler_arguments, chosen_settings, load_generator, load_its_tokenizer, sample
 from modeling.maskgit import MaskGIT
 from modeling.modules.features import SetFeatures
@@ -69,9 +75,9 @@ class Source:
 
     def record(self) -> dict[str, Any]:
         return {
-            "generator": self.generator_located.description,
+            "generator": checkpoint_name(self.generator_located),
             "generator_sha256": sha256_of(self.generator_located.weights),
-            "tokenizer": self.tokenizer_located.description,
+            "tokenizer": checkpoint_name(self.tokenizer_located),
             "tokenizer_sha256": sha256_of(self.tokenizer_located.weights),
         }
 

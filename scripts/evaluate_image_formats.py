@@ -203,24 +203,18 @@ def as_tensor(files: list[Candidate]) -> torch.Tensor:
 def report(arguments: argparse.Namespace, rows: list[Row], record: dict) -> None:
     """Print what fits and the table, write metrics.json and the curves."""
     output_dir = Path(arguments.output_dir)
-    systems: dict[str, list[Row]] = {}
-    for path in arguments.beside:
-        theirs = read_results(path, record["originals"]["sha256"])
-        for row in theirs:
-            systems.setdefault(row.get("system", "tokenizer"), []).append(row)
-    for row in rows:
-        if row["fits"] == 1:
-            systems.setdefault(row["system"], []).append(row)
+    shown = [row for path in arguments.beside for row in read_results(path, record["originals"]["sha256"])]
+    shown = [row for row in shown + rows if row.get("fits", 1) == 1]
     for name, header in record["header_bytes"].items():
         titles = {Variant(name, scales_down, False).title for scales_down in (False, True)}
         whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]
         smallest = f"every picture fits into {min(whole)} bytes" if whole else "some pictures fit none of the budgets"
         print(f"{FORMATS[name].title}: header {header['grey']} bytes (grey), {header['colour']} (colour); {smallest}")
-    print(table([row for its_rows in systems.values() for row in its_rows]))
+    print(table(shown))
     write_results(output_dir / "metrics.json", {"rows": rows, "protocol": record})
     written = [output_dir / "metrics.json"]
-    if systems:
-        plot_curves(output_dir / "curves.png", systems, f"{record['originals']['seen']:,} pictures")
+    if shown:
+        plot_curves(output_dir / "curves.png", shown, f"{record['originals']['seen']:,} pictures")
         written.append(output_dir / "curves.png")
     print(f"{record['originals']['seen']:,} images scored; wrote {' and '.join(map(str, written))}")
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments, parse_lengths
+from modeling.evaluation import Networks, add_arguments, checkpoint_name, parse_lengths
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -95,6 +95,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
     rows: list[Row] = [
         {
             "name": name,
+            "system": checkpoint_name(located),
             "tokens": length,
             "bytes_per_image": math.ceil(length * bits_per_token / 8),
             "bits_per_pixel": length * bits_per_token / model.image_size**2,
@@ -109,14 +110,14 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
         preparation=EvalTransform(model.image_size).description,
         config=arguments.config,
         overrides=arguments.overrides,
-        checkpoint=located.description,
+        checkpoint=checkpoint_name(located),
         checkpoint_sha256=sha256_of(located.weights),
         lengths=lengths,
         bits_per_token=bits_per_token,
         seed="none is used: nothing in it is random",
         **networks.record(),
     )
-    report(arguments, processes, f"{located.description}", rows, record, codebook)
+    report(arguments, processes, rows, record, codebook)
 
 
 def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
@@ -137,7 +138,7 @@ def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
             bar.update(len(keys) * processes.world_size)
     seen = comparison.count()
     check_count(seen, len(originals))
-    rows = [{"name": name, **comparison.finish([name])[name]}]
+    rows = [{"name": name, "system": name, **comparison.finish([name])[name]}]
     record = protocol(
         processes,
         originals=originals_record(comparison, len(originals), seen, 0),
@@ -146,7 +147,7 @@ def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
         target=arguments.target,
         **networks.record(),
     )
-    report(arguments, processes, name, rows, record)
+    report(arguments, processes, rows, record)
 
 
 def originals_record(comparison: Comparison, expected: int | None, seen: int, num_bad: int) -> dict[str, Any]:
@@ -165,7 +166,6 @@ def progress(batches, expected: int | None, processes: Processes):
 def report(
     arguments: argparse.Namespace,
     processes: Processes,
-    system: str,
     rows: list[Row],
     record: dict[str, Any],
     codebook: dict[str, Any] | None = None,
@@ -174,11 +174,8 @@ def report(
     if not processes.is_main:
         return
     output_dir = Path(arguments.output_dir)
-    systems = {system: rows}
-    for path in arguments.beside:
-        for row in read_results(path, record["originals"]["sha256"]):
-            systems.setdefault(row.get("system", row["name"]), []).append(row)
-    print(table([row for its_rows in systems.values() for row in its_rows]))
+    beside = [row for path in arguments.beside for row in read_results(path, record["originals"]["sha256"])]
+    print(table(rows + beside))
     if codebook is not None:
         print(
             f"codes used {codebook['usage']:.1%}, perplexity {codebook['perplexity']:.1f}, "
@@ -188,7 +185,7 @@ def report(
     write_results(output_dir / "metrics.json", results)
     written = [output_dir / "metrics.json"]
     if len(rows) > 1:
-        plot_curves(output_dir / "curves.png", systems, f"{record['originals']['seen']:,} pictures")
+        plot_curves(output_dir / "curves.png", rows + beside, f"{record['originals']['seen']:,} pictures")
         written.append(output_dir / "curves.png")
     print(f"{record['originals']['seen']:,} images scored; wrote {' and '.join(map(str, written))}")
 

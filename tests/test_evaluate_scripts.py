@@ -291,7 +291,7 @@ def test_the_bundled_model_scores_alike_on_one_and_two_processes(evaluate, tmp_p
         samples = [Sample(f"{number:04d}", pictures[number], 0) for number in range(index * 100, (index + 1) * 100)]
         write_shard(tmp_path / "shards" / f"s-{index}.tar", samples)
     flags = (
-        "--config", ROOT / "configs/fashion/eval.yaml", "--checkpoint", BUNDLED_TOKENIZER, "--lengths", "1,4,32",
+        "--config", ROOT / "configs/fashion/eval.yaml", "--checkpoint", BUNDLED_TOKENIZER, "--lengths", "1,32",
         f"dataset.params.eval_shards_path_or_url={tmp_path}/shards/s-{{0..2}}.tar",
         "dataset.params.num_eval_examples=300", "dataset.params.num_workers_per_gpu=0",
     )  # fmt: skip

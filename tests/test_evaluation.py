@@ -409,8 +409,9 @@ def test_the_table_leaves_blank_what_a_row_lacks():
 
 
 def test_curves_and_grids_are_pictures(tmp_path):
-    rows = [{"name": str(n), "bytes_per_image": n, "psnr": n / 2, "fid": 9.0} for n in (1, 2, 4)]
-    plot_curves(tmp_path / "curves.png", {"ours": rows, "one": [{"name": "x", "bytes_per_image": 3, "psnr": 1.0}]}, "t")
+    rows = [{"name": str(n), "system": "ours", "bytes_per_image": n, "psnr": n / 2, "fid": 9.0} for n in (1, 2, 4)]
+    rows.append({"name": "x", "system": "another", "bytes_per_image": 3, "psnr": 1.0})
+    plot_curves(tmp_path / "curves.png", rows, "t")
     grid = [{"name": "", "a": a, "b": b, "fid": a * b} for a in (1.0, 2.0) for b in (3.0, 4.0, 5.0)]
     plot_grid(tmp_path / "grid.png", grid, ["a", "b"], "fid")
     plot_grid(tmp_path / "line.png", grid[:3], ["b"], "fid")

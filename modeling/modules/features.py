@@ -5,6 +5,8 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,10 +163,18 @@ class PerceptualDistance(FrozenNetwork):
             input: (B, 3, H, W), about [0, 1]; gradients flow to it.
             target: As `input`; no gradients flow to it.
         """
-        with torch.autocast(input.device.type, enabled=False):
-            with torch.no_grad():
-                goal = self.embed(target.float())
-            return (self.embed(input.float()) - goal).square().sum(dim=1)
+        return self.distance_to(target)(input)
+
+    def distance_to(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """`per_image` with one `target` for several inputs, which is looked at only once."""
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+            goal = self.embed(target.float())
+
+        def distance(input: Tensor) -> Tensor:
+            with torch.autocast(input.device.type, enabled=False):
+                return (self.embed(input.float()) - goal).square().sum(dim=1)
+
+        return distance
 
 
 class LPIPS(FrozenNetwork):
@@ -199,12 +209,16 @@ class LPIPS(FrozenNetwork):
         with torch.autocast(input.device.type, enabled=False):
             return self.network(input.float(), target.float(), normalize=True).flatten()
 
+    def distance_to(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """`per_image` with one `target` for several inputs."""
+        return partial(self.per_image, target=target)
+
 
 PERCEPTUAL_DISTANCES = ("efficientnet_lite0", "convnext_s", "lpips_alex", "lpips_vgg")
 
 
 def perceptual_measure(name: str) -> PerceptualDistance | LPIPS:
-    """A network whose `per_image` tells how different two pictures look.
+    """A network whose `per_image` and `distance_to` tell how different two pictures look.
 
     Raises:
         UserError: The name is not one of `PERCEPTUAL_DISTANCES`, or the weights cannot be had.

@@ -12,14 +12,20 @@ from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
 from utils.evaluation.statistics import Means, frechet_distance, gather
 from utils.processes import Processes
 
-Measure = Callable[[Tensor, Tensor], Tensor]  # (version, original), (B, 3, H, W) float32 in [0, 1], to (B,)
+# Given originals, what measures versions of them: all (B, 3, H, W) float32 in [0, 1], the result (B,).
+Measure = Callable[[Tensor], Callable[[Tensor], Tensor]]
+
+
+def against(function: Callable[[Tensor, Tensor], Tensor]) -> Measure:
+    """A measure of a function (version, original)."""
+    return lambda originals: lambda versions: function(versions, originals)
 
 
 class Comparison:
     """Scores versions of pictures against the originals, all on 8 bits, each process its share.
 
     Args:
-        measures: {name: measure}, one number per image each.
+        measures: {name: measure}, one number per image each; `against` makes one of a function of two pictures.
         network: For the Frechet distance of each version's set to the originals' (and, where it has logits, the
             Inception Score); None for neither.
     """
@@ -52,6 +58,7 @@ class Comparison:
         if self.network is not None:
             self.feature_set(None).update(originals, keys)
         target = originals.float() / 255
+        measures = {name: measure(target) for name, measure in self.measures.items()}
         for name, version in versions.items():
             if version.shape != originals.shape or version.dtype != torch.uint8:
                 raise UserError(
@@ -59,7 +66,7 @@ class Comparison:
                     f"got {tuple(version.shape)} {version.dtype}"
                 )
             pixels = version.float() / 255
-            values = {measure: function(pixels, target) for measure, function in self.measures.items()}
+            values = {measure: function(pixels) for measure, function in measures.items()}
             values |= (extra or {}).get(name, {})
             self.means.setdefault(name, Means()).update(values)
             if self.network is not None:

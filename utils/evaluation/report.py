@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.cli import UserError
 
-Row = dict[str, Any]  # "name", "bytes_per_image", ... and one number per measure
+Row = dict[str, Any]  # "name", "system" (a line of the curves), "bytes_per_image", ... and a number per measure
 
 # Title, and +1 where more is better, -1 where less is.
 MEASURES = {
@@ -101,30 +101,26 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
     return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in rows]
 
 
-def plot_curves(path: str | os.PathLike, systems: Mapping[str, Sequence[Row]], title: str) -> None:
-    """Draw each measure against bytes per image: a line for each system, a dot where it has one row.
-
-    Args:
-        systems: {name: rows with `bytes_per_image`}.
-    """
+def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
+    """Draw each measure against bytes per image: a line for each `system` among the rows, a dot where it has one."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for system in systems.values() for row in system]
+    systems = list(dict.fromkeys(row["system"] for row in rows))
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_measure(name)]
     names = [name for name in names if all(math.isfinite(float(row.get(name, 0))) for row in rows)]
     if not names:
         return
-    num_columns = min(len(names), 3)
+    num_columns = 2 if len(names) == 4 else min(len(names), 3)
     num_rows = math.ceil(len(names) / num_columns)
     figure, axes = pyplot.subplots(
         num_rows, num_columns, figsize=(4.6 * num_columns, 3.6 * num_rows), squeeze=False, layout="constrained"
     )
     for axis, name in zip(axes.flat, names, strict=False):
-        for system, its_rows in systems.items():
-            points = [(row["bytes_per_image"], row[name]) for row in its_rows if name in row]
+        for system in systems:
+            points = [(row["bytes_per_image"], row[name]) for row in rows if row["system"] == system and name in row]
             if points:
                 axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=system)
         axis.set_xscale("log", base=2)
@@ -135,7 +131,7 @@ def plot_curves(path: str | os.PathLike, systems: Mapping[str, Sequence[Row]], t
     for axis in list(axes.flat)[len(names) :]:
         axis.set_visible(False)
     if len(systems) > 1:
-        axes.flat[0].legend(fontsize=8)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     _save(figure, path)
 
