@@ -10,6 +10,7 @@ Weights and pictures are random: neither changes the amount of work.
 """
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
@@ -17,18 +18,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.shard_files import Sample, write_shard
+from modeling.analysis import replacement_changes
 from modeling.modules.blocks import attention
-from modeling.tokenizers import build_tokenizer
+from modeling.tokenizers import build_tokenizer, encode_tokens
 from utils.cli import ROOT, UserError, pick_device, run
 from utils.config import load_config
+from utils.images import to_array
 
 PUBLISHED = {
     "stage1": "configs/training/stage1/one-d-piece_{}256.yaml",
@@ -203,11 +210,73 @@ def sample(setting: Setting) -> Iterator[Work]:
     yield Work("guided, two", apart, setting.batch_size)
 
 
-def save(setting: Setting) -> Iterator[Work]:
-    """A whole checkpoint: weights, EMA, optimiser state, checksums, flush."""
+def reconstruct(setting: Setting) -> Iterator[Work]:
+    """From shards to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; in batches and one by one."""
+    from data.image_shards import evaluation_loader
+
     with tempfile.TemporaryDirectory() as folder:
-        training, turn, _ = tokenizer_step(setting, "stage1", folder)
-        turn()  # the optimiser has no state before its first step
+        config = setting.config("stage2", *picture_shards(setting, Path(folder)))
+        model = build_tokenizer(config).to(setting.device).eval()
+        for name, batch_size in (("reconstruct", setting.batch_size), ("reconstruct, 1 by 1", 1)):
+            batches = evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size)
+
+            @torch.no_grad()
+            def turn(batches=batches):
+                with setting.autocast():
+                    for batch in batches:
+                        to_array(model(batch["image"].to(setting.device) / 255)[0])
+
+            yield Work(name, turn, setting.batch_size)
+
+
+def contribute(setting: Setting) -> Iterator[Work]:
+    """Pictures in which one token is replaced: a batch at once, and one token at a time; an image is such a picture."""
+    model = build_tokenizer(setting.config("stage2")).to(setting.device).eval()
+    tokens = torch.randint(model.codebook_size, (1, model.num_latent_tokens), device=setting.device)
+    codes = torch.randint(model.codebook_size, (1, setting.batch_size, 1), device=setting.device)
+    for name, batch_size in (("contribution", setting.batch_size), ("contribution, 1 by 1", 1)):
+
+        def turn(batch_size=batch_size):
+            with setting.autocast():
+                for _ in replacement_changes(model, tokens, codes, batch_size):
+                    pass
+
+        yield Work(name, turn, setting.batch_size)
+
+
+def load(setting: Setting) -> Iterator[Work]:
+    """Training batches from shards by one process: divide a step's images/s by its own for the workers needed."""
+    from data.image_shards import training_loader
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = setting.config("stage1", *picture_shards(setting, Path(folder)))
+        batches = iter(training_loader(config, rank=0, world_size=1, batches_per_chunk=1000))
+        yield Work("loader", partial(next, batches), setting.batch_size)
+
+
+def pretokenize(setting: Setting) -> Iterator[Work]:
+    """From shards to tokens, as scripts/pretokenize.py goes: in float32 whatever the precision."""
+    from data.batches import FaultLog
+    from data.token_source import CentreCrop, PictureSource, decoded
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = setting.config("stage2", *picture_shards(setting, Path(folder)))
+        model = build_tokenizer(config).to(setting.device).eval()
+        (part,) = PictureSource(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
+
+        def turn():
+            for examples in decoded(part, batch_size=setting.batch_size, num_threads=1, faults=FaultLog(strict=True)):
+                images = torch.cat([example.image for example in examples]).to(setting.device)
+                encode_tokens(model, images.float() / 255).cpu()
+
+        yield Work("pretokenize", turn, setting.batch_size)
+
+
+def save(setting: Setting) -> Iterator[Work]:
+    """A whole checkpoint: weights, EMA, optimiser state, checksums, flush; and a step, of which it is a share."""
+    with tempfile.TemporaryDirectory() as folder:
+        training, turn, num_images = tokenizer_step(setting, "stage1", folder)
+        yield Work("step", turn, num_images)  # first, since the optimiser has no state before it
         yield Work("checkpoint", training.save)
 
 
@@ -219,8 +288,39 @@ ITEMS = {
     "stage2": train_stage2,
     "generator": train_generator,
     "sample": sample,
+    "reconstruct": reconstruct,
+    "contribution": contribute,
+    "loader": load,
+    "pretokenize": pretokenize,
     "checkpoint": save,
 }
+
+
+def picture_shards(setting: Setting, folder: Path) -> list[str]:
+    """Write a batch of pictures into a shard; what makes a configuration read it, for training and evaluation.
+
+    They are the bundled ones: photographs as JPEG of ImageNet's usual size, garments as they are.
+    """
+    if setting.config("stage2").dataset.preprocessing.crop_size > 32:
+        pictures = [jpeg(path) for path in sorted((ROOT / "assets/photos").glob("*.png"))]
+    else:
+        pictures = [path.read_bytes() for path in sorted((ROOT / "assets/fashion").glob("*.png"))]
+    chosen = islice(cycle(pictures), setting.batch_size)
+    write_shard(folder / "0.tar", (Sample(str(index), picture, 0) for index, picture in enumerate(chosen)))
+    return [
+        "dataset.type=shards",
+        *(f"dataset.params.{split}_shards_path_or_url={folder / '0.tar'}" for split in ("train", "eval")),
+        "dataset.params.num_eval_examples=null",
+        "dataset.params.num_workers_per_gpu=0",
+        # What the loader fills before its first batch.
+        f"dataset.params.shuffle_buffer_size={setting.batch_size}",
+    ]
+
+
+def jpeg(path: Path) -> bytes:
+    file = io.BytesIO()
+    Image.open(path).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple:
@@ -437,7 +537,7 @@ def row(found: Measurement) -> tuple[str, ...]:
 
 
 def line(cells: Sequence[str]) -> str:
-    return f"{cells[0]:7}{cells[1]:18}" + "".join(f"{cell:>11}" for cell in cells[2:])
+    return f"{cells[0]:7}{cells[1]:21}" + "".join(f"{cell:>11}" for cell in cells[2:])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -39,18 +39,30 @@ def test_every_item_runs_on_the_tiny_model(measure):
     assert [one["item"] for one in found["results"]] == [
         *("encode", "decode 8", "decode 32", "attention", "attention, fused"),
         *("stage-1 step", "stage-2 step", "generator, tokens", "generator, images"),
-        *("sample", "guided, one pass", "guided, two", "checkpoint"),
+        *("sample", "guided, one pass", "guided, two", "reconstruct", "reconstruct, 1 by 1"),
+        *("contribution", "contribution, 1 by 1", "loader", "pretokenize", "step", "checkpoint"),
     ]
     assert set(found["ceilings_flops_per_second"]) == {"matmul", "convolution"}
     for one in found["results"]:
         assert one["model"] == "tiny" and one["batch_size"] == 1 and one["seconds"] > 0
         assert one["item"] in printed
         if one["item"] == "checkpoint":
-            assert one["flops"] == 0 and one["share_of_ceiling"] is None and one["images_per_second"] is None
+            assert one["images_per_second"] is None
         else:
             assert one["images_per_second"] == pytest.approx(1 / one["seconds"])
+        if one["item"] in ("checkpoint", "loader"):
+            assert one["flops"] == 0 and one["share_of_ceiling"] is None
+        else:
             assert one["flops_per_second"] == pytest.approx(one["flops"] / one["seconds"])
             assert one["share_of_ceiling"] > 0
+
+
+def test_ways_to_do_the_same_do_the_same_work(measure):
+    _, found, _, _ = measure("--only", "encode", "decode", "reconstruct", "contribution", "--batch_size=2")
+    flops = {one["item"]: one["flops"] for one in found["results"]}
+    assert flops["reconstruct"] == flops["reconstruct, 1 by 1"] == flops["encode"] + flops["decode 32"]
+    # The picture as it is, and each of the two in which a token is replaced.
+    assert flops["contribution"] == flops["contribution, 1 by 1"] == 3 * flops["decode 32"] / 2
 
 
 def test_the_count_of_operations_is_the_models(measure):
