@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def repeat_like(target: Tensor, decoded: Tensor) -> Tensor:
+    """The targets (B, ...) of a batch once for each time that it was decoded, (kB, ...): twice in some tail drops."""
+    return torch.cat([target] * (len(decoded) // len(target)))
+
+
 def code_prediction_loss(logits: Tensor, codes: Tensor) -> Tensor:
     """Stage 1: cross-entropy of the decoder's logits against the teacher's codes, mean over all positions.
 

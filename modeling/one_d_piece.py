@@ -3,13 +3,24 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
 from modeling.titok import TiTok
 from utils.cli import UserError
 
-TAIL_DROPS = ("per_batch", "per_sample", "half_full")
+# How many tokens an image keeps in a training step; the values of model.vq_model.tail_drop.
+TAIL_DROPS = {
+    "per_batch": "one uniform draw for the whole batch (published)",
+    "per_sample": "one uniform draw for each image",
+    "powers_of_two": "one draw for the whole batch from 1, 2, 4, ... and the full length",
+    "half_full": "each image either all of its tokens or a uniform draw, with equal chance",
+    "prefix_and_full": "both: each image is decoded twice, from a uniform draw and from all of its tokens",
+    "prefix_to_full": "prefix_and_full, and the decoder's features of the prefix are pulled to those of the whole",
+    "none": "all of them, as TiTok",
+}
+DECODED_TWICE = ("prefix_and_full", "prefix_to_full")
 
 
 def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
@@ -19,11 +30,14 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
     training seed repeats it.
 
     Args:
-        tail_drop: "per_batch", one uniform draw for all images (published); "per_sample", one uniform draw an image;
-            "half_full", per image either all tokens or a uniform draw, with equal chance.
+        tail_drop: One of `TAIL_DROPS`; those of `DECODED_TWICE` draw for the decoding from a prefix.
     """
+    if tail_drop == "none":
+        return torch.full((batch,), limit)
     if tail_drop == "per_batch":
         return torch.randint(1, limit + 1, (1,)).expand(batch)
+    if tail_drop == "powers_of_two":
+        return torch.tensor(2 ** int(torch.randint((limit - 1).bit_length() + 1, ()))).clamp(max=limit).expand(batch)
     lengths = torch.randint(1, limit + 1, (batch,))
     if tail_drop == "half_full":
         lengths[torch.rand(batch) < 0.5] = limit
@@ -33,8 +47,9 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
 class OneDPiece(TiTok):
     """TiTok trained with tail token drop: the first tokens learn to carry the most, and any prefix decodes.
 
-    In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `draw_lengths`); a given
-    length is then an upper bound. In evaluation mode nothing is random.
+    In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `TAIL_DROPS`); a given
+    length is then an upper bound. Where images are decoded twice, the results of a batch of B are 2B: of the prefixes,
+    then of the whole. In evaluation mode nothing is random.
     """
 
     demands_full_length = False
@@ -45,8 +60,27 @@ class OneDPiece(TiTok):
         if self.tail_drop not in TAIL_DROPS:
             raise UserError(f"model.vq_model.tail_drop must be one of {', '.join(TAIL_DROPS)}, got {self.tail_drop}")
 
-    def _lengths(self, length: int | Sequence[int] | Tensor | None, batch: int, available: int) -> Tensor:
-        lengths = super()._lengths(length, batch, available)
-        if self.training:
-            lengths = torch.minimum(lengths, draw_lengths(self.tail_drop, batch, self.num_latent_tokens))
-        return lengths
+    def forward(
+        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode, then decode: (`decode`'s result, `encode`'s dict).
+
+        In training with tail_drop "prefix_to_full" the dict also has `prefix_loss`, the mean squared distance of the
+        decoder's features of the prefixes from those of the whole, which get no gradient from it.
+        """
+        z_quantized, result = self.encode(pixels)
+        features = self._features(z_quantized, length)
+        if self.training and self.tail_drop == "prefix_to_full":
+            prefix, full = features.float().chunk(2)
+            result["prefix_loss"] = F.mse_loss(prefix, full.detach())
+        return self._from_features(features), result
+
+    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
+        if not self.training:
+            return super()._features(z_quantized, length)
+        batch, limit = len(z_quantized), self.num_latent_tokens
+        most = self._lengths(length, batch, z_quantized.shape[-1])
+        kept = torch.minimum(most, draw_lengths(self.tail_drop, batch, limit))
+        if self.tail_drop in DECODED_TWICE:
+            z_quantized, kept = z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
+        return super()._features(z_quantized, kept)

@@ -118,15 +118,7 @@ class TiTok(Pretrained, nn.Module):
         Returns:
             (B, 3, P, P) in stage 2, (B, codes, G, G) in stage 1.
         """
-        lengths = self._lengths(length, *z_quantized.shape[:1], z_quantized.shape[-1])
-        longest = int(lengths.max())
-        uneven = bool((lengths != longest).any())
-        logits = self.decoder(z_quantized[..., :longest], lengths if uneven else None)
-        if not self.finetune_decoder:
-            return logits
-        # The expected pixel embedding under the predicted distribution: differentiable, and better than the argmax.
-        z_pixels = torch.einsum("bvhw,vc->bchw", logits.softmax(dim=1), self.pixel_quantize.embedding.weight)
-        return self.pixel_decoder(z_pixels)
+        return self._from_features(self._features(z_quantized, length))
 
     def decode_tokens(self, tokens: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """As `decode`, from tokens (B, K) or (B, 1, K) in 0..V-1."""
@@ -148,6 +140,22 @@ class TiTok(Pretrained, nn.Module):
         """Encode, then decode: (`decode`'s result, `encode`'s dict)."""
         z_quantized, result = self.encode(pixels)
         return self.decode(z_quantized, length), result
+
+    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
+        """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens."""
+        lengths = self._lengths(length, *z_quantized.shape[:1], z_quantized.shape[-1])
+        longest = int(lengths.max())
+        uneven = bool((lengths != longest).any())
+        return self.decoder(z_quantized[..., :longest], lengths if uneven else None)
+
+    def _from_features(self, features: Tensor) -> Tensor:
+        """What `decode` returns, from the decoder's features of the grid."""
+        logits = self.decoder.ffn(features)
+        if not self.finetune_decoder:
+            return logits
+        # The expected pixel embedding under the predicted distribution: differentiable, and better than the argmax.
+        z_pixels = torch.einsum("bvhw,vc->bchw", logits.softmax(dim=1), self.pixel_quantize.embedding.weight)
+        return self.pixel_decoder(z_pixels)
 
     def _lengths(self, length: int | Sequence[int] | Tensor | None, batch: int, available: int) -> Tensor:
         """Number of tokens to use of each image, (B,) int64 on the CPU, checked."""

@@ -204,6 +204,9 @@ def test_tail_drop_is_uniform_and_seeded():
     assert len(set(draw_lengths("per_sample", 64, 8).tolist())) == 8
     full = (torch.cat([draw_lengths("half_full", 100, 8) for _ in range(50)]) == 8).float().mean()
     assert abs(full - (0.5 + 0.5 / 8)) < 0.03
+    assert {int(draw_lengths("powers_of_two", 3, 8)[0]) for _ in range(100)} == {1, 2, 4, 8}
+    assert {int(draw_lengths("powers_of_two", 3, 6)[0]) for _ in range(100)} == {1, 2, 4, 6}
+    assert draw_lengths("none", 2, 8).tolist() == [8, 8]
     torch.manual_seed(3)
     first = draw_lengths("per_sample", 64, 8)
     torch.manual_seed(3)
@@ -211,14 +214,43 @@ def test_tail_drop_is_uniform_and_seeded():
 
 
 def test_tail_drop_is_off_in_evaluation_and_bounded_by_a_given_length():
-    model = OneDPiece(tiny_config())
-    z = torch.randn(2, 12, 1, 8)
-    assert torch.equal(model.eval()._lengths(None, 2, 8), torch.tensor([8, 8]))
+    model, z = OneDPiece(tiny_config()), torch.randn(2, 12, 1, 8)
+    kept = []
+    model.decoder.register_forward_pre_hook(lambda decoder, inputs: kept.append(inputs[0].shape[-1]))
     with torch.no_grad():
-        assert torch.equal(model.decode(z), model.decode(z))
-    model.train()
-    assert all(int(model._lengths(3, 2, 8).max()) <= 3 for _ in range(50))
-    assert {int(model._lengths(None, 2, 8).max()) for _ in range(200)} == set(range(1, 9))
+        model.eval()
+        assert torch.equal(model.decode(z), model.decode(z)) and kept == [8, 8]
+        model.train()
+        for _ in range(50):
+            model.decode(z, length=3)
+        assert set(kept[2:]) == {1, 2, 3}
+        for _ in range(200):
+            model.decode(z)
+    assert set(kept) == set(range(1, 9))
+
+
+def test_images_are_decoded_from_a_prefix_and_from_the_whole():
+    model, z = OneDPiece(tiny_config(tail_drop="prefix_and_full")), torch.randn(2, 12, 1, 8)
+    torch.manual_seed(5)
+    both = model.train().decode(z)
+    torch.manual_seed(5)
+    lengths = draw_lengths("prefix_and_full", 2, 8)
+    model.eval()
+    assert both.shape[0] == 4
+    torch.testing.assert_close(both[:2], model.decode(z, lengths), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[2:], model.decode(z), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pull_of_the_prefix_moves_the_prefix_only():
+    model = OneDPiece(tiny_config(tail_drop="prefix_to_full")).train()
+    pixels = torch.rand(2, 3, model.image_size, model.image_size)
+    seen = []
+    model.decoder.register_forward_hook(lambda decoder, inputs, features: features.retain_grad() or seen.append(features))
+    decoded, result = model(pixels)
+    result["prefix_loss"].backward()
+    assert decoded.shape[0] == 4 and result["prefix_loss"] > 0
+    assert seen[0].grad[:2].abs().sum() > 0 and seen[0].grad[2:].abs().sum() == 0
+    assert "prefix_loss" not in model.eval()(pixels)[1]
 
 
 def test_stage_2_trains_the_decoding_half_only():

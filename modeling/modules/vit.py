@@ -78,7 +78,7 @@ class ViTEncoder(nn.Module):
 
 
 class ViTDecoder(nn.Module):
-    """Quantised latent tokens in, logits over the pixel codebook for every grid cell out.
+    """Quantised latent tokens in, one feature vector per grid cell out; `ffn` makes logits over the pixel codes of it.
 
     Args:
         size: Width, depth and heads.
@@ -115,7 +115,7 @@ class ViTDecoder(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C, 1, K) to (B, codes, G, G).
+        """(B, C, 1, K) to one vector per grid cell, (B, W, G, G).
 
         Args:
             z: The first K quantised tokens of each image.
@@ -135,7 +135,7 @@ class ViTDecoder(nn.Module):
         for block in self.transformer:
             x = block(x, mask)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
-        return self.ffn(x.mT.reshape(batch, -1, self.grid, self.grid))
+        return x.mT.reshape(batch, -1, self.grid, self.grid)
 
 
 def _init_weights(module: nn.Module) -> None:

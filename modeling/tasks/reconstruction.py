@@ -13,6 +13,7 @@ from modeling.losses import (
     generator_adversarial_loss,
     hinge_discriminator_loss,
     lecam_loss,
+    repeat_like,
 )
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.discriminator import NLayerDiscriminator
@@ -59,11 +60,15 @@ class ReconstructionTask:
         _to_device(self.perceptual, images)
         reconstruction, result = self.modules["model"](images)
         self._count(result["min_encoding_indices"])
+        images = repeat_like(images, reconstruction)
         logs = {"reconstruction_loss": self.reconstruction_loss(reconstruction, images)}
         loss = weights.reconstruction_weight * logs["reconstruction_loss"]
         quantizer_loss = result["commitment_loss"] + weights.get("codebook_weight", 1.0) * result["codebook_loss"]
         logs["quantizer_loss"] = quantizer_loss
         loss = loss + (0.0 if self.care.quantizer.bypass else weights.quantizer_weight) * quantizer_loss
+        if "prefix_loss" in result:
+            logs["prefix_loss"] = result["prefix_loss"]
+            loss = loss + weights.prefix_weight * logs["prefix_loss"]
         if self.perceptual is not None:
             logs["perceptual_loss"] = self.perceptual(reconstruction.float(), images)
             loss = loss + weights.perceptual_weight * logs["perceptual_loss"]

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from modeling.losses import code_prediction_loss
+from modeling.losses import code_prediction_loss, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
@@ -28,7 +28,7 @@ class Stage1Task:
     def __init__(self, config: DictConfig):
         self.config = config
         self.model = build_tokenizer(config)
-        self.quantizer_weight = config.losses.quantizer_weight
+        self.weights = config.losses
         self.lengths = evaluation_lengths(config, self.model)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
@@ -50,13 +50,19 @@ class Stage1Task:
         logits, result = self.modules["model"](images)
         codes = result["min_encoding_indices"].flatten()
         self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
+        pixel_codes = repeat_like(pixel_codes, logits)
         prediction_loss = code_prediction_loss(logits, pixel_codes)
-        quantizer_weight = 0.0 if self.care.quantizer.bypass else self.quantizer_weight
+        quantizer_weight = 0.0 if self.care.quantizer.bypass else self.weights.quantizer_weight
         loss = prediction_loss + quantizer_weight * result["quantizer_loss"]
+        logs = {}
+        if "prefix_loss" in result:
+            logs["prefix_loss"] = result["prefix_loss"]
+            loss = loss + self.weights.prefix_weight * result["prefix_loss"]
         yield (
             "model",
             loss,
             {
+                **logs,
                 "loss/model": loss,
                 "code_prediction_loss": prediction_loss,
                 "quantizer_loss": result["quantizer_loss"],
