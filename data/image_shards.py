@@ -30,6 +30,7 @@ from data.sources import subfolders
 from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard, resolve_shards
 from data.token_set import TokenBatches, token_loaders
 from data.transforms import EvalTransform, TrainTransform, decode_image
+from utils.processes import obey_only_the_parent
 
 __all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "loaders", "training_loader"]
 
@@ -197,6 +198,7 @@ def _data_loader(dataset: Any, batches: Any, num_workers: int, start_method: str
         dataset,
         collate_fn=as_is,
         num_workers=num_workers,
+        worker_init_fn=obey_only_the_parent,
         multiprocessing_context=start_method if num_workers else None,
         pin_memory=torch.cuda.is_available(),
         # Its own, because a new iterator draws a number: the models' random state must not depend on that.

@@ -20,6 +20,7 @@ from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prun
 from utils.cli import ROOT, UserError
 from utils.ema import EMA
 from utils.log import RunLog
+from utils.processes import Ranks
 from utils.schedule import ema_decay, learning_rate, parameter_groups
 
 JOBS = ("teacher", "stage1", "stage2")
@@ -141,9 +142,17 @@ def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
         run_job("teacher", trained, tmp_path / "run", "dataset.params.num_eval_examples=25")
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(trained, tmp_path):
-    with pytest.raises(UserError, match="loss is nan at step 2"):
-        run_job("stage1", trained, tmp_path / "run", "losses.quantizer_weight=.nan", "training.codebook.warmup_steps=0")
+def test_a_step_that_went_wrong_stops_the_run_before_it_is_saved(trained, tmp_path):
+    for overrides, step, what in (
+        (["losses.quantizer_weight=.nan"], 2, "loss/model nan"),  # as of the first quantised step
+        (["training.stop_grad_norm=1e-9"], 1, "grad_norm/model"),
+    ):
+        folder = tmp_path / what.replace("/", "_")
+        with pytest.raises(UserError, match=f"step {step} had .*{what}.*{folder}.*good checkpoint is not there yet"):
+            run_job("stage1", trained, folder, *overrides, "experiment.save_every=2", "experiment.log_every=3")
+        found = json.loads((folder / f"unsound_step-{step}.json").read_text())
+        assert found["step"] == step and len(found["ranks"][0]["samples"]) == 4
+        assert not checkpoints(folder) and not (folder / "metrics.jsonl").exists()
 
 
 # Checkpoints
@@ -158,7 +167,7 @@ def write_number(number):
 
 
 def save(folder, step, write=None):
-    write_checkpoint(folder, step, write or write_number(step), lambda: None, True)
+    write_checkpoint(folder, step, write or write_number(step), Ranks(rank=0, world_size=1))
 
 
 def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
@@ -167,10 +176,11 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
 import os, signal
 from pathlib import Path
 from utils.checkpoint import write_checkpoint
+from utils.processes import Ranks
 def write(folder):
     (folder / "half.txt").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
-write_checkpoint(Path({str(tmp_path)!r}), 2, write, lambda: None, True)
+write_checkpoint(Path({str(tmp_path)!r}), 2, write, Ranks(rank=0, world_size=1))
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     assert latest_checkpoint(tmp_path)[0] == 1
@@ -199,10 +209,11 @@ def test_resume_passes_over_damaged_checkpoints_and_says_so(tmp_path, damage):
 def test_pruning_keeps_the_newest_and_the_round_ones(tmp_path):
     for step in (5, 10, 15, 20, 25):
         save(tmp_path, step)
-    prune(tmp_path, keep_last=2, keep_every=10)
+    prune(tmp_path, last_step=25, keep_last=2, keep_every=10)
     assert [step for step, _ in checkpoints(tmp_path)] == [10, 20, 25]
-    prune(tmp_path, keep_last=0, keep_every=0)
-    assert [step for step, _ in checkpoints(tmp_path)] == [25]
+    # After a broken one was passed over, the newest is not the one with the largest number.
+    prune(tmp_path, last_step=20, keep_last=0, keep_every=0)
+    assert [step for step, _ in checkpoints(tmp_path)] == [20, 25]
 
 
 def test_the_log_forgets_steps_that_will_be_done_again(tmp_path):

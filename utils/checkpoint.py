@@ -1,47 +1,82 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed, verified, pruned."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from utils.cli import UserError
+from utils.processes import Ranks
 
 METADATA_FILE = "metadata.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_checkpoint(
-    folder: Path, step: int, write: Callable[[Path], None], barrier: Callable[[], None], is_main: bool
-):
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], ranks: Ranks) -> None:
     """Write `folder/checkpoint-STEP` from all ranks so that a kill at any moment leaves the earlier ones usable.
 
     Args:
         write: Called on every rank with the temporary folder; writes that rank's files.
-        barrier: Waits for all ranks.
-        is_main: Whether this rank seals the checkpoint: list of files with sizes and SHA-256, flush, rename.
+
+    Raises:
+        UserError: A rank could not write its files. The earlier checkpoints are still there, and nothing else.
     """
     final, aside = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.part"
-    if is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    barrier()
-    write(aside)
-    barrier()
-    if is_main:
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
-        metadata = {
-            "global_step": step,
-            "files": {str(path.relative_to(aside)): [path.stat().st_size, _sha256(path)] for path in files},
-        }
-        (aside / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
-        for path in [*files, aside / METADATA_FILE, *(path for path in aside.rglob("*") if path.is_dir()), aside]:
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(aside, final)
-        _flush(folder)
-    barrier()
+    with ranks.careful(), writing(folder):
+        if ranks.is_main:
+            remove_unfinished(folder)
+            aside.mkdir(parents=True)
+    ranks.meet()
+    try:
+        with ranks.careful(), writing(folder):
+            write(aside)
+        ranks.meet()
+        with ranks.careful(), writing(folder):
+            if ranks.is_main:
+                _seal(aside, step)
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(aside, final)
+                _flush(folder)
+        ranks.meet()
+    except UserError:  # raised on the main rank
+        remove_unfinished(folder)
+        raise
+
+
+def _seal(folder: Path, step: int) -> None:
+    """List the files with sizes and SHA-256, and flush everything to disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    metadata = {
+        "global_step": step,
+        "files": {str(path.relative_to(folder)): [path.stat().st_size, _sha256(path)] for path in files},
+    }
+    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
+    for path in [*files, folder / METADATA_FILE, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _flush(path)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell of a full disk in one sentence, in whose words ever the libraries do, and of where the run can go on."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error)
+        if isinstance(error, RuntimeError):
+            if "iostream error" not in f"{error} {error.__context__}":
+                raise
+            reason = "PyTorch's file stream broke off, as it does on a full disk"
+        last = latest_checkpoint(folder)
+        raise UserError(
+            f"cannot write to {folder} ({reason}): free space there; "
+            + (f"the same command then goes on from {last[1].name}" if last else "it holds no checkpoint yet")
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -75,14 +110,25 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` (0: none of these)."""
-    for step, path in checkpoints(folder)[: -max(1, keep_last)]:
+def prune(folder: Path, last_step: int, keep_last: int, keep_every: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` (0: none of these).
+
+    Args:
+        last_step: Of the newest one. Any after it are broken, were passed over and will be written again.
+    """
+    ours = [(step, path) for step, path in checkpoints(folder) if step <= last_step]
+    for step, path in ours[: -max(1, keep_last)]:
         if not keep_every or step % keep_every:
             # Renamed first: a kill in the middle of deleting must not leave half a checkpoint under its name.
             doomed = path.with_name(f".{path.name}.part")
             os.rename(path, doomed)
             shutil.rmtree(doomed)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a kill in the middle of saving or pruning has left."""
+    for aside in folder.glob(".checkpoint-*.part"):
+        shutil.rmtree(aside)
 
 
 def _sha256(path: Path) -> str:

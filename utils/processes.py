@@ -1,19 +1,29 @@
-"""Commands that several processes do together: `torchrun --nproc_per_node N scripts/X.py ...`, or accelerate launch."""
+"""What several processes do together: the shares of a command's work, and the ranks of a training run."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed
 
-from utils.cli import pick_device
+from utils.cli import UserError, pick_device
 
 # Processes wait for the slowest, whose share of the work may take hours longer.
 PATIENCE = timedelta(days=7)
+# By which Slurm says that a job's time is nearly up (sbatch --signal=TERM@300).
+NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Processes:
     """The processes of one command, as the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) says; one without it.
+
+    `torchrun --nproc_per_node N scripts/X.py ...` or accelerate launch.
 
     Args:
         device: Name for `pick_device`. Of several GPUs each process of a machine takes its own.
@@ -44,3 +54,92 @@ class Processes:
     def close(self) -> None:
         if self.world_size > 1:
             torch.distributed.destroy_process_group()
+
+
+class Ranks:
+    """The ranks of a training run, which stop together: when one has an error, or when the cluster wants its nodes.
+
+    A rank that left alone would keep the others waiting in their next collective operation. So it keeps its error
+    (`careful`) until all of them `meet`.
+
+    Attributes:
+        noticed: This rank knows that time is up; others may not yet.
+        called_off: All ranks have agreed to stop.
+    """
+
+    def __init__(self, rank: int, world_size: int):
+        self.rank, self.world_size = rank, world_size
+        # Gloo, which works from host to host: a meeting never waits for an accelerator.
+        self.group = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
+        self.error: UserError | None = None
+        self.noticed = self.called_off = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1 are noticed, instead of ending the process."""
+
+        def notice(number, frame):
+            self.noticed = True
+
+        before = {number: signal.signal(number, notice) for number in NOTICES}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def careful(self) -> Iterator[None]:
+        """Keep a `UserError` of what stands inside for the next meeting."""
+        try:
+            yield
+        except UserError as error:
+            self.error = self.error or error
+
+    def meet(self) -> None:
+        """Wait for every rank, and learn of their errors and whether time is up: two bytes over the network.
+
+        Raises:
+            UserError: On the first rank, where any rank has kept an error; the others exit quietly.
+        """
+        news = torch.tensor([self.error is not None, self.noticed], dtype=torch.uint8)
+        if self.group is not None:
+            torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX, group=self.group)
+        failed, self.called_off = map(bool, news.tolist())
+        self.noticed = self.noticed or self.called_off
+        if not failed:
+            return
+        errors = self.gather(None if self.error is None else str(self.error))
+        if self.rank:
+            sys.exit(1)
+        rank, text = next((rank, text) for rank, text in enumerate(errors) if text is not None)
+        raise UserError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
+
+    def gather(self, value) -> list:
+        """Everybody's `value`, by rank."""
+        if self.group is None:
+            return [value]
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+
+def obey_only_the_parent(worker_id: int = 0) -> None:
+    """Let a loader's worker go on when Slurm signals all processes of a job: its batches are wanted until the end.
+
+    PyTorch's handler would end it, and then the training process, which loses a worker. Pass as `worker_init_fn`.
+    """
+    if sys.platform != "linux":  # where there is Slurm, and sigwaitinfo
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+
+    def wait():
+        while signal.sigwaitinfo(NOTICES).si_pid != multiprocessing.parent_process().pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

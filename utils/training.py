@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,22 +12,24 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.checkpoint import latest_checkpoint, prune, write_checkpoint
+from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.cli import UserError, pick_device
 from utils.ema import EMA
 from utils.images import preview_sheet
 from utils.log import RunLog
+from utils.parts import write_json
+from utils.processes import Ranks
 from utils.schedule import learning_rate, parameter_groups
 
 Batch = dict[str, Any]
 Logs = dict[str, Tensor]
+_VITAL = ("loss/", "grad_norm/")  # what a sound step has finite
 
 
 class Task(Protocol):
@@ -82,6 +86,10 @@ def train(
             has an attribute `num_bad`, that is the number of samples skipped so far.
         evaluation_batches: This rank's share of the evaluation set, once; None where there is none. Attributes
             `expected` and `num_bad` go to `check_count(seen, expected, num_bad)`, which raises if images are missing.
+
+    Raises:
+        UserError: On the main process; the others exit with status 1.
+        SystemExit: Status 75 (EX_TEMPFAIL) after SIGTERM or SIGUSR1: a checkpoint is saved, the same command goes on.
     """
     if config.get("dry_run", False):
         accelerator.print(OmegaConf.to_yaml(config, resolve=True))
@@ -95,30 +103,26 @@ def train(
     experiment, total = config.experiment, config.training.max_train_steps
     stream = training_batches(run.step * run.accumulation)
     batches = iter(stream)
-    preview_batch = None
     progress = tqdm(
         initial=run.step, total=total, unit="step", disable=not accelerator.is_main_process, dynamic_ncols=True
     )
-    with progress:
-        while run.step < total:
-            waited = time.perf_counter()
-            micro_batches = [run.to_device(next(batches)) for _ in range(run.accumulation)]
-            run.data_seconds += time.perf_counter() - waited
+    with run.ranks.heeding_signals(), progress:
+        if run.owes_evaluation:
+            run.evaluate(evaluation_batches, check_count)
+        while run.step < total and not run.ranks.called_off:
+            micro_batches = run.take(batches)
             run.update(micro_batches)
             progress.update()
 
             if run.is_time(experiment.log_every):
                 run.log(progress, num_bad=getattr(stream, "num_bad", 0))
             if run.is_time(experiment.generate_every):
-                if preview_batch is None and accelerator.is_main_process:  # another rank may have no batch at all
-                    source = evaluation_batches() if evaluation_batches is not None else [micro_batches[0]]
-                    preview_batch = run.to_device(next(iter(source)))
-                run.show(preview_batch)
+                run.show(evaluation_batches, micro_batches)
             if evaluation_batches is not None and run.is_time(experiment.eval_every):
-                run.evaluate(evaluation_batches(), check_count)
-            if run.is_time(experiment.save_every):
+                run.evaluate(evaluation_batches, check_count)
+            if run.is_time(experiment.save_every) or run.ranks.called_off:
                 run.save()
-    run.finish()
+        run.finish()
 
 
 class Run:
@@ -127,7 +131,9 @@ class Run:
     def __init__(self, task: Task, config: DictConfig, accelerator: Accelerator):
         self.task, self.config, self.accelerator = task, config, accelerator
         self.output_dir = Path(config.experiment.output_dir)
-        self.step = 0
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.step = self.images_seen = 0
+        self.owes_evaluation = False  # the one of this step was broken off
         self.accumulation = config.training.gradient_accumulation_steps
         self.model = task.modules["model"].to(accelerator.device)
         self.ema = EMA(self.model) if config.training.use_ema else None
@@ -139,10 +145,27 @@ class Run:
             state.update({name: value.to(accelerator.device) for name, value in state.items()})
         self.log_file: RunLog | None = None
         self.data_seconds = 0.0
+        # Of the steps since the last line of the log.
         self._logs: list[Logs] = []
+        self._keys: list[list[str]] = []
+        self._preview_batch: Batch | None = None
         self._log_start = (0, time.perf_counter())
 
+    @property
+    def global_batch(self) -> int:
+        """Images in an update, of all processes."""
+        return self.config.training.per_gpu_batch_size * self.accelerator.num_processes * self.accumulation
+
     # ------------------------------------------------------------------------------------------------ one update
+
+    def take(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The micro-batches of one update, as soon as every rank has its own."""
+        waited = time.perf_counter()
+        with self.ranks.careful():
+            micro_batches = [self.to_device(next(batches)) for _ in range(self.accumulation)]
+        self.data_seconds += time.perf_counter() - waited
+        self.ranks.meet()
+        return micro_batches
 
     def update(self, micro_batches: list[Batch]) -> None:
         """One step of every player on one global batch.
@@ -175,9 +198,11 @@ class Run:
                 break
             logs[f"grad_norm/{player}"] = self.step_optimizer(player)
         self._logs.append(logs)
+        self._keys.append([key for batch in micro_batches for key in batch.get("__key__", [])])
         if self.ema is not None:
             self.ema.update(self.model, num_updates=self.step)
         self.step += 1
+        self.images_seen += self.global_batch
 
     def step_optimizer(self, player: str) -> Tensor:
         """Clip, set the learning rate, update; returns the gradient norm before clipping."""
@@ -230,7 +255,7 @@ class Run:
         """Print the derived numbers with their arithmetic."""
         training, accelerator = self.config.training, self.accelerator
         world, images = accelerator.num_processes, self.config.experiment.max_train_examples
-        batch = training.per_gpu_batch_size * world * self.accumulation
+        batch = self.global_batch
         accelerator.print(f"output         {self.output_dir}")
         accelerator.print(
             f"global batch   {training.per_gpu_batch_size} per process x {world} processes x "
@@ -251,15 +276,17 @@ class Run:
             accelerator.print(f"resuming after step {self.step}")
 
     def start_log(self) -> None:
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, self.output_dir / "config.yaml", resolve=True)
-            self.log_file = RunLog(self.output_dir, self.config, resume_step=self.step)
+        with self.ranks.careful(), writing(self.output_dir):
+            if self.ranks.is_main:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                OmegaConf.save(self.config, self.output_dir / "config.yaml", resolve=True)
+                self.log_file = RunLog(self.output_dir, self.config, resume_step=self.step)
+        self.ranks.meet()
         self._log_start = (self.step, time.perf_counter())
 
     def log(self, progress: tqdm, num_bad: int) -> None:
         """Mean of everything logged since the last time, over steps and ranks; the only wait for the accelerator."""
-        training = self.config.training
+        self.check_health()
         names = sorted({name for logs in self._logs for name in logs})
         sums = torch.stack([sum(logs.get(name, torch.zeros(())) for logs in self._logs) for name in names]).double()
         times = torch.tensor([float(sum(name in logs for logs in self._logs)) for name in names]).to(sums)
@@ -272,52 +299,98 @@ class Run:
             count.zero_()
 
         steps, seconds = self.step - self._log_start[0], time.perf_counter() - self._log_start[1]
-        batch = training.per_gpu_batch_size * self.accelerator.num_processes * self.accumulation
         numbers |= {
             f"learning_rate/{player}": self.optimizers[player].param_groups[0]["lr"] for player in self.optimizers
         }
         numbers |= {
-            "images_per_second": steps * batch / seconds,
-            "images_seen": self.step * batch,
+            "images_per_second": steps * self.global_batch / seconds,
+            "images_seen": self.images_seen,
             "data_time_share": waited / seconds / self.accelerator.num_processes,
-            "eta_hours": (training.max_train_steps - self.step) * seconds / steps / 3600,
+            "eta_hours": (self.config.training.max_train_steps - self.step) * seconds / steps / 3600,
             "bad_samples": int(bad),
         }
-        self._logs, self.data_seconds, self._log_start = [], 0.0, (self.step, time.perf_counter())
-        loss = numbers["loss/model"]
-        progress.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{numbers['images_per_second']:.0f}"})
-        if self.log_file is not None:
-            self.log_file.write(self.step, numbers)
-        if not np.isfinite(loss):
-            last = latest_checkpoint(self.output_dir)
-            raise UserError(
-                f"the loss is {loss} at step {self.step}: lower optimizer.params.learning_rate or check the data; "
-                f"last checkpoint: {last[1] if last else 'none yet'}"
-            )
+        self._logs, self._keys = [], []
+        self.data_seconds, self._log_start = 0.0, (self.step, time.perf_counter())
+        progress.set_postfix(
+            {"loss": f"{numbers['loss/model']:.4f}", "images/s": f"{numbers['images_per_second']:.0f}"}
+        )
+        self.write_log(numbers)
+
+    def write_log(self, numbers: dict[str, float]) -> None:
+        with self.ranks.careful(), writing(self.output_dir):
+            if self.log_file is not None:
+                self.log_file.write(self.step, numbers)
+
+    def check_health(self) -> None:
+        """Stop where a loss or a gradient was no number or far too large, before the log or a checkpoint has it.
+
+        Raises:
+            UserError: With the first such step, the file that lists its samples, and the last checkpoint.
+        """
+        if not self._logs:
+            return
+        sound = torch.stack([torch.stack(list(self._soundness(logs))).all() for logs in self._logs])
+        num_unsound = self.accelerator.reduce((~sound).float(), reduction="sum").tolist()  # ranks, by step
+        if not any(num_unsound):
+            return
+        index = next(index for index, number in enumerate(num_unsound) if number)
+        step = self.step - len(self._logs) + index + 1
+        values = {name: f"{float(value):.4g}" for name, value in self._logs[index].items() if name.startswith(_VITAL)}
+        shares = self.ranks.gather(values | {"samples": self._keys[index]})
+        with self.ranks.careful(), writing(self.output_dir):
+            if self.ranks.is_main:
+                path, last = self.output_dir / f"unsound_step-{step}.json", latest_checkpoint(self.output_dir)
+                write_json(path, {"step": step, "ranks": shares})
+                raise UserError(
+                    f"step {step} had {', '.join(f'{name} {value}' for name, value in values.items())}: lower "
+                    f"optimizer.params.learning_rate, or look at the samples of that step, listed in {path}; the last "
+                    f"good checkpoint is {last[1] if last else 'not there yet'}"
+                )
+        self.ranks.meet()
+
+    def _soundness(self, logs: Logs) -> Iterator[Tensor]:
+        for name, value in logs.items():
+            if name.startswith("loss/"):
+                yield value.isfinite()
+            if name.startswith("grad_norm/"):
+                sound = value <= self.config.training.stop_grad_norm
+                # The scaler of fp16 meets infinite gradients now and then, and leaves these steps out.
+                yield sound if self.accelerator.scaler is None else sound | ~value.isfinite()
 
     @property
     def evaluated(self) -> nn.Module:
         return (self.ema.model if self.ema is not None else self.model).eval()
 
     @torch.no_grad()
-    def show(self, batch: Batch | None) -> None:
-        """Save the task's pictures of the first images of `batch`, on the main process."""
-        if self.log_file is not None:
-            count = self.config.training.get("num_generated_images", 8)
-            batch = {name: value[:count] for name, value in batch.items()}
-            with self._paused_randomness():
-                pictures = self.task.preview(self.evaluated, batch)
-            self.log_file.show(self.step, "preview", preview_sheet(pictures))
-        self.accelerator.wait_for_everyone()
+    def show(self, evaluation_batches: Callable[[], Iterable[Batch]] | None, micro_batches: list[Batch]) -> None:
+        """Save the task's pictures of the same few images each time, of the evaluation set where there is one."""
+        with self.ranks.careful(), writing(self.output_dir):
+            if self.log_file is not None:  # another rank may have no batch at all
+                if self._preview_batch is None:
+                    count = self.config.training.get("num_generated_images", 8)
+                    first = micro_batches[0]
+                    if evaluation_batches is not None:
+                        first = self.to_device(next(iter(evaluation_batches())))
+                    self._preview_batch = {name: value[:count] for name, value in first.items()}
+                with self._paused_randomness():
+                    pictures = self.task.preview(self.evaluated, self._preview_batch)
+                self.log_file.show(self.step, "preview", preview_sheet(pictures))
+        self.ranks.meet()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], check_count: Callable | None) -> None:
-        """Mean of the task's numbers over the evaluation set; each rank adds up its share, the ranks meet once."""
-        started, sums, count = time.perf_counter(), {}, 0
+    def evaluate(self, batches: Callable[[], Iterable[Batch]], check_count: Callable | None) -> None:
+        """Mean of the task's numbers over the evaluation set; each rank adds up its share, the ranks meet once.
+
+        Broken off when time is up, and then owed: a part of the set says nothing.
+        """
+        started, sums, count, num_bad, expected = time.perf_counter(), {}, 0, 0, None
         most = self.config.dataset.params.get("max_eval_examples")
         share = math.inf if most is None else math.ceil(most / self.accelerator.num_processes)
-        with self._paused_randomness():
-            for batch in tqdm(batches, desc="evaluation", leave=False, disable=not self.accelerator.is_main_process):
+        with self.ranks.careful(), self._paused_randomness():
+            loader = batches()
+            for batch in tqdm(loader, desc="evaluation", leave=False, disable=not self.accelerator.is_main_process):
+                if self.ranks.noticed:
+                    break
                 with self.accelerator.autocast():
                     values = self.task.evaluate(self.evaluated, self.to_device(batch))
                 for name, value in values.items():
@@ -325,14 +398,21 @@ class Run:
                 count += len(value)
                 if count >= share:
                     break
-        everyone = _gather(sums, {"images": count, "bad": getattr(batches, "num_bad", 0)}, self.accelerator)
-        if check_count is not None and most is None:
-            check_count(everyone["images"], getattr(batches, "expected", None), everyone["bad"])
-        numbers = {f"eval/{name}": value for name, value in everyone.items()}
-        numbers["eval/seconds"] = time.perf_counter() - started
-        if self.log_file is not None:
-            self.log_file.write(self.step, numbers)
-            tqdm.write(f"step {self.step}: " + ", ".join(f"{k[5:]} {v:.4g}" for k, v in numbers.items()))
+            num_bad, expected = getattr(loader, "num_bad", 0), getattr(loader, "expected", None)
+        self.ranks.meet()
+        self.owes_evaluation = self.ranks.called_off
+        if self.owes_evaluation:
+            return
+        sums = {name: float(value) for name, value in sums.items()}
+        numbers = _add_up(self.ranks.gather((sums, {"images": count, "bad": num_bad})))
+        with self.ranks.careful():
+            if check_count is not None and most is None:
+                check_count(numbers["images"], expected, numbers["bad"])
+        self.ranks.meet()
+        numbers["seconds"] = time.perf_counter() - started
+        self.write_log({f"eval/{name}": value for name, value in numbers.items()})
+        if self.ranks.is_main:
+            tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         self._log_start = (self.step, time.perf_counter())
 
     @contextlib.contextmanager
@@ -346,12 +426,11 @@ class Run:
 
     def save(self) -> None:
         """Write checkpoint-STEP, and delete the ones that are not to be kept."""
-        folder, accelerator = self.output_dir, self.accelerator
-        write_checkpoint(
-            folder, self.step, self._write_state, accelerator.wait_for_everyone, accelerator.is_main_process
-        )
-        if accelerator.is_main_process:
-            prune(folder, self.config.experiment.keep_last, self.config.experiment.keep_every)
+        experiment = self.config.experiment
+        self.check_health()
+        write_checkpoint(self.output_dir, self.step, self._write_state, self.ranks)
+        if self.ranks.is_main:
+            prune(self.output_dir, self.step, experiment.keep_last, experiment.keep_every)
         self._log_start = (self.step, time.perf_counter())
 
     def _write_state(self, folder: Path) -> None:
@@ -364,45 +443,65 @@ class Run:
             self.model.save_pretrained(folder / "unwrapped_model")
             if self.ema is not None:
                 self.ema.model.save_pretrained(folder / "ema_model")
-            (folder / "world.json").write_text(json.dumps({"num_processes": accelerator.num_processes}))
+            write_json(
+                folder / "world.json",
+                {
+                    "num_processes": accelerator.num_processes,
+                    "global_batch": self.global_batch,
+                    "images_seen": self.images_seen,
+                    "owes_evaluation": self.owes_evaluation,
+                },
+            )
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint, naming broken ones that were passed over."""
         if not self.config.experiment.get("resume", True):
             return
-        accelerator = self.accelerator
-        found = latest_checkpoint(self.output_dir, accelerator.print) if accelerator.is_main_process else None
-        if accelerator.num_processes > 1:
-            shared = [found]
-            torch.distributed.broadcast_object_list(shared, src=0)
-            found = shared[0]
+        accelerator, found = self.accelerator, None
+        with self.ranks.careful():
+            if self.ranks.is_main:
+                found = latest_checkpoint(self.output_dir, accelerator.print)
+                if found is None and checkpoints(self.output_dir):
+                    raise UserError(
+                        f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start anew"
+                    )
+        self.ranks.meet()
+        found = self.ranks.gather(found)[0]
         if found is None:
             return
         self.step, folder = found
-        world = json.loads((folder / "world.json").read_text())["num_processes"]
-        if world != accelerator.num_processes:
+        world = json.loads((folder / "world.json").read_text())
+        self.images_seen, self.owes_evaluation = world["images_seen"], world["owes_evaluation"]
+        same_world = world["num_processes"] == accelerator.num_processes
+        if not same_world:
             accelerator.print(
-                f"{folder} was written by {world} processes, now there are {accelerator.num_processes}: training goes "
-                "on, but with other batches than an undisturbed run's"
+                f"{folder} was written by {world['num_processes']} processes, now there are "
+                f"{accelerator.num_processes}: training goes on, but with other batches than an undisturbed run's"
+            )
+        if world["global_batch"] != self.global_batch:
+            accelerator.print(
+                f"the global batch was {world['global_batch']} images and is {self.global_batch} now: change "
+                "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
             )
         accelerator.load_state(str(folder))
         if self.ema is not None:
             self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
-        state = (
-            folder / f"task_state_{accelerator.process_index if world == accelerator.num_processes else 0}.safetensors"
-        )
+        state = folder / f"task_state_{self.ranks.rank if same_world else 0}.safetensors"
         if self.task.state:
             for name, value in load_file(state).items():
                 self.task.state[name].copy_(value)
 
     def finish(self) -> None:
-        """Leave the final weights and their configuration in the output folder."""
-        if self.accelerator.is_main_process:
-            self.evaluated.save_pretrained(self.output_dir)
-            tqdm.write(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
-        if self.log_file is not None:
-            self.log_file.close()
-        self.accelerator.wait_for_everyone()
+        """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
+        if self.step < self.config.training.max_train_steps or self.owes_evaluation:
+            self.accelerator.print(f"time is up: step {self.step} is saved, the same command goes on from there")
+            sys.exit(os.EX_TEMPFAIL)
+        with self.ranks.careful(), writing(self.output_dir):
+            if self.ranks.is_main:
+                self.evaluated.save_pretrained(self.output_dir)
+                tqdm.write(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
+                self.log_file.close()
+        self.ranks.meet()
 
 
 def make_accelerator(config: DictConfig) -> Accelerator:
@@ -437,13 +536,8 @@ def _peak_rate(player: str, config: DictConfig) -> float:
     return config.optimizer.params.get(f"{player}_learning_rate", config.lr_scheduler.params.learning_rate)
 
 
-def _gather(sums: dict[str, Tensor], counts: dict[str, int], accelerator: Accelerator) -> dict[str, float]:
-    """Means of `sums` over all ranks' images, and the summed counts; ranks without a batch take part with nothing."""
-    mine = ({name: float(value) for name, value in sums.items()}, counts)
-    shares = [mine]
-    if accelerator.num_processes > 1:
-        shares = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(shares, mine)
-    totals = {name: sum(counts[name] for _, counts in shares) for name in counts}
+def _add_up(shares: list[tuple[dict[str, float], dict[str, int]]]) -> dict[str, float]:
+    """Means over all ranks' images, and counts, of (sums, counts) by rank; a rank without a batch has no sums."""
+    totals = {name: sum(counts[name] for _, counts in shares) for name in shares[0][1]}
     names = sorted({name for sums, _ in shares for name in sums})
     return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / totals["images"] for name in names} | totals
