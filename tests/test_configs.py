@@ -14,7 +14,7 @@ from utils.config import load_config, to_plain
 PUBLISHED = json.loads((ROOT / "tests/facts/configs.json").read_text())
 NAMED = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("training", "eval", "fashion")
+    for folder in ("training", "eval", "fashion", "emoji")
     for path in (ROOT / "configs" / folder).rglob("*.yaml")
 )
 SHARDS = "./imagenet_sharded/imagenet-{}.tar"
@@ -140,9 +140,10 @@ def test_each_step_reads_where_the_step_before_wrote(name):
     assert evaluation.output_dir == stage2.output_dir
 
 
-def test_the_small_runs_read_where_the_run_before_wrote():
+@pytest.mark.parametrize("folder", ["fashion", "emoji", "emoji/64"])
+def test_the_small_runs_read_where_the_run_before_wrote(folder):
     teacher, stage1, stage2, evaluation, generator = (
-        load_config(ROOT / f"configs/fashion/{name}.yaml")
+        load_config(ROOT / f"configs/{folder}/{name}.yaml")
         for name in ("teacher", "stage1", "stage2", "eval", "generator")
     )
     for config in (stage1, stage2):
