@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace, processes: Processes) -> None:
     config = load_config(arguments.config, arguments.overrides)
-    tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint, device=processes.device)
+    tokenizer, located = load_tokenizer(config, arguments.checkpoint, device=processes.device)
     if arguments.mode == "prefix" and tokenizer.strict_length_assertion:
         raise UserError(
             f"--mode prefix needs a tokenizer that decodes prefixes, and {located.description} takes all of its "

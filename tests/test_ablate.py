@@ -1,0 +1,108 @@
+"""The ablation: its commands in their order, done once, and its tables."""
+
+import importlib
+import json
+
+import pytest
+import yaml
+
+from scripts import ablate
+from tests.evaluation_data import command
+from tests.training_runs import job_config, make_pictures, run_job
+from utils.cli import ROOT
+from utils.config import load_config, save_config
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Pictures, a teacher, the configurations of a small stage 1 and stage 2, and a list of two arms."""
+    folder = tmp_path_factory.mktemp("ablation")
+    make_pictures(folder)
+    run_job("teacher", folder, folder / "teacher", "training.max_train_steps=1")
+    for job in ("stage1", "stage2"):
+        save_config(job_config(job, folder, folder / job), folder / f"{job}.yaml")
+    plan = {
+        "train": str(folder / "stage1.yaml"),
+        "finish": str(folder / "stage2.yaml"),
+        "evaluate": [str(folder / "stage2.yaml"), "training.per_gpu_batch_size=8"],
+        "num_contribution_images": 5,
+        "seeds": [1],
+        "arms": {
+            "plain": {"title": "plain", "overrides": {"model.vq_model.tail_drop": "none"}, "seeds": [2]},
+            "other": {"title": "other", "overrides": {"model.vq_model.is_legacy": False}},
+        },
+    }
+    (folder / "arms.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Commands run in this process, which is quicker; the list of those that ran."""
+    ran = []
+
+    def execute(trial, words, environ):
+        ran.append((trial.folder.name, words[0]))
+        monkeypatch.setattr("sys.argv", list(words))
+        importlib.import_module(f"scripts.{words[0].removesuffix('.py')}").main()
+
+    monkeypatch.setattr(ablate, "execute", execute)
+    return ran
+
+
+def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world, here, monkeypatch, capsys, tmp_path):
+    arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path)
+    status, out, _ = command(monkeypatch, capsys, ablate.main, *arguments)
+    assert status == 0 and len(here) == 2 * 6
+    result = json.loads((tmp_path / "ablation.json").read_text())
+    plain, other = result["arms"]["plain"], result["arms"]["other"]
+    assert [seed["seed"] for seed in plain + other] == [2, 1]
+    assert [row["tokens"] for row in other[0]["curves"]] == [1, 2, 4]
+    assert 0 < other[0]["head"] < 1 and len(other[0]["entropy"]) == 4
+    assert (tmp_path / "ablation.md").read_text() in out
+    assert "| plain |" in out
+    assert (tmp_path / "ablation.png").stat().st_size > 20_000
+    # The arm's own sizes reached the commands that score.
+    assert not load_config(tmp_path / "other-1" / "model" / "config.yaml").model.vq_model.is_legacy
+
+    here.clear()
+    (tmp_path / "other-1" / "tokens" / "analysis.json").unlink()
+    command(monkeypatch, capsys, ablate.main, *arguments)
+    assert here == [("other-1", "analyze_tokens.py")]
+    assert json.loads((tmp_path / "ablation.json").read_text()) == result
+
+
+def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ablate, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
+    arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path, "--parallel", 2)
+    status, _, error = command(monkeypatch, capsys, ablate.main, *arguments)
+    assert status == 1 and "no_such_command.py of plain-2" in error and str(tmp_path / "plain-2" / "log.txt") in error
+
+
+def test_seeds_are_told_by_their_mean_and_half_their_range():
+    assert ablate.spread([20.0, 20.5]) == "20.25 ± 0.25"
+    assert ablate.spread([20.0]) == "20"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"seed": 1}, "must have the keys"),
+        ({"arms": {"a": {"title": "a"}}}, "title and overrides"),
+        ({"arms": {"a": {"title": "a", "overrides": {"model.vq_model.tail_dorp": "none"}}}}, "tail_drop"),
+    ],
+)
+def test_a_mistake_in_the_list_is_told_before_anything_runs(
+    world, here, monkeypatch, capsys, tmp_path, change, complaint
+):
+    plan = yaml.safe_load((world / "arms.yaml").read_text()) | change
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(plan))
+    status, _, error = command(monkeypatch, capsys, ablate.main, "--arms", tmp_path / "arms.yaml")
+    assert status == 1 and complaint in error and not here
+
+
+def test_the_committed_list_can_be_trained():
+    plan = ablate.read_arms(ROOT / "configs/ablations/fashion_tail_drop.yaml")
+    for trial in ablate.trials_of(plan, ROOT / "output"):
+        load_config(ROOT / plan["train"], trial.overrides)
+    load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])
