@@ -12,8 +12,8 @@ from torch import Tensor
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import GUIDANCE_DECAYS, image_seeds
 from modeling.titok import TiTok
-from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
-from modeling.weights import BUNDLED, Located, WeightsError, locate, locate_configured
+from modeling.tokenizers import load_tokenizer
+from modeling.weights import Located, WeightsError, locate, locate_configured
 from utils.cli import UserError
 from utils.config import lenient_config, load_config
 
@@ -59,15 +59,14 @@ def load_its_tokenizer(
     """The tokenizer that turns a generator's tokens into pixels, in evaluation mode, and where its weights are.
 
     Args:
-        located: Where the generator was found; the bundled one goes with the bundled tokenizer.
-        checkpoint: By default the `experiment.tokenizer_checkpoint` of the generator's configuration.
+        located: Where the generator was found, and the configuration beside it.
+        checkpoint: By default the `experiment.tokenizer_checkpoint` of that configuration: what it was trained with.
 
     Raises:
         WeightsError: It cannot be had, or does not fit the generator.
     """
-    if checkpoint is None and located.weights.parent == BUNDLED[BUNDLED_GENERATOR]:
-        checkpoint = BUNDLED_TOKENIZER
-    named = checkpoint or OmegaConf.select(generator.config, "experiment.tokenizer_checkpoint")
+    own = lenient_config(located.config or generator.config)
+    named = checkpoint or OmegaConf.select(own, "experiment.tokenizer_checkpoint")
     if not named:
         raise WeightsError(f"{located.description} does not say which tokenizer it needs: give --tokenizer_checkpoint")
     try:

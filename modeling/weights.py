@@ -114,12 +114,17 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
         return _on_hub(TITOK_REPOSITORY, [name], TITOK_FILES[name])
     if path.parts[0] == TRAINING_OUTPUTS:  # looks like a hub repository, but is where our configurations write
         raise WeightsError(f"there is no training output {name} here (working directory {Path.cwd()}): train it first")
-    if HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
+    if _is_hub_id(name):
         return _on_hub(name, [SAFETENSORS, PICKLE], PUBLISHED.get(name))
     raise WeightsError(
         f"no checkpoint {name}: it is no file or folder here (working directory {Path.cwd()}), no bundled model "
         f"({', '.join(BUNDLED)}) and no hub repository of the form owner/name"
     )
+
+
+def is_public(name: str) -> bool:
+    """Whether `locate` finds this on every machine: a bundled model, a published file or a hub repository."""
+    return name in (*BUNDLED, *TITOK_FILES) or (_is_hub_id(name) and not Path(name).exists())
 
 
 def locate_configured(
@@ -346,6 +351,11 @@ class Pretrained:
 
 
 # Finding
+
+
+def _is_hub_id(name: str) -> bool:
+    path = Path(name)
+    return bool(HUB_ID.fullmatch(name)) and path.suffix not in SUFFIXES and path.parts[0] != TRAINING_OUTPUTS
 
 
 def _in_folder(folder: Path) -> Located:

@@ -2,18 +2,23 @@
 
     python3 scripts/export_model.py --checkpoint checkpoints/fashion_stage2 --output_dir my_model
 
-`from_pretrained(OUTPUT_DIR)` and every `--checkpoint OUTPUT_DIR` read it back.
+`from_pretrained(OUTPUT_DIR)` and every `--checkpoint OUTPUT_DIR` read it back. The configuration names no weights that
+only this machine has: what training started from is in the model, and a generator's tokenizer is told by --tokenizer.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
-from modeling.weights import locate, model_class
+from modeling.weights import is_public, locate, model_class
 from utils.cli import UserError, run
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STARTS = ("experiment.init_weight", "model.vq_model.pretrained_tokenizer_weight")  # what training started from
+TOKENIZER = "experiment.tokenizer_checkpoint"
 
 
 def main() -> None:
@@ -21,6 +26,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="training output, checkpoint folder, file or hub id")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision of the file (default float16)")
+    parser.add_argument("--tokenizer", help="what others find a generator's tokenizer by: a hub id, a bundled model")
     parser.add_argument("--card", help="Markdown file with the text of the model card")
     arguments = parser.parse_args()
     if arguments.card and not Path(arguments.card).is_file():
@@ -29,11 +35,39 @@ def main() -> None:
     located = locate(arguments.checkpoint)
     if located.config is None:
         raise UserError(f"{located.description} has no configuration beside it: give the training output folder")
-    model = model_class(located.config).from_pretrained(located)
+    config = to_share(located.config, arguments.tokenizer)
+    model = model_class(config).from_pretrained(located, config=config)
     card = Path(arguments.card).read_text(encoding="utf-8") if arguments.card else None
     model.save_pretrained(arguments.output_dir, card=card, dtype=DTYPES[arguments.dtype])
     size = sum(path.stat().st_size for path in Path(arguments.output_dir).iterdir())
     print(f"{type(model).__name__} of {located.description} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
+
+
+def to_share(config: Mapping, tokenizer: str | None) -> DictConfig:
+    """The configuration without weights that only this machine has.
+
+    Args:
+        tokenizer: A generator's, under the name that others find it by.
+
+    Raises:
+        UserError: A generator's tokenizer is only here, or a model that is no generator's was given one.
+    """
+    config = OmegaConf.create(config)
+    for key in STARTS:
+        name = OmegaConf.select(config, key)
+        if name and not is_public(name):
+            OmegaConf.update(config, key, "")
+    if OmegaConf.select(config, "model.generator") is not None:
+        tokenizer = tokenizer or OmegaConf.select(config, TOKENIZER)
+        if not is_public(tokenizer or ""):
+            raise UserError(
+                f"the generator's tokenizer, {tokenizer or 'which its configuration does not name'}, is not to be had "
+                "elsewhere: give it as --tokenizer, by the name of a bundled model or its hub repository"
+            )
+        OmegaConf.update(config, TOKENIZER, tokenizer)
+    elif tokenizer:
+        raise UserError("--tokenizer is for a generator, and this is a tokenizer or a teacher: leave it out")
+    return config
 
 
 if __name__ == "__main__":

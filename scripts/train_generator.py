@@ -15,7 +15,7 @@ from utils.training import make_accelerator, train
 
 
 def main() -> None:
-    config = training_arguments(description=__doc__)
+    config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml")
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     task = GeneratorTask(config, check_tokenizer=partial(check_token_sets, config))

@@ -8,7 +8,7 @@ from utils.training import make_accelerator, train
 
 
 def main() -> None:
-    config = training_arguments(description=__doc__)
+    config = training_arguments(description=__doc__, example="configs/fashion/teacher.yaml")
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train(TeacherTask(config), config, accelerator, *loaders(config, **place), check_count)

@@ -8,7 +8,7 @@ from utils.training import make_accelerator, train
 
 
 def main() -> None:
-    config = training_arguments(description=__doc__)
+    config = training_arguments(description=__doc__, example="configs/fashion/stage1.yaml")
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train(tokenizer_task(config), config, accelerator, *loaders(config, **place), check_count)

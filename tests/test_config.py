@@ -1,6 +1,5 @@
 """The configuration loader: merging, checks, and errors that name the file and the key."""
 
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -190,15 +189,19 @@ def test_a_checkpoints_own_configuration_is_read_leniently():
         lenient_config([1])
 
 
+def arguments_of(*argv):
+    return training_arguments(argv, description="Train a tokenizer.", example="configs/mine.yaml")
+
+
 def test_training_arguments_read_the_file_and_the_overrides():
-    config = training_arguments([f"config={STAGE1}", "training.seed=7"])
+    config = arguments_of(f"config={STAGE1}", "training.seed=7")
     assert config.training.seed == 7 and OmegaConf.is_struct(config)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "write config=PATH"),
+        ([], "write config=PATH, for example config=configs/mine.yaml"),
         (["training.seed=7"], "write config=PATH"),
         (["--config", "x.yaml"], "cannot read the argument"),
         (["x.yaml"], "write config=x.yaml"),
@@ -207,26 +210,25 @@ def test_training_arguments_read_the_file_and_the_overrides():
 )
 def test_arguments_that_cannot_be_read_say_how_to_write_them(arguments, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        training_arguments(arguments)
+        arguments_of(*arguments)
 
 
 def test_a_training_file_without_its_sections_is_an_error(write):
     path = write("named.yaml", "training: {seed: 7}")
     with pytest.raises(ConfigError, match="no section experiment nor model nor dataset"):
-        training_arguments([f"config={path}"])
+        arguments_of(f"config={path}")
 
 
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as exit:
-        training_arguments(["--help"], "Train a tokenizer.")
+        arguments_of("--help")
     assert exit.value.code == 0
     shown = capsys.readouterr().out
-    assert "Train a tokenizer." in shown and "dry_run=true" in shown
+    assert "Train a tokenizer." in shown and "config=configs/mine.yaml dry_run=true" in shown
 
 
-def test_a_config_error_reaches_the_user_as_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+def test_a_config_error_reaches_the_user_as_one_line(capsys):
     with pytest.raises(SystemExit) as exit:
-        cli.run(training_arguments)
+        cli.run(arguments_of)
     assert exit.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -11,7 +11,7 @@ import scripts.inference_generator
 import scripts.sample_imagenet
 from modeling import generators
 from modeling.maskgit import ImageBert
-from modeling.weights import BUNDLED, Located, WeightsError
+from modeling.weights import Located, WeightsError, locate
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
 from utils.cli import ROOT, UserError
@@ -126,12 +126,11 @@ def test_a_generator_says_which_tokenizer_it_needs(world, tmp_path, monkeypatch)
         generators.load_its_tokenizer(model, located)
     tokenizer, _ = generators.load_its_tokenizer(model, located, world / "tokenizer")
     assert tokenizer.num_latent_tokens == NUM_TOKENS
-    bundled = Located(BUNDLED["maskgit_fashion"] / "model.safetensors", None, "bundled")
     asked = []
     monkeypatch.setattr(
         generators, "load_tokenizer", lambda checkpoint, device: asked.append(checkpoint) or (tokenizer, None)
     )
-    generators.load_its_tokenizer(model, bundled)
+    generators.load_its_tokenizer(model, locate("maskgit_fashion"))  # its own, whatever the given configuration says
     assert asked == ["one-d-piece_fashion"]
     with pytest.raises(UserError, match="is no generator's"):
         generators.load_generator(checkpoint=world / "tokenizer")

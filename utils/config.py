@@ -20,13 +20,13 @@ from utils.cli import UserError
 
 USAGE = """\
 arguments:
-  config=PATH   the configuration file, for example configs/fashion/stage1.yaml
+  config=PATH   the configuration file
   a.b=c         a value of it to change; any number of them, each key as nested in the file
 
 examples:
-  config=configs/fashion/stage1.yaml
-  config=configs/fashion/stage1.yaml training.max_train_steps=2000 experiment.output_dir=checkpoints/short
-  config=configs/fashion/stage1.yaml dry_run=true      prints the resolved configuration and trains nothing
+  config={example}
+  config={example} training.max_train_steps=2000 experiment.output_dir=checkpoints/short
+  config={example} dry_run=true      prints the resolved configuration and trains nothing
 """
 
 
@@ -91,8 +91,12 @@ def save_config(config: DictConfig, path: str | os.PathLike) -> None:
     aside.replace(path)
 
 
-def training_arguments(argv: Sequence[str] | None = None, description: str = "") -> DictConfig:
+def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str) -> DictConfig:
     """Parse `config=PATH a.b=c ...` (and `--help`) from `argv`, the command line when not given.
+
+    Args:
+        description: What the command does, for `--help`.
+        example: A configuration to show in `--help` and in errors.
 
     Raises:
         ConfigError: As `load_config`, or there is no `config=PATH`, or the file lacks a section that training reads.
@@ -100,7 +104,7 @@ def training_arguments(argv: Sequence[str] | None = None, description: str = "")
     parser = argparse.ArgumentParser(
         description=description,
         usage="%(prog)s config=PATH [a.b=c ...]",
-        epilog=USAGE,
+        epilog=USAGE.format(example=example),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -119,7 +123,7 @@ def training_arguments(argv: Sequence[str] | None = None, description: str = "")
         else:
             path = value
     if not path:
-        raise ConfigError("no configuration given: write config=PATH, for example config=configs/fashion/stage1.yaml")
+        raise ConfigError(f"no configuration given: write config=PATH, for example config={example}")
     config = load_config(path, overrides)
     missing = [section for section in SECTIONS if section not in config]
     if missing:

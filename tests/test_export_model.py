@@ -1,0 +1,75 @@
+"""scripts/export_model.py: a folder that is the same model elsewhere, and names nothing that is only here."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import scripts.export_model
+from modeling.generators import load_generator, load_its_tokenizer
+from modeling.maskgit import ImageBert
+from modeling.one_d_piece import OneDPiece
+from tests.fill import fill
+from tests.generator_data import call, small_config
+from utils.cli import UserError
+from utils.config import to_plain
+
+START = "experiment.init_weight"
+TEACHER = "model.vq_model.pretrained_tokenizer_weight"
+
+
+@pytest.fixture
+def export(tmp_path, monkeypatch):
+    """Save a model, export it by the command, and return the folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def export(kind, *arguments, **values):
+        config = OmegaConf.create(to_plain(small_config(tmp_path)))
+        if kind is OneDPiece:
+            del config.model.generator
+        for key, value in values.items():
+            OmegaConf.update(config, key.replace("__", "."), value)
+        fill(kind(config), 0).save_pretrained("trained_here")
+        places = "--checkpoint", "trained_here", "--output_dir", "shared"
+        call(monkeypatch, scripts.export_model.main, *places, *arguments)
+        return tmp_path / "shared"
+
+    return export
+
+
+@pytest.mark.parametrize(
+    ("teacher", "kept"),
+    [
+        ("checkpoints/fashion_teacher", False),
+        ("trained_here", False),  # a folder that is here
+        ("/data/teacher.safetensors", False),
+        ("maskgit-vqgan-imagenet-f16-256.bin", True),
+        ("owner/teacher", True),
+    ],
+)
+def test_a_shared_tokenizer_names_only_a_teacher_that_others_can_have(export, teacher, kept):
+    folder = export(OneDPiece, model__vq_model__pretrained_tokenizer_weight=teacher, experiment__init_weight=teacher)
+    model, trained = OneDPiece.from_pretrained(folder), OneDPiece.from_pretrained("trained_here")
+    for key in (START, TEACHER):
+        assert OmegaConf.select(model.config, key) == (teacher if kept else "")
+        OmegaConf.update(trained.config, key, OmegaConf.select(model.config, key))
+    assert model.config == trained.config
+    assert (teacher in (folder / "README.md").read_text()) == kept
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name].half().float()) for name, value in model.state_dict().items())
+
+
+def test_a_shared_generator_says_where_its_tokenizer_is(export):
+    folder = export(ImageBert, "--tokenizer", "one-d-piece_fashion", model__vq_model__num_latent_tokens=32)
+    generator, located = load_generator(checkpoint=folder)
+    with pytest.raises(UserError, match="tokens of 64 codes, and the tokenizer one-d-piece_fashion has 32"):
+        load_its_tokenizer(generator, located)
+
+
+def test_a_generator_is_not_shared_without_its_tokenizer(export, tmp_path):
+    with pytest.raises(UserError, match=f"tokenizer, {tmp_path}/tokenizer, is not to be had elsewhere: give it"):
+        export(ImageBert)
+    with pytest.raises(UserError, match="tokenizer, checkpoints/mine, is not to be had elsewhere"):
+        export(ImageBert, "--tokenizer", "checkpoints/mine")
+    with pytest.raises(UserError, match="--tokenizer is for a generator, and this is a tokenizer or a teacher"):
+        export(OneDPiece, "--tokenizer", "one-d-piece_fashion")
+    assert not (tmp_path / "shared").exists()
