@@ -130,14 +130,27 @@ class Loader:
             DataError: Too many broken samples, or in evaluation any.
         """
         self._start_counting()
-        for batch in self.loader:
-            if "__error__" in batch:
-                raise DataError(batch["__error__"])
+        for batch in self._received():
             for fault in batch.pop("__faults__"):
                 self._count(fault)
             if "image" in batch:
                 self.num_seen += len(batch["__key__"])
                 yield batch
+
+    def _received(self) -> Iterator[Batch]:
+        """What the workers send; their errors, and their end, become ours."""
+        try:
+            for batch in self.loader:
+                if "__error__" in batch:
+                    raise DataError(batch["__error__"])
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that reads data was killed ({str(error).splitlines()[0]}): if memory ran out, lower "
+                "dataset.params.num_workers_per_gpu or dataset.params.shuffle_buffer_size"
+            ) from error
 
     def _count(self, fault: Fault) -> None:
         self.bad_reasons[fault.reason] += 1

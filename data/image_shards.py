@@ -1,5 +1,6 @@
 """The loaders of training and evaluation: WebDataset shards as a list of stages, or a folder of pictures."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -26,8 +27,9 @@ from data.batches import (
     seeded,
 )
 from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
+from data.shard_urls import resolve_shards
 from data.sources import subfolders
-from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard, resolve_shards
+from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard
 from data.token_set import TokenBatches, token_loaders
 from data.transforms import EvalTransform, TrainTransform, decode_image
 from utils.processes import obey_only_the_parent
@@ -36,6 +38,8 @@ __all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "loaders",
 
 NUM_STAND_INS = 16  # samples of the next batch that may take the place of broken ones
 NUM_USELESS_SHARDS = 100  # in a row, before a worker gives up
+# Seconds that shards without a sample may take in a row: the other ranks wait, and NCCL lets them for ten minutes.
+PATIENCE = 300.0
 
 
 def training_loader(
@@ -338,20 +342,26 @@ def resampled(shards: list[str], *, rng) -> Iterator[tuple[str, float]]:
 def read_shards(
     shards: Iterable[tuple[str, float]], *, faults: FaultLog, num_useless_shards: int | None = None
 ) -> Iterator[RawSample]:
-    """The samples of shard after shard, undecoded; a damaged shard is a fault, and its whole samples are used."""
-    useless = 0
+    """The samples of shard after shard, undecoded; a damaged shard is a fault, and its whole samples are used.
+
+    Raises:
+        DataError: As many shards in a row as `num_useless_shards`, or `PATIENCE` seconds of them, gave no sample.
+    """
+    useless, wasted = 0, 0.0
     for shard, start in shards:
-        useless += 1
+        useless, begun = useless + 1, time.monotonic()
         fault = Fault("empty shard", shard, None, "it holds no sample")
         try:
             for sample in read_shard(shard, start):
-                useless = 0
+                useless, wasted = 0, 0.0
                 yield sample
         except ShardError as error:
             fault = Fault("broken shard", shard, None, str(error))
             faults.add(fault)
-        if useless == num_useless_shards:
-            raise DataError(f"{useless} shards in a row gave no sample; the last was {fault}")
+        if useless and num_useless_shards is not None:
+            wasted += time.monotonic() - begun
+            if useless == num_useless_shards or wasted > PATIENCE:
+                raise DataError(f"{useless} shards in a row gave no sample; the last was {fault}")
 
 
 def windows(samples: Iterable[RawSample], *, size: int, ahead: int) -> Iterator[list[RawSample]]:

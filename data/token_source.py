@@ -17,7 +17,8 @@ from data.batches import Example, Fault, FaultLog, SampleError, seeded
 from data.image_folder import load, open_folder
 from data.image_shards import decode, read_shards
 from data.shard_files import read_manifest
-from data.tar_samples import manifest_facts, resolve_shards
+from data.shard_urls import resolve_shards
+from data.tar_samples import manifest_facts
 from data.transforms import EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # pictures of a folder in one part

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import signal
 import tarfile
 
 import numpy as np
@@ -178,24 +180,65 @@ def test_names_in_a_shard_are_never_paths(tmp_path):
 
 
 def test_links_and_devices_in_a_shard_are_not_followed(tmp_path):
-    for index, kind in enumerate(
-        (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
-    ):
-        path = tmp_path / f"{index}.tar"
-        with tarfile.open(path, "w") as tar:
-            member = tarfile.TarInfo("0.png")
+    path = tmp_path / "s.tar"
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+    with tarfile.open(path, "w") as tar:
+        for number, kind in enumerate((*kinds, tarfile.DIRTYPE)):
+            member = tarfile.TarInfo(f"{number}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-        assert list(read_shard(str(path))) == []
+    _, evaluation = loaders(path, eval_skip_broken=True)
+    assert list(evaluation) == [] and evaluation.bad_reasons == {"no picture": len(kinds)}
 
 
-def test_a_member_that_claims_to_be_huge_is_refused(tmp_path):
-    path = tmp_path / "s.tar"
-    member = tarfile.TarInfo("0.png")
-    member.size = 1 << 40
-    path.write_bytes(member.tobuf() + b"\0" * 1024)
-    with pytest.raises(ShardError, match="member 0.png claims 1099511627776 bytes"):
-        list(read_shard(str(path)))
+@pytest.mark.parametrize(
+    "name, size, kind",
+    [
+        ("0.png", 1 << 40, tarfile.REGTYPE),
+        ("0.txt", -512, tarfile.REGTYPE),
+        ("name", 1 << 20, tarfile.GNUTYPE_LONGNAME),
+    ],
+)
+def test_a_member_of_impossible_size_is_refused(tmp_path, name, size, kind):
+    """tarfile would read a long name into memory, and lose samples after a size below zero."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    write_tar(tmp_path / "s.tar", GOOD)
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "s.tar").write_bytes(header + (tmp_path / "s.tar").read_bytes())
+    with pytest.raises(ShardError, match=f"member {name} claims {size} bytes"):
+        list(read_shard(str(tmp_path / "s.tar")))
+
+
+def test_a_record_that_changes_a_size_is_held_to_the_same_limits(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("0.png")
+        member.pax_headers = {"size": "-512"}
+        tar.addfile(member)
+    with pytest.raises(ShardError, match="member 0.png claims -512 bytes"):
+        list(read_shard(str(tmp_path / "s.tar")))
+
+
+def test_a_line_break_in_a_name_loses_no_sample(tmp_path):
+    write_tar(tmp_path / "s.tar", [("a\nb.png", png(0)), ("c\x1b[2J.png", png(1))])
+    assert keys(list(loaders(tmp_path / "s.tar")[1])) == [r"a\nb", r"c\x1b[2J"]
+
+
+def test_shards_that_only_cost_time_end_in_an_error(tmp_path, monkeypatch):
+    write_tar(tmp_path / "s.tar", GOOD)
+    training, _ = loaders(tmp_path / "s.tar", max_bad_fraction=1.0)
+    (tmp_path / "s.tar").unlink()
+    monkeypatch.setattr("data.image_shards.PATIENCE", 0.0)
+    with pytest.raises(DataError, match="^1 shards in a row gave no sample"):
+        take(training, 1)
+
+
+def test_a_worker_that_is_killed_is_an_error(tmp_path, monkeypatch):
+    write_tar(tmp_path / "s.tar", GOOD)
+    training, _ = loaders(tmp_path / "s.tar", num_workers_per_gpu=1)
+    monkeypatch.setattr("data.image_shards.decode_image", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="a process that reads data was killed .*: if memory ran out, lower"):
+        take(training, 1)
 
 
 def test_flipped_bytes_in_a_shard_never_change_the_count_silently(tmp_path):

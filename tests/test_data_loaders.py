@@ -11,8 +11,10 @@ import torch
 
 from data import DataError
 from data.image_shards import check_count, evaluation_loader, training_loader
+from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
 from tests.shard_data import keys, make_config, make_shards, same, shard_spec, take
+from utils.cli import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +156,22 @@ def test_relative_paths_are_also_looked_for_in_the_repository(monkeypatch, tmp_p
 
 def test_a_missing_shard_is_an_error_at_the_start(folder):
     config = make_config(train_shards_path_or_url=shard_spec(folder, 5))
-    with pytest.raises(
-        DataError, match=r"train_shards_path_or_url: 2 of 5 shards are not there, the first is .*s-000003"
-    ):
+    with pytest.raises(DataError, match=f"url: 2 of 5 shards are not there, the first is {folder}/s-000003.tar: make"):
         train(config)
+
+
+def test_a_missing_shard_says_where_it_was_looked_for_each_place_once(monkeypatch, tmp_path):
+    config = make_config(train_shards_path_or_url="absent.tar")
+    for place, looked in ((tmp_path, f"{tmp_path} and {ROOT}"), (ROOT, f"{ROOT}")):
+        monkeypatch.chdir(place)
+        with pytest.raises(DataError, match=rf"the first is absent.tar \(looked from {looked}\): make them"):
+            train(config)
 
 
 @pytest.mark.parametrize(
     "spec, message",
     [
+        ("gs://x';touch ran;'", "shards cannot be read from gs:"),
         (None, "dataset.params.train_shards_path_or_url must name shards, .* and it is empty"),
         ("s3://bucket/{0..3}.tar", "shards cannot be read from s3://bucket/0.tar; use .*pipe:aws s3 cp"),
         ("train-{0..3.tar", "paths or URLs with brace expansion, got 'train-"),
@@ -188,7 +197,8 @@ def test_a_value_that_makes_no_sense_is_an_error(folder, key, value, message):
         train(make_config(**{"train_shards_path_or_url": shard_spec(folder, 3), key: value}))
 
 
-def test_shards_come_from_commands_and_servers(folder):
+def test_shards_come_from_commands_and_servers(folder, monkeypatch):
+    monkeypatch.setenv(ALLOW_PIPE, "1")
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -206,9 +216,33 @@ def test_shards_come_from_commands_and_servers(folder):
 
 
 def test_a_server_that_stalls_is_an_error(monkeypatch):
-    monkeypatch.setattr("data.tar_samples.TIMEOUT", 0.3)
-    monkeypatch.setattr("data.tar_samples.NUM_ATTEMPTS", 1)
+    monkeypatch.setattr("data.shard_urls.TIMEOUT", 0.3)
+    monkeypatch.setattr("data.shard_urls.NUM_ATTEMPTS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = make_config(eval_shards_path_or_url=f"http://127.0.0.1:{silent.getsockname()[1]}/a.tar")
         with pytest.raises(DataError, match="broken shard: http.*a.tar: cannot be read .*timed out"):
             list(evaluation_loader(config, rank=0, world_size=1))
+
+
+@pytest.mark.parametrize("command, stalls", [("sleep 60", "was silent for 0.3"), ("exec >&-; sleep 60", "did not end")])
+def test_a_command_that_stalls_is_an_error(monkeypatch, command, stalls):
+    monkeypatch.setenv(ALLOW_PIPE, "1")
+    monkeypatch.setattr("data.shard_urls.TIMEOUT", 0.3)
+    config = make_config(eval_shards_path_or_url=f"pipe:{command}")
+    with pytest.raises(DataError, match=f"broken shard: pipe:{command}: .*the command {stalls}"):
+        list(evaluation_loader(config, rank=0, world_size=1))
+
+
+def test_a_shell_command_runs_only_where_the_user_allows_it(monkeypatch, tmp_path):
+    monkeypatch.delenv(ALLOW_PIPE, raising=False)
+    config = make_config(train_shards_path_or_url=f"pipe:touch {tmp_path}/ran")
+    with pytest.raises(DataError, match="runs a shell command, .*: if you trust it, set ODP_ALLOW_PIPE=1 in the"):
+        train(config)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("address", ["http://[/a.tar", "http://h:x/a.tar", "http://127.0.0.1:1/\u00e4.tar"])
+def test_an_address_that_is_none_is_an_error(monkeypatch, address):
+    monkeypatch.setattr("data.shard_urls.NUM_ATTEMPTS", 1)
+    with pytest.raises(DataError, match="broken shard: http.*: cannot be read"):
+        list(evaluation_loader(make_config(eval_shards_path_or_url=address), rank=0, world_size=1))
