@@ -232,3 +232,22 @@ def test_a_config_error_reaches_the_user_as_one_line(capsys):
         cli.run(arguments_of)
     assert exit.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "x${ oc.env:HOME }", "[1, '${oc.decode:1}']", "${${a}:HOME}"])
+def test_a_configuration_calls_no_functions_of_omegaconf(write, value):
+    path = write("foreign.yaml", f"a: oc.env\nb: {value}\n")
+    with pytest.raises(ConfigError, match=r"b may refer to other keys as \$\{section.key\} only, got"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="the configuration of a checkpoint: model.b may refer"):
+        lenient_config({"model": {"a": "oc.env", "b": value}})
+
+
+@pytest.mark.parametrize(
+    "text", ["a: !!python/object/apply:os.system ['touch ran']", "a: " + "[" * 2000 + "]" * 2000, "a: " + "9" * 5000]
+)
+def test_a_hostile_file_is_one_sentence(write, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="hostile.yaml") as error:
+        load_config(write("hostile.yaml", text))
+    assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()

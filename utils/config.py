@@ -8,6 +8,7 @@ the file that the user names and the command line may only change values, so a m
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ examples:
 
 
 SECTIONS = ("experiment", "model", "dataset", "training")
+# `${section.key}` refers to another value. What has more to it calls a function of OmegaConf.
+CALL = re.compile(r"\$\{(?![\w.\[\]-]+\})")
 
 
 class ConfigError(UserError):
@@ -45,7 +48,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictC
 
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, a value has the wrong type, or a value
-            is still undecided (`???`) or refers to a key that does not exist.
+            is still undecided (`???`) or refers to anything but a key that exists.
     """
     path = Path(path)
     body, defaults = _read(path)
@@ -70,6 +73,7 @@ def lenient_config(config: Mapping[str, Any]) -> DictConfig:
         return config
     if not isinstance(config, Mapping):
         raise ConfigError(f"a configuration is a mapping of sections (model, ...), got {type(config).__name__}")
+    _refuse_calls(config, source="the configuration of a checkpoint")
     return OmegaConf.create(dict(config))
 
 
@@ -145,7 +149,7 @@ def _read(path: Path) -> tuple[DictConfig, list[str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{path}, line {mark.line + 1}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {_one_line(error)}") from error
     # OmegaConf reads a file that holds one bare word as {word: null}.
     if not isinstance(body, DictConfig):
@@ -242,7 +246,15 @@ def _suggestion(name: str, leaves: list[str], sections: set[str]) -> str:
     return f"the keys of {section or 'a configuration'} are {', '.join(keys)}"
 
 
+def _refuse_calls(values: Mapping[str, Any], source: str) -> None:
+    """By `${oc.env:NAME}` a file from elsewhere could put the user's environment into what is saved and published."""
+    for name, value in _flatten(values).items():
+        if CALL.search(str(value)):
+            raise ConfigError(f"{source}: {name} may refer to other keys as ${{section.key}} only, got {value!r}")
+
+
 def _check_decided(config: DictConfig, source: str) -> None:
+    _refuse_calls(_plain(config), source)
     undecided = [name for name, value in _flatten(_plain(config)).items() if value == "???"]
     if undecided:
         example = " ".join(f"{name}=VALUE" for name in undecided)
