@@ -14,6 +14,7 @@ from torch import Tensor
 from data import DataError
 from data.sources import list_pictures
 from data.transforms import decode_image
+from utils.arrays import ARRAY_ERRORS
 
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
@@ -82,7 +83,7 @@ class ArrayPictures(PictureSet):
             self._file = _open_array(path)
             major, minor = npy.read_magic(self._file)
             shape, fortran, dtype = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(self._file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except ARRAY_ERRORS as error:
             raise DataError(f"{path} must hold an array of pictures, and cannot be read ({error})") from error
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
             raise DataError(f"{path} must hold pictures (n, H, W, 3) of uint8, got {shape} of {dtype}")
@@ -180,7 +181,7 @@ def read_statistics(path: str | os.PathLike) -> Statistics | None:
                 return None
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
             has_pictures = NPZ_MEMBER in archive.files
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise DataError(f"{path} must be a reference archive of arrays, and cannot be read ({error})") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")

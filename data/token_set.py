@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from data import DataError
 from data.batches import Batch
 from data.image_folder import GlobalBatches, evaluation_batches
+from utils.arrays import ARRAY_ERRORS
 from utils.cli import ROOT
 from utils.parts import write_json
 
@@ -46,7 +47,7 @@ class TokenSet:
             self.labels = np.load(folder / LABELS, allow_pickle=False)
             with open(folder / KEYS, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 self.keys = [line.removesuffix("\n") for line in file]
-        except (OSError, ValueError) as error:
+        except ARRAY_ERRORS as error:
             raise DataError(f"the token set {folder} is damaged ({error}): delete it and make it again") from error
         expected = (self.manifest["num_images"], len(self.manifest["variants"]), self.manifest["num_tokens"])
         if self.tokens.shape != expected or len(self.labels) != len(self) or len(self.keys) != len(self):
@@ -63,12 +64,20 @@ class TokenSet:
         return len(self.manifest["variants"])
 
     def batch(self, indices: np.ndarray, variants: np.ndarray | int) -> Batch:
-        """`tokens` (B, N) int64, `class_id` (B,) int64 and `__key__` of pictures, each in one of its variants."""
-        return {
-            "tokens": torch.from_numpy(self.tokens[indices, variants].astype(np.int64)),
-            "class_id": torch.from_numpy(self.labels[indices]),
-            "__key__": [self.keys[index] for index in indices],
-        }
+        """`tokens` (B, N) int64, `class_id` (B,) int64 and `__key__` of pictures, each in one of its variants.
+
+        Raises:
+            DataError: A token is none of the codebook; an accelerator would only say that an index is out of bounds.
+        """
+        tokens = torch.from_numpy(self.tokens[indices, variants].astype(np.int64))
+        keys = [self.keys[index] for index in indices]
+        if tokens.max() >= self.manifest["codebook_size"]:
+            row, code = int(tokens.amax(dim=1).argmax()), int(tokens.max())
+            raise DataError(
+                f"the token set {self.folder} is damaged: sample {keys[row]!r} has the token {code}, and its codebook "
+                f"{self.manifest['codebook_size']}: delete the set and make it again"
+            )
+        return {"tokens": tokens, "class_id": torch.from_numpy(self.labels[indices]), "__key__": keys}
 
 
 class TokenBatches:
@@ -171,7 +180,7 @@ def read_token_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("num_images", "num_tokens", "variants", "tokenizer"):
+        for key in ("num_images", "num_tokens", "variants", "codebook_size", "tokenizer"):
             manifest[key]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

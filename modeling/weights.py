@@ -200,9 +200,14 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
         WeightsError: Names are missing or unexpected, or shapes differ; lists the first few of each, and the
             configuration of this project that the weights fit, if one does.
     """
+    check_fit(model, state, source)
+    model.load_state_dict(_without_position_ids(state, model.state_dict()), strict=True)
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """Compare names and shapes, as `load_strict` does; `model` may be on the meta device."""
     expected = _shapes(model.state_dict())
-    state = _without_position_ids(state, expected)
-    given = _shapes(state)
+    given = _shapes(_without_position_ids(state, expected))
     misshapen = [name for name in expected if given.get(name, expected[name]) != expected[name]]
     problems = [
         _listed("missing", [name for name in expected if name not in given]),
@@ -214,7 +219,6 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
             f"the weights of {source} do not fit this {type(model).__name__}, {_advice(type(model), expected, given)}: "
             + "; ".join(filter(None, problems))
         )
-    model.load_state_dict(state, strict=True)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -307,13 +311,14 @@ class Pretrained:
                 configuration for it.
         """
         located = source if isinstance(source, Located) else locate(source)
+        state = read_state_dict(located.weights)
         if config is None:
             config = located.config
             if config is None:
                 raise WeightsError(_config_needed(cls, located))
-            _check_class(cls, config, located)
+            _check_own_config(cls, config, located, state)
         model = cls(lenient_config(config))
-        load_strict(model, read_state_dict(located.weights), located.description)
+        load_strict(model, state, located.description)
         return model.to(device).eval()
 
     def save_pretrained(
@@ -452,7 +457,7 @@ def _project_config(path: str) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not valid JSON ({error}): fetch or write it again") from error
     if not isinstance(config, dict):
         raise WeightsError(
@@ -565,6 +570,23 @@ def _declared(config: Mapping | DictConfig) -> list[type]:
         for (key, value), (module, name) in CLASSES.items()
         if OmegaConf.select(config, key) == value
     ]
+
+
+def _check_own_config(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:
+    """The configuration found with weights must make this class, in their sizes."""
+    try:
+        _check_class(model_class, config, located)
+        with torch.device("meta"):  # takes no memory, whatever sizes a foreign file claims
+            model = model_class(lenient_config(config))
+    except UserError:
+        raise
+    except Exception as error:  # it may hold anything in any place
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(
+            f"the configuration with {located.description} describes no {model_class.__name__} ({reason}): fetch it "
+            "again, or give the configuration of that model"
+        ) from error
+    check_fit(model, state, located.description)
 
 
 def _check_class(model_class: type, config: Mapping, located: Located) -> None:

@@ -11,13 +11,13 @@ and summary.json, the share of the whole that the first tokens carry. Tokens are
 import argparse
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.arrays import ARRAY_ERRORS
 from utils.cli import UserError, run
 from utils.figures import plotting, write_figure
 from utils.parts import write_json
@@ -69,7 +69,7 @@ def read_contributions(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     try:
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in (*ARRAYS, "count")}, json.loads(str(stored["protocol"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise UserError(
             f"{file} must be the data of scripts/generate_token_contribution_data.py, and cannot be read as such "
             f"({error}): make it first, or name its folder as --input"

@@ -1,11 +1,11 @@
 """Statistics of token sequences: prefixes, entropies, what they tell about the class. Arrays in, numbers out."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from utils.arrays import ARRAY_ERRORS
 from utils.cli import UserError
 
 
@@ -21,7 +21,7 @@ def read_tokens(path: Path) -> tuple[np.ndarray, list[str]]:
             raise ValueError("it is a single array")
         with file:
             tokens, keys = file["tokens"], file["keys"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise UserError(
             f"{path} must hold `tokens` and `keys`, and cannot be read as such ({error}): make it with "
             "scripts/reconstruct_tokenizer.py --tokens"
@@ -41,7 +41,7 @@ def read_labels(path: Path, num_images: int) -> np.ndarray:
     """
     try:
         labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except ARRAY_ERRORS as error:
         raise UserError(
             f"{path} must hold class ids, and cannot be read ({error}): make it with scripts/reconstruct_tokenizer.py "
             "--labels"
