@@ -11,6 +11,7 @@ scores. On several processes: torchrun --nproc_per_node N scripts/evaluate_image
 """
 
 import argparse
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -126,7 +127,7 @@ def evaluate(
             pictures = batch["image"].permute(0, 2, 3, 1).contiguous().numpy()
             grey = [is_grey(pixels) for pixels in pictures]
             for pixels in pictures:
-                for name, candidate in best_files(pixels, entries, budgets[-1]).items():
+                for name, candidate in best_files(pixels, entries).items():
                     chosen[name].append(candidate)
                 bar.update(processes.world_size)
             for name, files in chosen.items():
@@ -171,21 +172,20 @@ def evaluate(
         report(arguments, rows, record)
 
 
-def best_files(
-    pixels: np.ndarray, entries: dict[str, tuple[Variant, int]], largest: int
-) -> dict[str, Candidate | None]:
+def best_files(pixels: np.ndarray, entries: dict[str, tuple[Variant, int]]) -> dict[str, Candidate | None]:
     """For each entry the best file of a picture (H, W, 3) within its budget."""
     grey = is_grey(pixels)
-    found: dict[tuple[str, bool], list[Candidate]] = {}
+    limits = {
+        name: budget + variant.free_header * header_bytes(variant.format_name, grey)
+        for name, (variant, budget) in entries.items()
+    }
     best = {}
-    for name, (variant, budget) in entries.items():
-        header = header_bytes(variant.format_name, grey) if variant.free_header else 0
-        key = variant.format_name, variant.scales_down
-        if key not in found:
-            scales = SCALES if variant.scales_down else SCALES[:1]
-            limit = largest + header_bytes(variant.format_name, grey)
-            found[key] = list(candidates(FORMATS[variant.format_name], pixels, scales, limit))
-        best[name] = best_within(found[key], budget + header)
+    for format_name, group in itertools.groupby(entries, lambda name: entries[name][0].format_name):
+        names = list(group)
+        found = list(candidates(FORMATS[format_name], pixels, SCALES, max(limits[name] for name in names)))
+        plain = [candidate for candidate in found if candidate.scale == 1]
+        for name in names:
+            best[name] = best_within(found if entries[name][0].scales_down else plain, limits[name])
     return best
 
 

@@ -96,10 +96,12 @@ class Candidate:
     Attributes:
         num_bytes: Size of the file, header included.
         error: Mean squared error of what it gives back.
+        scale: Of the sides it was stored with; 1 is plainly.
     """
 
     num_bytes: int
     error: float
+    scale: float
     pixels: np.ndarray
 
 
@@ -128,7 +130,7 @@ def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float]
             if size != (width, height):
                 restored = np.array(Image.fromarray(restored).resize((width, height), Image.Resampling.BICUBIC))
             error = float(np.square(restored.astype(np.float32) - pixels.astype(np.float32)).mean())
-            yield Candidate(len(data), error, restored)
+            yield Candidate(len(data), error, scale, restored)
 
 
 def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:
