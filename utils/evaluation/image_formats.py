@@ -63,7 +63,7 @@ FORMATS = {
     "jpeg": Format("JPEG", "JPEG", QUALITIES, lambda quality, side: {"quality": quality, "optimize": True}, "jpg"),
     "jpeg2000": Format("JPEG 2000", "JPEG2000", RATES, _jpeg2000_options, "jpg_2000"),
     "webp": Format("WebP", "WEBP", QUALITIES, lambda quality, side: {"quality": quality, "method": 6}, "webp"),
-    "avif": Format("AVIF", "AVIF", QUALITIES, lambda quality, side: {"quality": quality, "speed": 8}, "avif"),
+    "avif": Format("AVIF", "AVIF", QUALITIES, lambda quality, side: {"quality": quality, "speed": 6}, "avif"),
 }
 
 
