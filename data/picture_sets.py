@@ -19,6 +19,12 @@ from utils.arrays import ARRAY_ERRORS
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
+def shares(count: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[slice]:
+    """Which of `count` pictures make the batches of a rank: each r-th batch is rank r's, so all come once."""
+    for first in range(rank * batch_size, count, world_size * batch_size):
+        yield slice(first, min(first + batch_size, count))
+
+
 class PictureSet:
     """Pictures of one size in a fixed order.
 
@@ -43,11 +49,10 @@ class PictureSet:
         raise NotImplementedError
 
     def batches(self, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[list[str], Tensor]]:
-        """Keys and pictures (B, 3, H, W) uint8, every picture once over the ranks; rank r takes each r-th batch."""
-        for first in range(rank * batch_size, len(self), world_size * batch_size):
-            end = min(first + batch_size, len(self))
-            pictures = torch.from_numpy(self.read(first, end)).permute(0, 3, 1, 2)
-            yield [self.key(index) for index in range(first, end)], pictures
+        """Keys and pictures (B, 3, H, W) uint8 of each of this rank's `shares`."""
+        for share in shares(len(self), batch_size=batch_size, rank=rank, world_size=world_size):
+            pictures = torch.from_numpy(self.read(share.start, share.stop)).permute(0, 3, 1, 2)
+            yield [self.key(index) for index in range(share.start, share.stop)], pictures
 
     def check_pairs(self, other: "PictureSet") -> None:
         """Each picture here has its counterpart at the same place of `other`.

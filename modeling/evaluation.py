@@ -44,7 +44,7 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
     parser.add_argument("--output_dir", default=output_dir, help="where results go (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, help="images at once (default: the configuration's)")
+    parser.add_argument("--batch_size", type=int, help="images at once (default: the configuration's, or 64)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 
 

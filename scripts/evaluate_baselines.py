@@ -104,12 +104,7 @@ def main() -> None:
     ]
     record = protocol(
         processes,
-        originals={
-            "expected": batches.expected,
-            "seen": seen,
-            "skipped": batches.num_bad,
-            "sha256": comparison.fingerprint(),
-        },
+        originals=comparison.record(batches.expected, batches.num_bad),
         preparation=EvalTransform(size).description,
         config=arguments.config,
         overrides=arguments.overrides,

@@ -152,12 +152,7 @@ def evaluate(
         rows.append(row)
     record = protocol(
         processes,
-        originals={
-            "expected": batches.expected,
-            "seen": seen,
-            "skipped": num_bad,
-            "sha256": comparison.fingerprint(),
-        },
+        originals=comparison.record(batches.expected, num_bad),
         preparation=EvalTransform(size).description,
         config=arguments.config,
         overrides=arguments.overrides,

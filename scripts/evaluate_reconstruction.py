@@ -22,7 +22,6 @@ from modeling.evaluation import Networks, add_arguments, checkpoint_name, parse_
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
-from utils.evaluation.comparison import Comparison
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
 from utils.evaluation.report import Row, plot_curves, read_results, table, write_results
@@ -87,9 +86,8 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
         codes = result["min_encoding_indices"][:, 0].cpu()  # (B, N)
         counts.index_put_((positions.expand_as(codes), codes), torch.ones(()).long(), accumulate=True)
 
-    seen = comparison.count()
     num_bad = int(add_up(torch.tensor(batches.num_bad), processes))
-    check_count(seen, batches.expected, num_bad)
+    check_count(comparison.count(), batches.expected, num_bad)
     scores = comparison.finish(list(names.values()))
     bits_per_token = math.log2(model.codebook_size)
     rows: list[Row] = [
@@ -106,7 +104,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
     codebook = code_statistics(add_up(counts, processes))
     record = protocol(
         processes,
-        originals=originals_record(comparison, batches.expected, seen, num_bad),
+        originals=comparison.record(batches.expected, num_bad),
         preparation=EvalTransform(model.image_size).description,
         config=arguments.config,
         overrides=arguments.overrides,
@@ -136,23 +134,17 @@ def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
         for (keys, original), (_, target) in pairs:
             comparison.update(original.to(processes.device), {name: target.to(processes.device)}, keys)
             bar.update(len(keys) * processes.world_size)
-    seen = comparison.count()
-    check_count(seen, len(originals))
+    check_count(comparison.count(), len(originals))
     rows = [{"name": name, "system": name, **comparison.finish([name])[name]}]
     record = protocol(
         processes,
-        originals=originals_record(comparison, len(originals), seen, 0),
+        originals=comparison.record(len(originals)),
         preparation="pictures as they are given",
         original=arguments.original,
         target=arguments.target,
         **networks.record(),
     )
     report(arguments, processes, rows, record)
-
-
-def originals_record(comparison: Comparison, expected: int | None, seen: int, num_bad: int) -> dict[str, Any]:
-    """Which pictures the numbers are about."""
-    return {"expected": expected, "seen": seen, "skipped": num_bad, "sha256": comparison.fingerprint()}
 
 
 def progress(batches, expected: int | None, processes: Processes):

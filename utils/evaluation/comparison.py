@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,39 @@ def against(function: Callable[[Tensor, Tensor], Tensor]) -> Measure:
     return lambda originals: lambda versions: function(versions, originals)
 
 
-class Comparison:
+class Originals:
+    """The pictures that numbers are about, each process its share: how many, and which."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.keys: list[str] = []
+        self.digests: list[bytes] = []
+
+    def add(self, pictures: Tensor, keys: Sequence[str]) -> None:
+        """One batch, (B, 3, H, W) uint8, and its names."""
+        self.keys += keys
+        self.digests += [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pictures.cpu()]
+
+    def count(self) -> int:
+        """Pictures seen so far by all processes; every process calls this together."""
+        return sum(gather(len(self.keys), self.processes))
+
+    def fingerprint(self) -> str:
+        """sha256 of the set, whatever its order and names; every process calls this together."""
+        digests = sorted(digest for share in gather(self.digests, self.processes) for digest in share)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def record(self, expected: int | None, num_skipped: int = 0) -> dict[str, Any]:
+        """For the protocol; every process calls this together."""
+        return {
+            "expected": expected,
+            "seen": self.count(),
+            "skipped": num_skipped,
+            "sha256": self.fingerprint(),
+        }
+
+
+class Comparison(Originals):
     """Scores versions of pictures against the originals, all on 8 bits, each process its share.
 
     Args:
@@ -31,11 +64,10 @@ class Comparison:
     """
 
     def __init__(self, measures: Mapping[str, Measure], network: FeatureNetwork | None, processes: Processes):
-        self.measures, self.network, self.processes = measures, network, processes
+        super().__init__(processes)
+        self.measures, self.network = measures, network
         self.means: dict[str, Means] = {}
         self.sets: dict[str | None, FeatureSet] = {}  # None: the originals
-        self.keys: list[str] = []
-        self.digests: list[bytes] = []
 
     @torch.no_grad()
     def update(
@@ -53,8 +85,7 @@ class Comparison:
             keys: Names of the pictures, B of them.
             extra: {name of a version: {name: (B,)}}, further numbers whose mean is wanted, such as bytes.
         """
-        self.keys += keys
-        self.digests += [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in originals.cpu()]
+        self.add(originals, keys)
         if self.network is not None:
             self.feature_set(None).update(originals, keys)
         target = originals.float() / 255
@@ -75,15 +106,6 @@ class Comparison:
     def feature_set(self, name: str | None) -> FeatureSet:
         """What is known of a version's set of pictures, or of the originals' (None)."""
         return self.sets.setdefault(name, FeatureSet(self.network, self.processes, with_logits=name is not None))
-
-    def count(self) -> int:
-        """Pictures seen so far by all processes; every process calls this together."""
-        return sum(gather(len(self.keys), self.processes))
-
-    def fingerprint(self) -> str:
-        """sha256 of the set of originals, whatever their order and names."""
-        digests = sorted(digest for share in gather(self.digests, self.processes) for digest in share)
-        return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def finish(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """{version: {name of the measure: value}} over all processes, which call this together."""

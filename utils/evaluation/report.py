@@ -26,6 +26,18 @@ MEASURES = {
     "inception_score": ("Inception Score", +1),
     "precision": ("Precision", +1),
     "recall": ("Recall", +1),
+    "accuracy": ("Top-1 accuracy", +1),
+    "agreement": ("Agreement with the original", +1),
+    "clip_similarity": ("CLIP similarity", +1),
+    "depth_l1": ("Depth, L1", -1),
+    "depth_rmse": ("Depth, RMSE", -1),
+    "depth_mse": ("Depth, MSE", -1),
+    "miou": ("mIoU", +1),
+    "miou_to_original": ("mIoU to the original's", +1),
+    "map": ("mAP", +1),
+    "map_50": ("mAP at IoU 0.5", +1),
+    "map_to_original": ("mAP to the original's", +1),
+    "map_50_to_original": ("mAP to the original's at IoU 0.5", +1),
 }
 COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
 

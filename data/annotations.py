@@ -1,0 +1,60 @@
+"""What is really in the pictures of an array or folder: labels, masks or boxes, one a picture, in their order."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataError
+from data.picture_sets import PictureSet
+
+
+def read_labels(path: str | os.PathLike, pictures: PictureSet) -> np.ndarray:
+    """Class ids (n,) of a .npy file, such as scripts/reconstruct_tokenizer.py --labels writes."""
+    return _read_array(path, (len(pictures),), "class ids")
+
+
+def read_masks(path: str | os.PathLike, pictures: PictureSet) -> np.ndarray:
+    """The class of each pixel, (n, H, W), of a .npy file, read as it is needed; 255 where a pixel does not count."""
+    return _read_array(path, (len(pictures), pictures.height, pictures.width), "masks")
+
+
+def read_boxes(path: str | os.PathLike, pictures: PictureSet) -> list[dict[str, Tensor]]:
+    """Objects in COCO's JSON format, in pixels of the pictures; `images` in their order.
+
+    Returns:
+        For each picture `boxes` (k, 4) as x1, y1, x2, y2, `labels` (k,) and `iscrowd` (k,).
+    """
+    try:
+        annotations = json.loads(Path(path).read_text(encoding="utf-8"))
+        objects = {image["id"]: [] for image in annotations["images"]}
+        for item in annotations["annotations"]:
+            x, y, width, height = item["bbox"]
+            box = [x, y, x + width, y + height]
+            objects[item["image_id"]].append((box, item["category_id"], item.get("iscrowd", 0)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"expected COCO annotations in {path}, which cannot be read so ({error!r})") from error
+    if len(objects) != len(pictures):
+        raise DataError(f"expected {len(pictures)} images in {path}, as in {pictures.source}, got {len(objects)}")
+    return [
+        {
+            "boxes": torch.tensor([box for box, _, _ in found], dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor([label for _, label, _ in found], dtype=torch.long),
+            "iscrowd": torch.tensor([crowd for _, _, crowd in found], dtype=torch.long),
+        }
+        for found in objects.values()
+    ]
+
+
+def _read_array(path: str | os.PathLike, shape: tuple[int, ...], what: str) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected a .npy file of {what} in {path}, which cannot be read ({error})") from error
+    if not isinstance(array, np.ndarray) or array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+        got = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
+        raise DataError(f"{path} must hold {what} {shape} of integers, one for each picture, got {got}")
+    return array
