@@ -57,7 +57,8 @@ class TorchvisionNetwork(PictureNetwork):
             raise UserError(f"--model must be a {kind or 'classification'} model of torchvision, got {name}: "
                             f"{', '.join(names)}")
         weights = models.get_model_weights(name).DEFAULT
-        file = download(weights.url, f"torchvision's weights of {name}", "take another --model")
+        alternative = "take another --model" if kind else "take --model efficientnet_lite0, which needs no download"
+        file = download(weights.url, f"torchvision's weights of {name}", alternative)
         read_state_dict(file)  # torchvision would unpickle anything: this refuses all but tensors
         self.network = models.get_model(name, weights=weights)  # finds them where `download` put them
         self.prepare = weights.transforms()
