@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from utils.checkpoint import checkpoints
 from utils.cli import ROOT, UserError
-from utils.config import lenient_config, load_config, to_plain
+from utils.config import RUN_CONFIG, lenient_config, load_config, to_plain
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-RUN_CONFIG = "config.yaml"
 CARD = "README.md"
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"

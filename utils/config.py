@@ -31,6 +31,7 @@ examples:
 """
 
 
+RUN_CONFIG = "config.yaml"  # in a run's output folder
 SECTIONS = ("experiment", "model", "dataset", "training")
 # `${section.key}` refers to another value. What has more to it calls a function of OmegaConf.
 CALL = re.compile(r"\$\{(?![\w.\[\]-]+\})")

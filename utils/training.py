@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.cli import UserError, pick_device
+from utils.config import RUN_CONFIG
 from utils.ema import EMA
 from utils.images import preview_sheet
 from utils.log import RunLog
@@ -279,7 +280,7 @@ class Run:
         with self.ranks.careful(), writing(self.output_dir):
             if self.ranks.is_main:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
-                OmegaConf.save(self.config, self.output_dir / "config.yaml", resolve=True)
+                OmegaConf.save(self.config, self.output_dir / RUN_CONFIG, resolve=True)
                 self.log_file = RunLog(self.output_dir, self.config, resume_step=self.step)
         self.ranks.meet()
         self._log_start = (self.step, time.perf_counter())
