@@ -54,8 +54,9 @@ class TorchvisionNetwork(PictureNetwork):
 
         names = models.list_models(getattr(models, kind) if kind else models)
         if name not in names:
-            raise UserError(f"--model must be a {kind or 'classification'} model of torchvision, got {name}: "
-                            f"{', '.join(names)}")
+            raise UserError(
+                f"--model must be a {kind or 'classification'} model of torchvision, got {name}: {', '.join(names)}"
+            )
         weights = models.get_model_weights(name).DEFAULT
         alternative = "take another --model" if kind else "take --model efficientnet_lite0, which needs no download"
         file = download(weights.url, f"torchvision's weights of {name}", alternative)

@@ -1,6 +1,5 @@
 """The configuration loader: merging, checks, and errors that name the file and the key."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,6 +1,7 @@
 """The training loop: resume is exact, processes agree, checkpoints survive kills, the log tells the truth."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,12 @@ write_checkpoint(Path({str(tmp_path)!r}), 2, write, Ranks(rank=0, world_size=1))
     assert latest_checkpoint(tmp_path)[0] == 1
     save(tmp_path, 2)
     assert latest_checkpoint(tmp_path)[0] == 2 and not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_other_sizes_is_one_sentence(trained, tmp_path):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
+    with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration .*size mismatch.*output_dir"):
+        run_job("teacher", trained, tmp_path, "model.pixel_vqgan.latent_channels=4")
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed", "metadata"])

@@ -99,9 +99,10 @@ def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, compared with its own list of files; None where nothing is."""
     try:
         files = json.loads((checkpoint / METADATA_FILE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = [(name, size, digest) for name, (size, digest) in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{METADATA_FILE} is missing or damaged"
-    for name, (size, digest) in files.items():
+    for name, size, digest in listed:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

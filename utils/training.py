@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -484,13 +485,15 @@ class Run:
                 f"the global batch was {world['global_batch']} images and is {self.global_batch} now: change "
                 "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
             )
-        accelerator.load_state(str(folder))
-        if self.ema is not None:
-            self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
-        state = folder / f"task_state_{self.ranks.rank if same_world else 0}.safetensors"
-        if self.task.state:
-            for name, value in load_file(state).items():
-                self.task.state[name].copy_(value)
+        with self.ranks.careful(), _fitting(folder):
+            accelerator.load_state(str(folder))
+            if self.ema is not None:
+                self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
+            state = folder / f"task_state_{self.ranks.rank if same_world else 0}.safetensors"
+            if self.task.state:
+                for name, value in load_file(state).items():
+                    self.task.state[name].copy_(value)
+        self.ranks.meet()
 
     def finish(self) -> None:
         """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
@@ -503,6 +506,24 @@ class Run:
                 tqdm.write(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
                 self.log_file.close()
         self.ranks.meet()
+
+
+@contextlib.contextmanager
+def _fitting(checkpoint: Path) -> Iterator[None]:
+    """Say of a whole checkpoint that is not this run's what is wrong with it."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint} holds more than tensors and was refused, because loading such a pickle could run code: "
+            "delete it, or give another experiment.output_dir"
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{checkpoint} does not fit this configuration ({reason}): give another experiment.output_dir, or take "
+            "back what was changed"
+        ) from error
 
 
 def make_accelerator(config: DictConfig) -> Accelerator:
