@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from modeling.modules.blocks import attention
+from modeling.modules.blocks import Linear, attention
 from modeling.modules.masking import (
     ImageNoise,
     draw_seeds,
@@ -225,7 +224,7 @@ class ImageBert(MaskGIT):
             {
                 "embeddings": BertEmbeddings(self.vocabulary_size, self.num_tokens + 1, self.width, sizes["dropout"]),
                 "encoder": nn.ModuleDict({"layer": nn.ModuleList(layers)}),
-                "lm_head": nn.Linear(self.width, self.codebook_size),
+                "lm_head": Linear(self.width, self.codebook_size),
             }
         )
         for module in self.modules():
@@ -264,11 +263,11 @@ class BertLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
-        projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
+        projections = {name: Linear(width, width) for name in ("query", "key", "value")}
         self.attention = nn.ModuleDict(
             {"self": nn.ModuleDict(projections), "output": BertResidual(width, width, dropout)}
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(width, hidden)})
         self.output = BertResidual(hidden, width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,7 +277,7 @@ class BertLayer(nn.Module):
         )
         mixed = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
         x = self.attention["output"](mixed.transpose(1, 2).flatten(2), x)
-        return self.output(F.gelu(self.intermediate["dense"](x)), x)
+        return self.output(self.intermediate["dense"](x, gelu=True), x)
 
 
 class BertResidual(nn.Module):
@@ -286,7 +285,7 @@ class BertResidual(nn.Module):
 
     def __init__(self, hidden: int, width: int, dropout: float):
         super().__init__()
-        self.dense = nn.Linear(hidden, width)
+        self.dense = Linear(hidden, width)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
@@ -311,7 +310,7 @@ class UViTBert(MaskGIT):
         self.mid_block = UViTBlock(**self.block_sizes)
         self.out_blocks = nn.ModuleList(UViTBlock(**self.block_sizes, skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(self.width)
-        self.lm_head = nn.Linear(self.width, self.codebook_size)
+        self.lm_head = Linear(self.width, self.codebook_size)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -341,14 +340,14 @@ class UViTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = UViTAttention(width, num_heads, dropout, attention_dropout)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+        self.mlp = nn.ModuleDict({"fc1": Linear(width, hidden), "fc2": Linear(hidden, width)})
         self.dropout = nn.Dropout(dropout)
         if skip:
-            self.skip_linear = nn.Linear(2 * width, width)
+            self.skip_linear = Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        hidden = self.dropout(F.gelu(self.mlp["fc1"](self.norm2(x))))
+        hidden = self.dropout(self.mlp["fc1"](self.norm2(x), gelu=True))
         return x + self.dropout(self.mlp["fc2"](hidden))
 
 
@@ -359,8 +358,8 @@ class UViTAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_dropout = attention_dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.proj = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
 
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0
@@ -14,7 +16,7 @@ def attention(
 
     That is `scaled_dot_product_attention` (flash kernels on accelerators; on one CPU core 1.2 to 2.5 x as fast as plain
     operations in float32), except in half precision on CPUs, where a training step of the plain operations took a half
-    to a quarter of its time (`scripts/benchmark.py --only attention`).
+    to a quarter of its time (`scripts/benchmark.py --only attention`; docs/benchmarks.md).
 
     Args:
         queries, keys, values: (B, heads, T, d).
@@ -26,10 +28,36 @@ def attention(
     """
     if queries.device.type != "cpu" or queries.dtype == torch.float32:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-    scores = (queries / math.sqrt(queries.shape[-1])) @ keys.mT  # (B, heads, T, T)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return F.dropout(scores.softmax(dim=-1), dropout) @ values
+    # Autocast would convert the scores to float32 and back; softmax computes in float32 anyway.
+    with torch.autocast("cpu", enabled=False):
+        scores = (queries / math.sqrt(queries.shape[-1])) @ keys.mT  # (B, heads, T, T)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return F.dropout(scores.softmax(dim=-1), dropout) @ values
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x W^T + b, with `gelu` followed by exact GELU, by the arithmetic that is fastest on the device.
+
+    That is oneDNN's for inference on CPUs: in float32 `F.linear` calls MKL, which leaves AVX-512 of AMD's processors
+    unused and took 2.2 x as long; in bfloat16 it copies the bias over the output first.
+    """
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if on_cpu and dtype in ONEDNN_DTYPES and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        x, weight, bias = (value if value is None else value.to(dtype) for value in (x, weight, bias))
+        # What torch.compile itself makes of a linear layer on CPUs.
+        after = ("gelu", [], "none") if gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return linear(x, self.weight, self.bias, gelu)
 
 
 class SelfAttention(nn.Module):
@@ -40,12 +68,12 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, positions, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(batch, positions, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
         x = attention(queries, keys, values, mask)
@@ -57,11 +85,11 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_fc = Linear(width, hidden)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x)))
+        return self.c_proj(self.c_fc(x, gelu=True))
 
 
 class TransformerBlock(nn.Module):

@@ -135,7 +135,7 @@ class ViTDecoder(nn.Module):
         for block in self.transformer:
             x = block(x, mask)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
-        return x.mT.reshape(batch, -1, self.grid, self.grid)
+        return x.mT.unflatten(2, (self.grid, self.grid))  # in channels-last layout
 
 
 def _init_weights(module: nn.Module) -> None:
