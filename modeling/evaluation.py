@@ -11,8 +11,7 @@ from modeling.modules.features import (
     set_features,
     sha256_of_tensors,
 )
-from modeling.weights import Located
-from utils.cli import ROOT, UserError
+from utils.cli import UserError
 from utils.evaluation.comparison import Comparison, Measure, against
 from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, psnr, ssim
 from utils.processes import Processes
@@ -54,11 +53,6 @@ def parse_lengths(text: str) -> list[int]:
         return sorted({int(word) for word in text.split(",")})
     except ValueError as error:
         raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {text}") from error
-
-
-def checkpoint_name(located: Located) -> str:
-    """What a checkpoint is called in tables and records: its path, from the repository where it lies inside."""
-    return located.description.replace(f"{ROOT}/", "")
 
 
 class Networks:

@@ -80,6 +80,11 @@ class Located:
     config: dict[str, Any] | None
     description: str
 
+    @property
+    def name(self) -> str:
+        """What it is called in tables and records: its path, from the repository where it lies inside."""
+        return self.description.replace(f"{ROOT}/", "")
+
 
 def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = None) -> Located:
     """Find a checkpoint, downloading it if it is on the hub.

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from modeling.evaluation import (
     add_common_arguments,
     add_feature_arguments,
-    checkpoint_name,
     feature_record,
     load_features,
 )
@@ -75,9 +74,9 @@ class Source:
 
     def record(self) -> dict[str, Any]:
         return {
-            "generator": checkpoint_name(self.generator_located),
+            "generator": self.generator_located.name,
             "generator_sha256": sha256_of(self.generator_located.weights),
-            "tokenizer": checkpoint_name(self.tokenizer_located),
+            "tokenizer": self.tokenizer_located.name,
             "tokenizer_sha256": sha256_of(self.tokenizer_located.weights),
         }
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments, checkpoint_name, parse_lengths
+from modeling.evaluation import Networks, add_arguments, parse_lengths
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -93,7 +93,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
     rows: list[Row] = [
         {
             "name": name,
-            "system": checkpoint_name(located),
+            "system": located.name,
             "tokens": length,
             "bytes_per_image": math.ceil(length * bits_per_token / 8),
             "bits_per_pixel": length * bits_per_token / model.image_size**2,
@@ -108,7 +108,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
         preparation=EvalTransform(model.image_size).description,
         config=arguments.config,
         overrides=arguments.overrides,
-        checkpoint=checkpoint_name(located),
+        checkpoint=located.name,
         checkpoint_sha256=sha256_of(located.weights),
         lengths=lengths,
         bits_per_token=bits_per_token,

@@ -40,7 +40,7 @@ def main() -> None:
     card = Path(arguments.card).read_text(encoding="utf-8") if arguments.card else None
     model.save_pretrained(arguments.output_dir, card=card, dtype=DTYPES[arguments.dtype])
     size = sum(path.stat().st_size for path in Path(arguments.output_dir).iterdir())
-    print(f"{type(model).__name__} of {located.description} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
+    print(f"{type(model).__name__} of {located.name} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
 
 
 def to_share(config: Mapping, tokenizer: str | None) -> DictConfig:

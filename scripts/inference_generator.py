@@ -6,8 +6,8 @@
 
 The first two take the bundled generator and tokenizer (garments, 32 x 32 pixels), the last the published ones from the
 hub. Into --output_dir go every image (CLASS_SAMPLE.png), grid.png, with --lengths also lengths.png (the first sample of
-each class from so many tokens), and tokens.npz (tokens (n, N), labels (n,), samples (n,)). --seed, the class and the
-number decide an image: asking for others beside it does not change it.
+each class from so many tokens), and tokens.npz (tokens (n, N), labels (n,), samples (n,)); those of an earlier run are
+removed. --seed, the class and the number decide an image: asking for others beside it does not change it.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from modeling.titok import TiTok
 from utils.cli import UserError, pick_device, run
 from utils.images import contact_sheet, to_pil, write_picture
 from utils.parts import write_arrays
+from utils.result_folder import ResultFolder
 
 DEFAULT_CLASSES = 10  # shown where --labels is not given, evenly spread over all
 TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
@@ -41,6 +42,7 @@ TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
 def main() -> None:
     arguments = parse_arguments()
     lengths = parse_lengths(arguments.lengths)
+    folder = ResultFolder(arguments.output_dir)
     device = pick_device(arguments.device)
     generator, located = load_generator(arguments.config, arguments.checkpoint, device=device)
     names = class_names(generator.config)
@@ -49,9 +51,9 @@ def main() -> None:
     check_lengths(lengths, tokenizer)
     settings = chosen_settings(generator.config, arguments)
     print(
-        f"generator      {located.description}: {generator.num_classes} classes, {generator.num_tokens} tokens an image"
+        f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image"
     )
-    print(f"tokenizer      {tokenizer_located.description}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
+    print(f"tokenizer      {tokenizer_located.name}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
     print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
 
     wanted = [(label, number) for label in labels for number in range(arguments.num_images)]
@@ -64,13 +66,13 @@ def main() -> None:
             for picture in pixels:
                 label, number = wanted[len(pictures)]
                 pictures.append(to_pil(picture))
-                write_picture(pictures[-1], arguments.output_dir / f"{stems[label]}_{number:03d}.png")
+                write_picture(pictures[-1], folder / f"{stems[label]}_{number:03d}.png")
             tokens.append(codes.cpu())
             progress.update(len(codes))
     tokens = torch.cat(tokens)
 
     write_arrays(
-        arguments.output_dir / "tokens.npz",
+        folder / "tokens.npz",
         tokens=tokens.numpy(),
         labels=np.array([label for label, _ in wanted]),
         samples=np.array([number for _, number in wanted]),
@@ -80,12 +82,12 @@ def main() -> None:
     titles = [names[label] for label in labels]
     rows = [pictures[first : first + arguments.num_images] for first in range(0, len(pictures), arguments.num_images)]
     if arguments.grid:
-        show(rows, arguments.output_dir / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
+        show(rows, folder / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
         print(f"grid           {arguments.output_dir / 'grid.png'}")
     if lengths:
         rows = prefixes(tokenizer, tokens[:: arguments.num_images].to(device), lengths, arguments.batch_size)
         columns = [f"{length} token{'s' if length > 1 else ''}" for length in lengths]
-        show(rows, arguments.output_dir / "lengths.png", row_titles=titles, column_titles=columns)
+        show(rows, folder / "lengths.png", row_titles=titles, column_titles=columns)
         print(f"lengths        {arguments.output_dir / 'lengths.png'}")
 
 

@@ -5,7 +5,7 @@
 
 The first takes the bundled model (garments, 32 x 32 pixels), the second the published one from the hub. Of each picture
 the shorter edge is scaled to the model's size and the centre is kept. Into --output_dir go PICTURE_LENGTH.png for every
-length, tokens.npz (tokens (n, N), keys) and contact_sheet.png.
+length, tokens.npz (tokens (n, N), keys) and contact_sheet.png; those of an earlier run are removed.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from modeling.weights import BUNDLED, Located
 from utils.cli import ROOT, UserError, pick_device, run
 from utils.evaluation.metrics import psnr, ssim
 from utils.images import contact_sheet, to_pil, write_picture
+from utils.result_folder import ResultFolder
 
 MOST_SHOWN = 16  # pictures on the contact sheet and in the second table
 TILE_RANGE = 128, 256  # pixels a side on the contact sheet
@@ -64,7 +65,7 @@ def main() -> None:
     arguments = parse_arguments()
     files = find_pictures(arguments.image)
     lengths = parse_lengths(arguments.lengths)
-    make_folder(arguments.output_dir)
+    folder = ResultFolder(arguments.output_dir)
     device = pick_device(arguments.device)
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint, device=device)
     lengths = lengths or default_lengths(tokenizer)
@@ -78,7 +79,7 @@ def main() -> None:
     to_show = choose(files, arguments.seed)
     for result in reconstruct(tokenizer, files, lengths, arguments.batch_size, broken):
         for length, picture in result.pictures.items():
-            write_picture(picture, arguments.output_dir / f"{result.file.key}_{length}.png")
+            write_picture(picture, folder / f"{result.file.key}_{length}.png")
         keys.append(result.file.key)
         tokens.append(result.tokens)
         scores.append([(result.psnr[length], result.ssim[length]) for length in lengths])
@@ -87,8 +88,8 @@ def main() -> None:
     if not keys:
         raise UserError(f"none of the {len(files)} pictures can be used; {describe(broken)}")
 
-    write_tokens(arguments.output_dir / "tokens.npz", torch.stack(tokens).numpy(), keys)
-    write_picture(sheet(shown, lengths, bits, title=name), arguments.output_dir / "contact_sheet.png")
+    write_tokens(folder / "tokens.npz", torch.stack(tokens).numpy(), keys)
+    write_picture(sheet(shown, lengths, bits, title=name), folder / "contact_sheet.png")
     print_table(np.array(scores), lengths, bits, size)
     if len(shown) == len(keys) > 1:
         print_pictures(shown, lengths)
@@ -182,13 +183,6 @@ def parse_lengths(texts: Sequence[str] | None) -> list[int]:
         raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {' '.join(texts)}") from error
 
 
-def make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {path} cannot be made ({error.strerror}): name another folder") from error
-
-
 def choose(files: Sequence[PictureFile], seed: int) -> set[PictureFile]:
     """What goes on the contact sheet: all of a few, some of many."""
     return set(files if len(files) <= MOST_SHOWN else random.Random(seed).sample(files, MOST_SHOWN))
@@ -252,7 +246,7 @@ def sheet(results: Sequence[Result], lengths: Sequence[int], bits: float, title:
     tile = min(size * math.ceil(smallest / size), largest)  # a multiple of the size: all pixels enlarge alike
     captions = []
     for result in results:
-        row = [f"original\n{3 * size * size:,} bytes\n"]
+        row = [f"original\n{3 * size * size:,} bytes\nas raw RGB"]
         for length in lengths:
             tokens = "1 token" if length == 1 else f"{length} tokens"
             row.append(f"{tokens}\n{num_bytes(length, bits)} bytes\n{result.psnr[length]:.1f} dB")
@@ -297,7 +291,7 @@ def is_bundled(located: Located) -> bool:
 
 
 def model_name(located: Located) -> str:
-    return f"{BUNDLED_TOKENIZER} (bundled, trained on Fashion-MNIST)" if is_bundled(located) else located.description
+    return f"{BUNDLED_TOKENIZER} (bundled, trained on Fashion-MNIST)" if is_bundled(located) else located.name
 
 
 def clip(name: str) -> str:

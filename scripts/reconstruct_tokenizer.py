@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling.evaluation import checkpoint_name, parse_lengths
+from modeling.evaluation import parse_lengths
 from modeling.tokenizers import load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -195,7 +195,7 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
             preparation=EvalTransform(size).description,
             config=arguments.config,
             overrides=arguments.overrides,
-            checkpoint=located and checkpoint_name(located),
+            checkpoint=located and located.name,
             checkpoint_sha256=located and sha256_of(located.weights),
             lengths=[length or model.num_latent_tokens for length in lengths] if instead is None and images else None,
             tokenizer_precision=arguments.precision,

@@ -77,8 +77,8 @@ def main() -> None:
         processes.close()
         return
     if processes.is_main:
-        print(f"generator      {located.description}")
-        print(f"tokenizer      {tokenizer_located.description}")
+        print(f"generator      {located.name}")
+        print(f"tokenizer      {tokenizer_located.name}")
         print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
         print(f"images         {num_images:,} of {generator.num_classes:,} classes, {processes.world_size} processes")
 

@@ -59,7 +59,7 @@ def test_the_grid_has_a_row_a_class_and_a_column_a_sample(generate, capsys):
     folder = generate("--num_images", 3, "--lengths", "1,2", 8)
     files = {path.name for path in folder.iterdir()}
     assert {"grid.png", "lengths.png", "tokens.npz", "0_t-shirt-top_000.png", "9_ankle-boot_002.png"} <= files
-    assert len(files) == 3 + 30
+    assert len(files) == 3 + 30 + 1  # the list of them
     assert pixels(folder / "0_t-shirt-top_000.png").shape == (8, 8, 3)
     saved = np.load(folder / "tokens.npz")
     assert saved["tokens"].shape == (30, NUM_TOKENS)

@@ -20,6 +20,7 @@ from scripts import inference_tokenizer
 from tests.fill import fill
 from utils.cli import ROOT, UserError, run
 from utils.config import load_config
+from utils.result_folder import LIST
 
 SIDE, NUM_TOKENS, CODEBOOK = 16, 4, 32
 MODEL = {
@@ -94,7 +95,7 @@ def test_it_writes_reconstructions_tokens_and_a_sheet(infer, pictures):
     status, printed, _, out = infer("--image", pictures)
     assert status == 0
     names = {f"{key}_{length}.png" for key in ("grey", "tall", "wide") for length in (1, 2, 4)}
-    assert {path.name for path in out.iterdir()} == names | {"tokens.npz", "contact_sheet.png"}
+    assert {path.name for path in out.iterdir()} == names | {"tokens.npz", "contact_sheet.png", LIST}
     stored = np.load(out / "tokens.npz", allow_pickle=False)
     assert stored["keys"].tolist() == ["grey", "tall", "wide"]
     assert stored["tokens"].shape == (3, NUM_TOKENS) and stored["tokens"].dtype == np.int64
@@ -115,6 +116,16 @@ def test_the_table_has_bytes_rate_and_quality_of_each_length(infer, pictures):
         [str(length), str(math.ceil(length * bits / 8)), f"{length * bits / SIDE**2:.4f}"] for length in (1, 4)
     ]
     assert all(0 < float(row[3]) < 60 and -1 <= float(row[4]) <= 1 for row in rows)
+
+
+def test_a_folder_holds_the_results_of_one_run_alone_and_what_others_put_there(infer, pictures):
+    _, _, _, out = infer("--image", pictures)
+    (out / "mine_1.png").write_bytes(b"")
+    infer("--image", pictures / "nowhere")  # a run that writes nothing removes nothing
+    assert (out / "wide_4.png").exists()
+    infer("--image", pictures / "wide.png", lengths="2")
+    results = {"wide_2.png", "tokens.npz", "contact_sheet.png", LIST}
+    assert {path.name for path in out.iterdir()} == results | {"mine_1.png"}
 
 
 def test_pictures_of_one_name_keep_apart(infer, pictures):
