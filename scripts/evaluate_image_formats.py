@@ -199,7 +199,7 @@ def report(arguments: argparse.Namespace, rows: list[Row], record: dict) -> None
     """Print what fits and the table, write metrics.json and the curves."""
     output_dir = Path(arguments.output_dir)
     shown = [row for path in arguments.beside for row in read_results(path, record["originals"]["sha256"])]
-    shown = [row for row in shown + rows if row.get("fits", 1) == 1]
+    shown += [row for row in rows if row["fits"] == 1]
     for name, header in record["header_bytes"].items():
         titles = {Variant(name, scales_down, False).title for scales_down in (False, True)}
         whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]

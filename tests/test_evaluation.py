@@ -391,7 +391,9 @@ def test_the_record_says_how_a_number_came_about(alone):
 
 def test_results_are_strict_json_and_only_shown_beside_their_own_pictures(tmp_path):
     rows = [{"name": "a", "bytes_per_image": 2, "psnr": math.inf, "fid": 1.5}]
-    write_results(tmp_path / "new" / "metrics.json", {"rows": rows, "protocol": {"originals": {"sha256": "ab"}}})
+    unscored = {"name": "b", "fits": 0.0}
+    results = {"rows": [*rows, unscored], "protocol": {"originals": {"sha256": "ab"}}}
+    write_results(tmp_path / "new" / "metrics.json", results)
     text = (tmp_path / "new" / "metrics.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["rows"][0]["psnr"] == "inf"
     assert read_results(tmp_path / "new" / "metrics.json", "ab") == rows

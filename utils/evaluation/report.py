@@ -39,6 +39,7 @@ MEASURES = {
     "map_to_original": ("mAP to the original's", +1),
     "map_50_to_original": ("mAP to the original's at IoU 0.5", +1),
 }
+LINES = (("-", "o"), ("--", "s"), (":", "^"))  # and markers
 COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
 
 
@@ -96,7 +97,7 @@ def _strict(value: Any) -> Any:
 
 
 def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
-    """The rows of another run's results on the same pictures.
+    """The rows of another run's results on the same pictures, without those that have no scores.
 
     Raises:
         UserError: The file is missing, is no results file, or was made with other pictures.
@@ -110,17 +111,22 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
         raise UserError(
             f"{path} was made with other pictures (sha256 {theirs[:12]}, here {fingerprint[:12]}): run it again"
         )
-    return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in rows]
+    scored = [row for row in rows if any(map(is_measure, row))]
+    return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in scored]
 
 
 def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
-    """Draw each measure against bytes per image: a line for each `system` among the rows, a dot where it has one."""
+    """Draw each measure against bytes per image: a line for each `system` among the rows, a dot where it has one.
+
+    The colour is that of a system's name up to the comma ("JPEG, scaled down"), the line that of the rest.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     systems = list(dict.fromkeys(row["system"] for row in rows))
+    families, variants = (list(dict.fromkeys(parts)) for parts in zip(*map(_parts, systems), strict=True))
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_measure(name)]
     names = [name for name in names if all(math.isfinite(float(row.get(name, 0))) for row in rows)]
     if not names:
@@ -134,7 +140,10 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> Non
         for system in systems:
             points = [(row["bytes_per_image"], row[name]) for row in rows if row["system"] == system and name in row]
             if points:
-                axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=system)
+                family, variant = _parts(system)
+                line, marker = LINES[variants.index(variant) % len(LINES)]
+                style = {"color": f"C{families.index(family)}", "linestyle": line, "marker": marker, "markersize": 4}
+                axis.plot(*zip(*sorted(points), strict=True), label=system, **style)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("bytes per image")
@@ -146,6 +155,11 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> Non
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     _save(figure, path)
+
+
+def _parts(system: str) -> tuple[str, str]:
+    family, _, variant = system.partition(", ")
+    return family, variant
 
 
 def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str], measure: str) -> None:
