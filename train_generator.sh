@@ -4,15 +4,16 @@
 #   sbatch train_generator.sh CONFIG [a.b=c ...]       (sbatch's own options come before the file's name)
 #   bash train_generator.sh CONFIG [a.b=c ...]
 #
-# A run that was stopped goes on where its last checkpoint was. More in scripts/launch.sh.
+# A run that was stopped goes on where its last checkpoint was; a job whose time is up saves and queues itself again.
+# Nodes and GPUs: sbatch --nodes N --gpus-per-node M --cpus-per-gpu C train_..., or once in scripts/site.env
+# (docs/cluster.md): a header that asked for GPUs would be refused by a cluster that has none.
 #SBATCH --job-name=train_generator
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
 set -euo pipefail
 
 # sbatch runs a copy of this file in a folder of its own, so Slurm must say where the repository is.

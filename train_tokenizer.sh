@@ -4,15 +4,16 @@
 #   sbatch train_tokenizer.sh CONFIG [a.b=c ...]       (sbatch's own options come before the file's name)
 #   bash train_tokenizer.sh CONFIG [a.b=c ...]
 #
-# A run that was stopped goes on where its last checkpoint was. More in scripts/launch.sh.
+# A run that was stopped goes on where its last checkpoint was; a job whose time is up saves and queues itself again.
+# Nodes and GPUs: sbatch --nodes N --gpus-per-node M --cpus-per-gpu C train_..., or once in scripts/site.env
+# (docs/cluster.md): a header that asked for GPUs would be refused by a cluster that has none.
 #SBATCH --job-name=train_tokenizer
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
 set -euo pipefail
 
 # sbatch runs a copy of this file in a folder of its own, so Slurm must say where the repository is.
@@ -34,7 +35,7 @@ shift
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 # A mistake in the configuration shows here, before any node starts.
-model=$("$python" -c '
+model=$("${python[@]}" -c '
 import sys
 
 from utils.cli import run

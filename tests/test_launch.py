@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
-from utils.cli import ROOT
+from scripts import launch_node
+from utils.cli import ROOT, UserError
 
 TEACHER = ROOT / "configs/fashion/teacher.yaml"
 STAGE1 = ROOT / "configs/fashion/stage1.yaml"
@@ -82,6 +86,85 @@ def test_a_slurm_job_has_one_launcher_a_node(launch, greet):
     result = launch(ROOT / "scripts/launch.sh", greet, programs=programs, NUM_PROCESSES="1", **job)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("here 2 of 2") == 2
+
+
+def test_a_slurm_job_that_has_saved_is_queued_again(launch, tmp_path):
+    """By the exit status of its script, which heeds a signal that only the batch script was sent."""
+    script = tmp_path / "save.py"
+    script.write_text(
+        textwrap.dedent("""
+            import os, signal, sys, time
+            signal.signal(signal.SIGUSR1, lambda *_: (print("saved", flush=True), sys.exit(os.EX_TEMPFAIL)))
+            os.kill(int(os.environ["BATCH"]), signal.SIGTERM)
+            time.sleep(60)
+        """)
+    )
+    programs = {
+        "scontrol": "echo scontrol $@",
+        "srun": 'export BATCH=$PPID; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    }
+    result = launch(ROOT / "scripts/launch.sh", script, programs=programs, SLURM_JOB_ID="7", NUM_PROCESSES="1")
+    assert result.returncode == os.EX_TEMPFAIL, result.stderr
+    assert result.stdout.splitlines() == ["saved", "job 7 is queued again, to go on where it was", "scontrol requeue 7"]
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """Run Python programs as the processes of a machine: exit status."""
+    monkeypatch.setattr(launch_node, "GRACE", 0.3)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+
+    def node(program: str, processes: int) -> int:
+        monkeypatch.setenv("NUM_PROCESSES", str(processes))
+        return launch_node.Node([sys.executable, "-S", "-c", "import os, signal, time\n" + program]).wait()
+
+    yield node
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_process_that_fails_ends_the_others(node, capsys):
+    began = time.monotonic()
+    assert node("os._exit(3) if os.environ['RANK'] == '1' else time.sleep(60)", 2) == 3
+    assert node("os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(60)", 2) == 128 + 9
+    assert capsys.readouterr().err == "error: process 1 of this machine was ended by SIGKILL\n"
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_notice_before_a_script_heeds_it_is_no_failure(node, number):
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    assert node("time.sleep(60)", 2) == os.EX_TEMPFAIL
+
+
+def test_a_node_that_lacks_a_gpu_is_named(node, monkeypatch):
+    monkeypatch.delenv("NUM_PROCESSES", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "999")
+    with pytest.raises(UserError, match="granted 999 GPUs on .*PyTorch finds"):
+        launch_node.count_processes()
+
+
+def test_the_sites_settings_are_read(launch, tmp_path, greet):
+    """Modules, a container and options for srun, from scripts/site.env of a copy of the launchers."""
+    copy = tmp_path / "repository"
+    for name in ("scripts/launch.sh", "scripts/launch_node.py", "scripts/environment.sh", "scripts/site.env.example"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    lines = [line.removeprefix("# ") for line in (copy / "scripts/site.env.example").read_text().splitlines()]
+    kept = [line for line in lines if line.startswith(("export SBATCH", "export ODP_SRUN", "export GLOO"))]
+    assert len(kept) == 7
+    container = f'export ODP_CONTAINER="env INSIDE=1" PYTHONPATH={ROOT}'
+    (copy / "scripts/site.env").write_text("\n".join([*kept, "false", "echo $UNSET", container]))
+    greet.write_text("import os\nprint(os.environ['INSIDE'], os.environ['GLOO_SOCKET_IFNAME'], os.environ['OPTIONS'])")
+    srun = """
+        while [[ $1 == --* ]]; do options="$options $1"; shift; done
+        OPTIONS=$options exec "$@"
+    """
+    job = {"SLURM_JOB_ID": "7", "NUM_PROCESSES": "1"}
+    result = launch(copy / "scripts/launch.sh", greet, programs={"srun": srun}, **job)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().startswith("1 ib0  --nodes=1")
+    assert "--container-image=/projects/my_project/pytorch.sqsh --container-mounts=/projects" in result.stdout
 
 
 @pytest.mark.parametrize(("config", "script"), [(TEACHER, "train_teacher.py"), (STAGE1, "train_tokenizer.py")])
