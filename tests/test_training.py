@@ -1,6 +1,7 @@
 """The training loop: resume is exact, processes agree, checkpoints survive kills, the log tells the truth."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import evaluation_lengths
 from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
-from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint
+from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.cli import ROOT, UserError
 from utils.ema import EMA
 from utils.log import RunLog
@@ -233,6 +234,34 @@ def test_the_log_forgets_steps_that_will_be_done_again(tmp_path):
     RunLog(tmp_path, config, resume_step=2).write(3, {"loss": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1]["loss"] == 0.5 and lines[0]["bad"] is None
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_log(tmp_path):
+    log = RunLog(tmp_path, OmegaConf.create({"training": {}}))
+    log.write(1, {"loss": 1.0})
+    written = log.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 10, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write to .*File too large.* no checkpoint yet"), writing(tmp_path):
+            log.write(2, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.path.read_bytes() == written
+
+
+def test_resume_wants_one_whole_checkpoint_where_there_are_any(trained, tmp_path):
+    (tmp_path / "run/checkpoint-3").mkdir(parents=True)
+    with pytest.raises(UserError, match="no checkpoint in .*run is whole"):
+        run_job("teacher", trained, tmp_path / "run")
+
+
+def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_path, capsys):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "run/checkpoint-3")
+    run_job("teacher", trained, tmp_path / "run", "training.per_gpu_batch_size=2")
+    assert "the global batch was 4 images and is 2 now" in capsys.readouterr().out
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("images_seen") for line in lines][-2] == 3 * 4 + 3 * 2
 
 
 # Schedules

@@ -56,8 +56,8 @@ def make_pictures(folder: Path, count: int = 24) -> None:
             Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC).save(path)
 
 
-def job_config(job: str, folder: Path, output_dir: Path, *overrides: str):
-    """The Fashion-MNIST configuration of a job, made as small as a test needs."""
+def job_overrides(job: str, folder: Path, output_dir: Path) -> list[str]:
+    """What makes the Fashion-MNIST configuration of a job as small as a test needs."""
     extra = {"teacher": ADVERSARY, "stage1": TOKENIZER, "stage2": [*TOKENIZER, *ADVERSARY]}[job]
     if job != "teacher":
         extra = [*extra, f"model.vq_model.pretrained_tokenizer_weight={folder / 'teacher'}"]
@@ -65,7 +65,11 @@ def job_config(job: str, folder: Path, output_dir: Path, *overrides: str):
         extra = [*extra, f"experiment.init_weight={folder / 'stage1'}"]
     data = [f"dataset.params.train_folder={folder / 'train'}", f"dataset.params.eval_folder={folder / 'val'}"]
     place = f"experiment.output_dir={output_dir}"
-    return load_config(ROOT / f"configs/fashion/{job}.yaml", [*SMALL, *extra, *data, place, *overrides])
+    return [*SMALL, *extra, *data, place]
+
+
+def job_config(job: str, folder: Path, output_dir: Path, *overrides: str):
+    return load_config(ROOT / f"configs/fashion/{job}.yaml", [*job_overrides(job, folder, output_dir), *overrides])
 
 
 def run_job(job: str, folder: Path, output_dir: Path, *overrides: str) -> None:

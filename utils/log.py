@@ -40,10 +40,15 @@ class RunLog:
             self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Append one line; `step` is the number of updates done. Not-a-numbers become null."""
+        """Append one whole line; `step` is the number of updates done. Not-a-numbers become null."""
         line = {"step": step} | {key: _plain(value) for key, value in numbers.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError:  # a full disk takes half a line
+            os.truncate(self.path, size)
+            raise
         if self.wandb is not None:
             self.wandb.log(numbers, step=step)
         if self.tensorboard is not None:

@@ -258,12 +258,12 @@ class Run:
         training, accelerator = self.config.training, self.accelerator
         world, images = accelerator.num_processes, self.config.experiment.max_train_examples
         batch = self.global_batch
-        accelerator.print(f"output         {self.output_dir}")
-        accelerator.print(
+        self.say(f"output         {self.output_dir}")
+        self.say(
             f"global batch   {training.per_gpu_batch_size} per process x {world} processes x "
             f"{self.accumulation} accumulated = {batch} images"
         )
-        accelerator.print(
+        self.say(
             f"steps          {training.max_train_steps:,}, that is {training.max_train_steps * batch:,} images = "
             f"{training.max_train_steps * batch / images:.1f} epochs of {images:,}"
         )
@@ -271,11 +271,16 @@ class Run:
             module = accelerator.unwrap_model(self.task.modules[player])
             trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in module.parameters()) - trained
-            accelerator.print(f"{player:<14} {trained:,} parameters trained, {frozen:,} frozen")
+            self.say(f"{player:<14} {trained:,} parameters trained, {frozen:,} frozen")
         precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-        accelerator.print(f"device         {accelerator.device}, {precision}")
+        self.say(f"device         {accelerator.device}, {precision}")
         if self.step:
-            accelerator.print(f"resuming after step {self.step}")
+            self.say(f"resuming after step {self.step}")
+
+    def say(self, text: str) -> None:
+        """Print once, and not once a machine."""
+        if self.ranks.is_main:
+            tqdm.write(text)
 
     def start_log(self) -> None:
         with self.ranks.careful(), writing(self.output_dir):
@@ -413,8 +418,7 @@ class Run:
         self.ranks.meet()
         numbers["seconds"] = time.perf_counter() - started
         self.write_log({f"eval/{name}": value for name, value in numbers.items()})
-        if self.ranks.is_main:
-            tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+        self.say(f"step {self.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
         self._log_start = (self.step, time.perf_counter())
 
     @contextlib.contextmanager
@@ -462,7 +466,7 @@ class Run:
         accelerator, found = self.accelerator, None
         with self.ranks.careful():
             if self.ranks.is_main:
-                found = latest_checkpoint(self.output_dir, accelerator.print)
+                found = latest_checkpoint(self.output_dir, self.say)
                 if found is None and checkpoints(self.output_dir):
                     raise UserError(
                         f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start anew"
@@ -476,12 +480,12 @@ class Run:
         self.images_seen, self.owes_evaluation = world["images_seen"], world["owes_evaluation"]
         same_world = world["num_processes"] == accelerator.num_processes
         if not same_world:
-            accelerator.print(
+            self.say(
                 f"{folder} was written by {world['num_processes']} processes, now there are "
                 f"{accelerator.num_processes}: training goes on, but with other batches than an undisturbed run's"
             )
         if world["global_batch"] != self.global_batch:
-            accelerator.print(
+            self.say(
                 f"the global batch was {world['global_batch']} images and is {self.global_batch} now: change "
                 "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
             )
@@ -498,14 +502,14 @@ class Run:
     def finish(self) -> None:
         """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
         if self.step < self.config.training.max_train_steps or self.owes_evaluation:
-            self.accelerator.print(f"time is up: step {self.step} is saved, the same command goes on from there")
+            self.say(f"time is up: step {self.step} is saved, the same command goes on from there")
             sys.exit(os.EX_TEMPFAIL)
         with self.ranks.careful(), writing(self.output_dir):
             if self.ranks.is_main:
                 self.evaluated.save_pretrained(self.output_dir)
-                tqdm.write(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
                 self.log_file.close()
         self.ranks.meet()
+        self.say(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
 
 
 @contextlib.contextmanager
