@@ -1,0 +1,223 @@
+"""Training runs of two processes that are killed, signalled or starved: a program for tests/test_disturbed.py.
+
+python tests/disturbed_runs.py FOLDER NUMBER_OF_KILLS [SCENARIO ...]
+
+One interpreter imports everything and forks the ranks, because starting Python takes longer than such a run. Prints as
+JSON what happened in each scenario; what the ranks print is in FOLDER/*.log.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data.image_shards import check_count, loaders
+from modeling.tasks.teacher import TeacherTask
+from tests.slurm_cluster import free_ports
+from tests.training_runs import differences, job_config, make_pictures
+from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
+from utils.cli import run
+from utils.training import make_accelerator, train
+
+WORLD = 2
+SAVE_EVERY = 4
+SMALL = [
+    "dataset.params.num_workers_per_gpu=1",
+    "experiment.eval_every=0",
+    "experiment.generate_every=0",
+    "experiment.log_every=1",
+    f"experiment.save_every={SAVE_EVERY}",
+    "experiment.keep_last=2",
+    "losses.discriminator_start=100000",
+    "training.per_gpu_batch_size=2",
+]
+
+
+class Disturbed:
+    """Batches of a rank which does something before it takes a certain one."""
+
+    def __init__(self, batches, number: int, act: Callable[[], None]):
+        self.batches, self.number, self.act = batches, number, act
+        self.expected = getattr(batches, "expected", None)
+
+    def __iter__(self):
+        for number, batch in enumerate(self.batches):
+            if number == self.number:
+                self.act()
+            yield batch
+
+
+class Ranks:
+    """The processes of one run.
+
+    Args:
+        prepare: Called in each of them first.
+        disturb: (rank, "training" or "evaluation", batch number, what to do before that batch).
+    """
+
+    def __init__(self, folder: Path, name: str, *overrides: str, prepare=lambda: None, disturb=None):
+        self.output_dir = folder / name
+        config = job_config("teacher", folder, self.output_dir, *SMALL, *overrides)
+        port = free_ports(1)[0]
+        self.pids = [self.fork(config, rank, port, prepare, disturb) for rank in range(WORLD)]
+
+    def fork(self, config, rank: int, port: int, prepare, disturb) -> int:
+        if pid := os.fork():
+            return pid
+        status = 1
+        try:
+            os.setsid()
+            log = os.open(f"{self.output_dir}-{rank}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            torch.set_num_threads(1)
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {name: str(value) for name, value in (place | {"MASTER_PORT": port}).items()}
+            prepare()
+            run(lambda: self.train(config, rank, disturb))
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    @staticmethod
+    def train(config, rank: int, disturb) -> None:
+        accelerator = make_accelerator(config)
+        training, evaluation = loaders(config, rank=rank, world_size=WORLD)
+        makers = {"training": training, "evaluation": evaluation}
+        if disturb is not None and disturb[0] == rank:
+            _, phase, number, act = disturb
+            make = makers[phase]
+            makers[phase] = lambda *start: Disturbed(make(*start), number, act)
+        train(TeacherTask(config), config, accelerator, makers["training"], makers["evaluation"], check_count)
+
+    def kill(self, ranks: list[int]) -> None:
+        for rank in ranks:
+            os.kill(self.pids[rank], signal.SIGKILL)
+
+    def is_running(self) -> bool:
+        return os.waitid(os.P_PID, self.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def wait(self) -> list[int]:
+        """Exit statuses by rank, negative for a signal."""
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+
+    def printed(self, rank: int = 0) -> str:
+        return Path(f"{self.output_dir}-{rank}.log").read_text()
+
+
+def kills(folder: Path, number: int) -> dict:
+    """SIGKILL so many times, half of them while a checkpoint is being written."""
+    chance = random.Random(0)
+    killed, lost, while_saving, last = [], [], 0, 0
+    for index in range(number):
+        ranks = Ranks(folder, "killed")
+        output = ranks.output_dir
+        saving = index % 2 == 1
+        target = last + chance.randint(1, 2 * SAVE_EVERY)
+        while ranks.is_running():
+            if list(output.glob(".checkpoint-*.part")) if saving else last_step(output) >= target:
+                break
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        while_saving += bool(list(output.glob(".checkpoint-*.part")))
+        ranks.kill(chance.choice([[0], [1], [0, 1]]))
+        killed.append(signal.SIGKILL.value * -1 in ranks.wait())
+        lost += [path.name for _, path in checkpoints(output) if find_damage(path)]
+        newest = latest_checkpoint(output)
+        if (newest[0] if newest else 0) < last:
+            lost.append(f"checkpoint-{last}")
+        last = newest[0] if newest else 0
+    statuses = Ranks(folder, "killed").wait()
+    return {
+        "kills": sum(killed),
+        "while_saving": while_saving,
+        "lost": lost,
+        "statuses": statuses,
+        "differences": differences(folder / "undisturbed", folder / "killed"),
+    }
+
+
+def last_step(output: Path) -> int:
+    """Of the log, whose last line may be half written."""
+    log = output / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def signal_family() -> None:
+    """As Slurm's linuxproc does, which signals the loader's workers too."""
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def notices(folder: Path) -> dict:
+    """SIGTERM to one rank: in training, in an evaluation that it then owes, and once more in the owed evaluation."""
+    settings = ["training.max_train_steps=7", "experiment.save_every=100", "experiment.eval_every=7"]
+    assert Ranks(folder, "unsignalled", *settings).wait() == [0, 0]
+    found = {"statuses": [], "steps": [], "evaluations": []}
+    for disturb in (
+        (1, "training", 3, signal_family),
+        (0, "evaluation", 1, signal_family),
+        (1, "evaluation", 1, signal_family),
+        None,
+    ):
+        ranks = Ranks(folder, "signalled", *settings, disturb=disturb)
+        found["statuses"].append(ranks.wait())
+        found["steps"].append(latest_checkpoint(ranks.output_dir)[0])
+        lines = [json.loads(line) for line in (ranks.output_dir / "metrics.jsonl").read_text().splitlines()]
+        found["evaluations"].append([line["step"] for line in lines if "eval/psnr" in line])
+    return found | {"differences": differences(folder / "unsignalled", folder / "signalled")}
+
+
+def broken_data(folder: Path) -> dict:
+    """One rank meets too many broken pictures."""
+    from data import DataError
+
+    def fail():
+        raise DataError("too many broken samples")
+
+    began = time.monotonic()
+    ranks = Ranks(folder, "broken", disturb=(1, "training", 2, fail))
+    return {"statuses": ranks.wait(), "seconds": time.monotonic() - began, "printed": [*map(ranks.printed, (0, 1))]}
+
+
+def full_disk(folder: Path) -> dict:
+    """As of the sixth step no file can grow as large as a checkpoint's; then there is room again."""
+
+    def fill():
+        # The soft limit: what it hits gets an error, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    starved = Ranks(folder, "starved", disturb=(0, "training", 5, fill))
+    return {
+        "statuses": starved.wait(),
+        "left": sorted(path.name for path in starved.output_dir.iterdir()),
+        "last_step": last_step(starved.output_dir),
+        "printed": starved.printed(),
+        "mended": Ranks(folder, "starved").wait(),
+        "differences": differences(folder / "undisturbed", folder / "starved"),
+    }
+
+
+SCENARIOS = {function.__name__: function for function in (notices, broken_data, full_disk)}
+
+if __name__ == "__main__":
+    folder, number, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    make_pictures(folder, count=8)
+    # More steps than so many kills let pass.
+    SMALL.append(f"training.max_train_steps={12 + 6 * number}")
+    assert Ranks(folder, "undisturbed").wait() == [0, 0]
+    print(json.dumps({"kills": kills(folder, number)} | {name: SCENARIOS[name](folder) for name in names}))

@@ -1,0 +1,74 @@
+"""Nothing is lost: training through kills, signals, one rank's error and a full disk, on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.disturbed_runs import SCENARIOS
+from utils.cli import ROOT
+
+
+def disturb(folder, kills: int, *scenarios: str) -> dict:
+    command = [sys.executable, ROOT / "tests/disturbed_runs.py", folder, kills, *scenarios]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(folder.glob("*.log")))
+    assert done.returncode == 0, f"{done.stderr[-3000:]}\n{logs}"
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return disturb(tmp_path_factory.mktemp("disturbed"), 2, *SCENARIOS)
+
+
+def check_kills(found: dict, number: int) -> None:
+    assert found["kills"] == number
+    assert found["lost"] == []
+    assert found["statuses"] == [0, 0]
+    assert found["differences"] == []
+
+
+@pytest.mark.long
+def test_fifty_kills_lose_no_checkpoint_and_change_no_weight(tmp_path):
+    found = disturb(tmp_path, 50)["kills"]
+    check_kills(found, 50)
+    assert found["while_saving"] >= 10
+
+
+def test_two_kills_lose_no_checkpoint_and_change_no_weight(found):
+    check_kills(found["kills"], 2)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):
+    """In training; in the last evaluation, which is then owed; in the owed one; and then the run ends."""
+    notices = found["notices"]
+    assert notices["statuses"] == [[75, 75], [75, 75], [75, 75], [0, 0]]
+    assert notices["steps"] == [4, 7, 7, 7]
+    assert notices["evaluations"] == [[], [], [], [7]]
+    assert notices["differences"] == []
+
+
+def test_the_error_of_one_rank_ends_all_with_one_sentence(found):
+    broken = found["broken_data"]
+    assert broken["statuses"] == [1, 1]
+    assert broken["printed"][0].endswith("error: rank 1: too many broken samples\n")
+    assert broken["printed"][1] == ""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_log(found):
+    full = found["full_disk"]
+    assert full["statuses"] == [1, 1]
+    assert full["left"] == ["checkpoint-4", "config.yaml", "metrics.jsonl"] and full["last_step"] == 8
+    sentence = full["printed"].splitlines()[-1]
+    assert sentence.startswith("error: rank 0: cannot write to") and "File too large" in sentence
+    assert sentence.endswith("free space there; the same command then goes on from checkpoint-4")
+    assert full["mended"] == [0, 0] and full["differences"] == []
