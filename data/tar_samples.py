@@ -110,11 +110,12 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Names and contents of a shard's pictures and labels; no content of links and of what else is no plain file."""
+    place = "the beginning"
     try:
         with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 18, tarinfo=_StrictTarInfo) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # tarfile would keep a million of them
-                name = _printable(member.name)
+                name = place = _printable(member.name)
                 if member.isdir() or name.startswith("__"):
                     continue
                 if not name.lower().endswith(tuple(f".{field}" for field in FIELDS)):
@@ -122,7 +123,7 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
                 is_file = member.isreg() and not member.issparse()
                 yield name, tar.extractfile(member).read() if is_file else None
     except Exception as error:  # tarfile and the decompressors raise errors of many classes for damaged bytes
-        raise ShardError(f"ends early or is damaged ({error or type(error).__name__})") from error
+        raise ShardError(f"ends early or is damaged in or after {place} ({error or type(error).__name__})") from error
 
 
 def _printable(name: str) -> str:

@@ -253,6 +253,10 @@ def write_pngs(images: SortedRows, folder: Path, places: list, processes: Proces
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_main:  # what a run on more pictures left here
+        for path in folder.glob("[0-9]*.png"):
+            if path.stem.isdigit() and int(path.stem) >= len(places):
+                path.unlink()
     mine = range(processes.rank, len(places), processes.world_size)
     rows = images.rows([places[index] for index in mine])
     for index, row in zip(mine, tqdm(rows, desc="png", total=len(mine), disable=not processes.is_main), strict=True):

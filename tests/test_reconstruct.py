@@ -88,6 +88,8 @@ def test_png_files_are_the_array_numbered(reconstruct):
     files = sorted((folder / "png").iterdir())
     assert [file.name for file in files] == [f"{index:06d}.png" for index in range(NUM_IMAGES)]
     assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True))
+    reconstruct("--png", "--dry_run", "--batch_size", 4)
+    assert len(list((folder / "png").iterdir())) == 4  # none of the longer run before stays
 
 
 def test_tokens_alone_need_no_images(reconstruct):
