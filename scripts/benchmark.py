@@ -56,11 +56,15 @@ COLUMNS = ("model", "item", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of c
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time: what it is called, one turn of it, and how many images a turn handles (0: none)."""
+    """Something to time: what it is called, one turn of it, and how many images a turn handles (0: none).
+
+    Training does it after every so many turns of the item's work before it, if `every` is not 0.
+    """
 
     name: str
     turn: Callable[[], object]
     num_images: int = 0
+    every: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Measurement:
     flops_per_second: float
     share_of_ceiling: float | None
     peak_memory: int | None
+    share_of_training: float | None
 
 
 # ---------------------------------------------------------------- items: add one by writing its function and its row
@@ -277,7 +282,7 @@ def save(setting: Setting) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as folder:
         training, turn, num_images = tokenizer_step(setting, "stage1", folder)
         yield Work("step", turn, num_images)  # first, since the optimiser has no state before it
-        yield Work("checkpoint", training.save)
+        yield Work("checkpoint", training.save, every=training.config.experiment.save_every)
 
 
 ITEMS = {
@@ -449,13 +454,14 @@ class Benchmark:
         """Build an item and time its works."""
         device = self.setting.device
         resident = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        seconds = 0.0
         for work in ITEMS[item](self.setting):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             flops = count_flops(work.turn)
             peak = torch.cuda.max_memory_allocated(device) - resident if device.type == "cuda" else None
             times = self._medians({"work": work, **self.ceilings})
-            seconds = times["work"]
+            before, seconds = seconds, times["work"]
             at_ceilings = sum(flops[name] / self.flops[name] * times[name] for name in self.ceilings)
             total = sum(flops.values())
             yield Measurement(
@@ -468,6 +474,7 @@ class Benchmark:
                 flops_per_second=total / seconds,
                 share_of_ceiling=at_ceilings / seconds if total else None,
                 peak_memory=peak,
+                share_of_training=seconds / (seconds + work.every * before) if work.every else None,
             )
 
     def _medians(self, works: dict[str, Work]) -> dict[str, float]:
@@ -509,6 +516,8 @@ def main() -> None:
             for measurement in benchmark.measure(item):
                 found.append(measurement)
                 print(line(row(measurement)), flush=True)
+                if (share := measurement.share_of_training) is not None:
+                    print(f"{'':7}as often as the configuration wants: {share:.2%} of training time")
     if arguments.json:
         record = {
             "device": place,

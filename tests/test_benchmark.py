@@ -48,8 +48,12 @@ def test_every_item_runs_on_the_tiny_model(measure):
         assert one["item"] in printed
         if one["item"] == "checkpoint":
             assert one["images_per_second"] is None
+            steps = load_config(ROOT / "configs/fashion/stage1.yaml").experiment.save_every
+            training = steps * found["results"][-2]["seconds"] + one["seconds"]
+            assert one["share_of_training"] == pytest.approx(one["seconds"] / training)
         else:
             assert one["images_per_second"] == pytest.approx(1 / one["seconds"])
+            assert one["share_of_training"] is None
         if one["item"] in ("checkpoint", "loader"):
             assert one["flops"] == 0 and one["share_of_ceiling"] is None
         else:

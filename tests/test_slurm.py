@@ -75,7 +75,7 @@ def jobs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(jobs):
-    job = jobs.submit("undisturbed")
+    job = jobs.submit("undisturbed", "experiment.save_every=1000")
     jobs.wait_for_state(job, "COMPLETED", "undisturbed")
     assert "2 processes x 1 accumulated" in jobs.log("undisturbed")
     return jobs.folder / "undisturbed"
