@@ -17,7 +17,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/environment.sh"
 
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
-    sed -n 's/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed -n '2,13p'
+    sed -n 's/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed -n '2,12p'
     exit $(($# == 0 ? 2 : 0))
 fi
 
