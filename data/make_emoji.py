@@ -328,7 +328,7 @@ def main() -> None:
     parser.add_argument(
         "--num_per_class", type=int, default=2000, help="pictures of a class in each training set (default 2000)"
     )
-    parser.add_argument("--test_only", action="store_true", help="write the test pictures alone")
+    parser.add_argument("--test_only", action="store_true", help="write the test pictures alone, as assets/emoji_test")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
     arguments = parser.parse_args()
     if arguments.source is not None:
