@@ -201,7 +201,7 @@ def draw(positions: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, 
     """Entropies and codes used by position and, where there are labels, what the first tokens tell about the class."""
     pyplot = plotting()
     num_panels = 3 if classes else 2
-    figure, axes = pyplot.subplots(1, num_panels, figsize=(4.6 * num_panels, 3.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, num_panels, figsize=(4.6 * num_panels, 4.4), layout="constrained")
     numbers = [row["token"] for row in positions]
     marks = {"marker": "o", "markersize": 3, "linewidth": 1.3}
     axes[0].plot(numbers, [row["entropy"] for row in positions], label="of the token", **marks)
@@ -228,7 +228,7 @@ def draw(positions: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, 
         axes[2].set_xticks(lengths, [str(length) for length in lengths])
         axes[2].set(xlabel="first tokens", ylim=(0, 1), title="The class (dotted: by chance)")
     for axis in (axes[0], *axes[2:]):
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # within, it would hide a curve
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.suptitle(f"{num_images:,} pictures", fontsize=11)

@@ -4,17 +4,18 @@
     python3 scripts/visualize_first_token_clustering.py --data output/tokens/tokens.npz
     python3 scripts/visualize_first_token_clustering.py --data output/tokens/tokens.npz --prefix 1208
 
-Without --prefix it lists the most frequent first codes and first pairs, and draws a grid for each of those codes. With
---prefix, one code or several such as 1208,17, it draws the pictures whose tokens begin with them. Where there are more
-than fit, --seed draws them. The pictures come from --images: a .npy file (as reconstruct_tokenizer.py writes it, in the
-order of the tokens), a folder (files named by key, or numbered in that order), or the configuration whose evaluation
-pictures were tokenized. images.npy beside the tokens is taken when nothing is given.
+Without --prefix it lists the most frequent first codes and first pairs, and draws a grid for each of those codes and a
+row of each on one sheet, most_frequent.png. With --prefix, one code or several such as 1208,17, it draws the pictures
+whose tokens begin with them. Where there are more than fit, --seed draws them. The pictures come from --images: a .npy
+file (as reconstruct_tokenizer.py writes it, in the order of the tokens), a folder (files named by key, or numbered in
+that order), or the configuration whose evaluation pictures were tokenized. images.npy beside the tokens is taken when
+nothing is given.
 """
 
 import argparse
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from utils.images import contact_sheet, write_picture
 
 NUM_LISTED = 10
 NUM_NEAREST = 5
+OVERVIEW = "most_frequent.png"
+ROW_LENGTH = 10  # pictures
 BATCH_SIZE = 64  # pictures read at once
 SMALLEST_TILE, LARGEST_TILE = 96, 192  # pixels
 
@@ -65,9 +68,13 @@ def main() -> None:
         some = f", {len(indices)} shown" if len(indices) < len(found[prefix]) else ""
         tokens_are = "token" if len(prefix) == 1 else "tokens"
         title = f"first {tokens_are} {text_of(prefix)}: {len(found[prefix]):,} of {num_images:,} pictures{some}"
-        path = path_of(arguments, prefix)
+        path = path_of(arguments.out, prefix)
         write_picture(grid([pictures[index] for index in indices.tolist()], columns, title), path)
         print(f"{path}: {title}")
+    if arguments.prefix is None:
+        path = arguments.out / OVERVIEW
+        write_picture(overview(shown, found, pictures), path)
+        print(f"{path}: a row of each")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,9 +98,10 @@ def parse_arguments() -> argparse.Namespace:
     if match is None:
         raise UserError(f"--grid_size takes rows and columns, 1..999 each, such as 5,5; got {arguments.grid_size}")
     arguments.grid_size = int(match[1]), int(match[2])
+    arguments.out = arguments.out or arguments.data.with_name("first_tokens")
     if arguments.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {arguments.seed}")
-    if arguments.prefix is None and arguments.out and is_picture(arguments.out):
+    if arguments.prefix is None and is_picture(arguments.out):
         raise UserError(
             f"--out must be a folder when no --prefix is given, got {arguments.out}: there are several grids"
         )
@@ -129,17 +137,30 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in (".png", ".pdf")
 
 
-def path_of(arguments: argparse.Namespace, prefix: Sequence[int]) -> Path:
-    out = arguments.out or arguments.data.with_name("first_tokens")
+def path_of(out: Path, prefix: Sequence[int]) -> Path:
     return out if is_picture(out) else out / f"first_tokens_{'_'.join(map(str, prefix))}.png"
 
 
 def grid(pictures: Sequence[Image.Image], columns: int, title: str) -> Image.Image:
     """Rows of pictures; where they are fewer than a row, a narrower one, and no place is blank but in the last row."""
-    side = pictures[0].width
-    tile = min(side * math.ceil(SMALLEST_TILE / side), LARGEST_TILE)
     rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
-    return contact_sheet(rows, title=title, tile=tile)
+    return contact_sheet(rows, title=title, tile=tile_of(pictures[0]))
+
+
+def overview(
+    shown: Mapping[tuple[int, ...], np.ndarray],
+    found: Mapping[tuple[int, ...], np.ndarray],
+    pictures: Mapping[int, Image.Image],
+) -> Image.Image:
+    """A row of pictures for each prefix, beside the prefix and the number of pictures that have it."""
+    rows = [[pictures[index] for index in indices[:ROW_LENGTH].tolist()] for indices in shown.values()]
+    titles = [f"{text_of(prefix)}   ({len(indices):,})" for prefix, indices in found.items()]
+    return contact_sheet(rows, row_titles=titles, tile=tile_of(rows[0][0]))
+
+
+def tile_of(picture: Image.Image) -> int:
+    """Pixels a side on a sheet: small pictures are enlarged by a whole number."""
+    return min(picture.width * math.ceil(SMALLEST_TILE / picture.width), LARGEST_TILE)
 
 
 # Where the pictures are

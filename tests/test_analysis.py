@@ -229,8 +229,10 @@ def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, im
     status, printed, _ = call(visualize_first_token_clustering, data=setup / "tokens.npz", images=images)
     assert status == 0 and "4 different first codes" in printed and "4 different first pairs" in printed
     folder = setup / "first_tokens"
-    assert {path.name for path in folder.iterdir()} == {f"first_tokens_{code}.png" for code in (0, 3, 6, 9)}
+    grids = {f"first_tokens_{code}.png" for code in (0, 3, 6, 9)}
+    assert {path.name for path in folder.iterdir()} == grids | {"most_frequent.png"}
     assert tiles(folder / "first_tokens_9.png") == {103 + 4 * index for index in range(10)}
+    assert tiles(folder / "most_frequent.png") == {100 + index for index in range(NUM_IMAGES)}
 
 
 def test_pictures_may_come_from_a_folder_or_a_configuration(call, setup, images, tmp_path):
