@@ -1,6 +1,7 @@
 """What the commands that evaluate share: their arguments, and the networks behind the measures."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from modeling.modules.features import (
@@ -39,6 +40,24 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
         "but its distance is no FID), dinov2, timm:NAME, or none",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights of that network, where they cannot be downloaded")
+
+
+def add_beside_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        type=_results_file,
+        metavar="FILE",
+        help="results on the same pictures to show beside these",
+    )
+
+
+def _results_file(path: str) -> str:
+    """Before the work, which may take hours."""
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path} (values a.b=c stand before --beside)")
+    return path
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:

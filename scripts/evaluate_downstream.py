@@ -17,8 +17,8 @@ download), for clip and depth also a folder. Weights are downloaded before the f
 detection need more packages: pip install -c constraints.txt -e '.[downstream]'.
 
 --truth says what is really in the pictures; without it the originals' predictions are the goal.
-classification: labels.npy; segmentation: masks.npy (n, H, W), 255 where a pixel does not count; detection: COCO
-annotations in JSON, in pixels of the pictures, `images` in their order.
+classification: labels.npy, in the network's classes; segmentation: masks.npy (n, H, W), likewise, 255 where a pixel
+does not count; detection: COCO annotations in JSON, in pixels of the pictures, `images` in their order.
 
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_downstream.py ...
 """

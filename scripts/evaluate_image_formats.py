@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments
+from modeling.evaluation import Networks, add_arguments, add_beside_argument
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.evaluation.image_formats import (
@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         help="bytes, such as 40,80,160 (default: those of the config's tokenizer, up to 16 times more)",
     )
     parser.add_argument("--free_headers", action="store_true", help="also spend the budgets on what is not header")
-    parser.add_argument("--beside", nargs="+", default=[], metavar="FILE", help="results on these pictures to show too")
+    add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_image_formats")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     return parser.parse_args()

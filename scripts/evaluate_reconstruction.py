@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments, parse_lengths
+from modeling.evaluation import Networks, add_arguments, add_beside_argument, parse_lengths
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
@@ -36,9 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", help="token counts, such as 1,2,4,8 (default: the doublings up to all tokens)")
     parser.add_argument("--original", help="pictures to compare with: .npy, .npz or a folder, in place of --config")
     parser.add_argument("--target", help="pictures to score: .npy, .npz or a folder")
-    parser.add_argument(
-        "--beside", nargs="+", default=[], metavar="FILE", help="results on the same pictures to show beside these"
-    )
+    add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_reconstruction")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()

@@ -173,6 +173,8 @@ def test_the_unequal_and_the_unreadable_are_refused(world, evaluate, tmp_path):
     pair = ("--original", world / "original.npy", "--target", tmp_path / "few.npy")
     status, _, err, _ = evaluate(evaluate_reconstruction, *pair)
     assert status == 1 and "as many pictures in both, got 40" in err
+    status, _, err, _ = evaluate(evaluate_image_formats, "--beside", world / "config.yaml", "training.seed=1")
+    assert status == 2 and "there is no file training.seed=1 (values a.b=c stand before --beside)" in err
     for flags in ([], ["--config", "a.yaml", "--target", "b.npy"], ["--original", "a.npy"]):
         status, _, err, _ = evaluate(evaluate_reconstruction, *flags)
         assert status == 1 and err.startswith("error: give")
