@@ -7,26 +7,39 @@ A large matrix product and a channels-last convolution give the machine's ceilin
 share of the ceiling is the time that its arithmetic (counted by torch) would take at the ceilings, over the time that
 it took. Times are medians after a warm-up, items and ceilings taking turns, so that a busy machine slows both alike.
 Weights and pictures are random: neither changes the amount of work.
+
+    python3 scripts/benchmark.py --only reconstruct sample --against HEAD~20
+    python3 scripts/benchmark.py --only reconstruct sample --precision bf16 --against plain
+
+times each item in turn here and in another revision of this repository (with this script), or done plainly: eagerly,
+in float32, in torch's default layouts, by torch's own choice of library and memory.
 """
 
 import argparse
+import contextlib
 import io
 import json
+import math
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.shard_files import Sample, write_shard
@@ -51,6 +64,9 @@ SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
 LENGTHS = (8, 64, 256)
 # Side of the matrices; batch, channels and side of the images: large enough to keep the device busy.
 CEILING_SIZES = {"cpu": (2048, 4, 128, 64), "other": (8192, 32, 256, 128)}
+PLAIN = "plain"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+COPIED = 2**28  # bytes
 COLUMNS = ("model", "item", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of ceiling", "peak MiB")
 
 
@@ -75,6 +91,8 @@ class Setting:
     device: torch.device
     precision: str
     batch_size: int
+    compile: bool = False
+    clock: str = "wall"
 
     def config(self, phase: str, *overrides: str) -> DictConfig:
         """The model's configuration of "stage1", "stage2" or "generator"."""
@@ -86,6 +104,18 @@ class Setting:
         side = config.dataset.preprocessing.crop_size
         return torch.rand(self.batch_size, 3, side, side, device=self.device)
 
+    def tokenizer(self, config: DictConfig) -> torch.nn.Module:
+        return self.prepared(build_tokenizer(config))
+
+    def prepared(self, model: torch.nn.Module) -> torch.nn.Module:
+        """A model for inference, compiled where that is asked for."""
+        model = model.to(self.device).eval()
+        if self.compile:
+            from utils.speed import compile_blocks
+
+            compile_blocks(model)
+        return model
+
     def autocast(self) -> AbstractContextManager:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
@@ -93,7 +123,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found of one item; times in seconds, work in floating-point operations, memory in bytes."""
+    """What was found of one item; times in seconds, work in floating-point operations, memory in bytes.
+
+    Memory is that of tensors, at its peak, beyond what there was before.
+    """
 
     model: str
     item: str
@@ -103,7 +136,7 @@ class Measurement:
     flops: int
     flops_per_second: float
     share_of_ceiling: float | None
-    peak_memory: int | None
+    peak_memory: int
     share_of_training: float | None
 
 
@@ -112,7 +145,7 @@ class Measurement:
 
 def encode(setting: Setting) -> Iterator[Work]:
     config = setting.config("stage2")
-    model = build_tokenizer(config).to(setting.device).eval()
+    model = setting.tokenizer(config)
     images = setting.images(config)
 
     @torch.no_grad()
@@ -125,7 +158,7 @@ def encode(setting: Setting) -> Iterator[Work]:
 
 def decode(setting: Setting) -> Iterator[Work]:
     config = setting.config("stage2")
-    model = build_tokenizer(config).to(setting.device).eval()
+    model = setting.tokenizer(config)
     total = model.num_latent_tokens
     tokens = torch.randint(model.codebook_size, (setting.batch_size, total), device=setting.device)
     for length in sorted({min(length, total) for length in LENGTHS}):
@@ -190,7 +223,7 @@ def sample(setting: Setting) -> Iterator[Work]:
     from modeling.maskgit import generator_class, sampler_settings
 
     config = setting.config("generator")
-    model = generator_class(config)(config).to(setting.device).eval()
+    model = setting.prepared(generator_class(config)(config))
     labels = torch.randint(model.num_classes, (setting.batch_size,)).to(setting.device)
 
     def generate():
@@ -221,7 +254,7 @@ def reconstruct(setting: Setting) -> Iterator[Work]:
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage2", *picture_shards(setting, Path(folder)))
-        model = build_tokenizer(config).to(setting.device).eval()
+        model = setting.tokenizer(config)
         for name, batch_size in (("reconstruct", setting.batch_size), ("reconstruct, 1 by 1", 1)):
             batches = evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size)
 
@@ -236,7 +269,7 @@ def reconstruct(setting: Setting) -> Iterator[Work]:
 
 def contribute(setting: Setting) -> Iterator[Work]:
     """Pictures in which one token is replaced: a batch at once, and one token at a time; an image is such a picture."""
-    model = build_tokenizer(setting.config("stage2")).to(setting.device).eval()
+    model = setting.tokenizer(setting.config("stage2"))
     tokens = torch.randint(model.codebook_size, (1, model.num_latent_tokens), device=setting.device)
     codes = torch.randint(model.codebook_size, (1, setting.batch_size, 1), device=setting.device)
     for name, batch_size in (("contribution", setting.batch_size), ("contribution, 1 by 1", 1)):
@@ -266,7 +299,7 @@ def pretokenize(setting: Setting) -> Iterator[Work]:
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage2", *picture_shards(setting, Path(folder)))
-        model = build_tokenizer(config).to(setting.device).eval()
+        model = setting.tokenizer(config)
         (part,) = PictureSource(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
 
         def turn():
@@ -339,6 +372,7 @@ def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple:
         # Without tail drop, whose draws would make every step another amount of work.
         "model.type=titok",
         "model.vq_model.strict_length_assertion=False",
+        *(["training.compile=True"] if setting.compile else []),
         "training.codebook.warmup_steps=0",
         "training.codebook.kmeans=False",
         "training.codebook.restart_every=0",
@@ -403,24 +437,61 @@ def ceilings(setting: Setting) -> dict[str, Work]:
     left, right = torch.randn(side, side, **kind), torch.randn(side, side, **kind)
     images = torch.randn(batch, channels, pixels, pixels, **kind).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, **kind).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def product():
+        if setting.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")  # more than twice MKL's on AMD
+        return left @ right
+
     return {
-        "matmul": Work("matrix product", torch.no_grad()(lambda: left @ right)),
+        "matmul": Work("matrix product", product),
         "convolution": Work("convolution", torch.no_grad()(lambda: F.conv2d(images, kernel, padding=1))),
     }
 
 
+def copy_bandwidth(setting: Setting) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=setting.device)
+    target = torch.empty_like(source)
+    turn = partial(target.copy_, source)
+    turn()
+    return 2 * COPIED / statistics.median(time_turns(turn, setting) for _ in range(5))
+
+
 def count_flops(turn: Callable[[], object]) -> dict[str, int]:
     """Floating-point operations of one turn, those of convolutions apart; forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ONEDNN_FLOPS) as counter:
         turn()
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for operator, count in counts.items() if "convolution" in str(operator))
     return {"matmul": counter.get_total_flops() - convolution, "convolution": convolution}
 
 
-def time_turns(turn: Callable[[], object], device: torch.device, count: int = 1) -> float:
-    """Seconds a turn, of `count` turns in a row."""
+def linear_flops(x: Sequence[int], weight: Sequence[int], *_, **__) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+ONEDNN_FLOPS = {torch.ops.mkldnn._linear_pointwise: linear_flops} if torch.backends.mkldnn.is_available() else {}
+
+
+def peak_memory(turn: Callable[[], object], device: torch.device) -> int:
+    """Most bytes of tensors that one turn adds to those there were."""
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        turn()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        turn()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0))
+
+
+def time_turns(turn: Callable[[], object], setting: Setting, count: int = 1) -> float:
+    """Seconds a turn, of `count` turns in a row."""
+    if setting.device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(count):
@@ -428,12 +499,30 @@ def time_turns(turn: Callable[[], object], device: torch.device, count: int = 1)
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1000 / count
-    begun = time.perf_counter()
+    clock = CLOCKS[setting.clock]
+    begun = clock()
     for _ in range(count):
         turn()
-    if device.type != "cpu":
+    if setting.device.type != "cpu":
         torch.accelerator.synchronize()
-    return (time.perf_counter() - begun) / count
+    return (clock() - begun) / count
+
+
+class Timer:
+    """Seconds a turn of a work that is warm; what is short is timed several times in a row."""
+
+    def __init__(self, work: Work, setting: Setting):
+        self.turn, self.setting = work.turn, setting
+        self.count = max(1, round(SHORTEST / time_turns(self.turn, setting)))
+
+    def __call__(self) -> float:
+        return time_turns(self.turn, self.setting, self.count)
+
+
+def medians(timers: dict[str, Callable[[], float]], num_repeats: int) -> dict[str, float]:
+    """Median seconds of each, all taking turns."""
+    times = [{name: timer() for name, timer in timers.items()} for _ in range(num_repeats)]
+    return {name: statistics.median(time[name] for time in times) for name in timers}
 
 
 class Benchmark:
@@ -442,25 +531,22 @@ class Benchmark:
     def __init__(self, setting: Setting, num_repeats: int):
         self.setting = setting
         self.num_repeats = num_repeats
-        self.ceilings = ceilings(setting)
-        self.flops = {name: sum(count_flops(work.turn).values()) for name, work in self.ceilings.items()}
+        works = ceilings(setting)
+        self.flops = {name: sum(count_flops(work.turn).values()) for name, work in works.items()}
+        self.ceilings = {name: Timer(work, setting) for name, work in works.items()}
 
     def measure_ceilings(self) -> dict[str, float]:
         """Floating-point operations a second, by kind."""
-        seconds = self._medians(self.ceilings)
+        seconds = medians(self.ceilings, self.num_repeats)
         return {name: self.flops[name] / seconds[name] for name in self.ceilings}
 
     def measure(self, item: str) -> Iterator[Measurement]:
         """Build an item and time its works."""
-        device = self.setting.device
-        resident = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         seconds = 0.0
         for work in ITEMS[item](self.setting):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            flops = count_flops(work.turn)
-            peak = torch.cuda.max_memory_allocated(device) - resident if device.type == "cuda" else None
-            times = self._medians({"work": work, **self.ceilings})
+            flops = count_flops(work.turn)  # this warms up, too
+            peak = peak_memory(work.turn, self.setting.device)
+            times = medians({"work": Timer(work, self.setting), **self.ceilings}, self.num_repeats)
             before, seconds = seconds, times["work"]
             at_ceilings = sum(flops[name] / self.flops[name] * times[name] for name in self.ceilings)
             total = sum(flops.values())
@@ -477,40 +563,183 @@ class Benchmark:
                 share_of_training=seconds / (seconds + work.every * before) if work.every else None,
             )
 
-    def _medians(self, works: dict[str, Work]) -> dict[str, float]:
-        """Median seconds of a turn of each, warmed up, all taking turns."""
-        device = self.setting.device
-        for work in works.values():
-            work.turn()
-        once = {name: time_turns(work.turn, device) for name, work in works.items()}
-        counts = {name: max(1, round(SHORTEST / seconds)) for name, seconds in once.items()}
-        times: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(self.num_repeats):
-            for name, work in works.items():
-                times[name].append(time_turns(work.turn, device, counts[name]))
-        return {name: statistics.median(values) for name, values in times.items()}
+
+# ------------------------------------------------------------------------------------------- against something else
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An item here and there: seconds, the ratio there / here (how many times as fast it is here), peak bytes."""
+
+    model: str
+    item: str
+    batch_size: int
+    seconds: float
+    seconds_there: float
+    ratio: float
+    flops: int
+    flops_there: int
+    peak_memory: int
+    peak_memory_there: int
+
+
+@contextlib.contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """The files of a revision of this repository."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        added = git("worktree", "add", "--detach", folder, revision)
+        if added.returncode:
+            raise UserError(
+                f"--against must be {PLAIN} or a revision of the git repository {ROOT}, got {revision}: "
+                f"{added.stderr.strip().splitlines()[-1]}"
+            )
+        try:
+            yield Path(folder)
+        finally:
+            git("worktree", "remove", "--force", folder)
+
+
+def compare(arguments: argparse.Namespace) -> Iterator[Comparison]:
+    """Every item in turns in two processes: these files, and those of `--against`."""
+    with contextlib.ExitStack() as stack:
+        if arguments.against == PLAIN:
+            there = start(ROOT, "--plain", "--precision=fp32")
+        else:
+            there = start(stack.enter_context(checkout(arguments.against)))
+        both = [stack.enter_context(process) for process in (start(ROOT), there)]
+        stack.callback(lambda: [process.kill() for process in both])
+        while (found := [receive(process) for process in both])[0] is not None:
+            times = [[ask(process, "turn") for process in both] for _ in range(arguments.repeats)]
+            seconds = [statistics.median(column) for column in zip(*times, strict=True)]
+            here, other = found
+            yield Comparison(
+                model=here["model"],
+                item=here["item"],
+                batch_size=here["batch_size"],
+                seconds=seconds[0],
+                seconds_there=seconds[1],
+                ratio=seconds[1] / seconds[0],
+                flops=here["flops"],
+                flops_there=other["flops"],
+                peak_memory=here["peak_memory"],
+                peak_memory_there=other["peak_memory"],
+            )
+            for process in both:
+                process.stdin.write("next\n")
+                process.stdin.flush()
+
+
+def start(tree: Path, *flags: str) -> subprocess.Popen:
+    """This script as a server, with the modules of `tree`; it has this command's own flags, and `flags` after them."""
+    command = [sys.executable, __file__, *sys.argv[1:], *flags, "--serve"]
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def receive(process: subprocess.Popen):
+    """What a server says next; None at its end."""
+    line = process.stdout.readline()
+    if not line and process.wait():
+        raise UserError("one of the two could not do this item (see above): name what both can with --only")
+    return json.loads(line) if line else None
+
+
+def ask(process: subprocess.Popen, request: str):
+    process.stdin.write(request + "\n")
+    process.stdin.flush()
+    return receive(process)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The other end of `compare`: tell what the item is, then time a turn whenever asked for one."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), plainly() if arguments.plain else contextlib.nullcontext():
+        for setting in settings(arguments):
+            for work in (work for item in arguments.only for work in ITEMS[item](setting)):
+                about = {"model": setting.model, "item": work.name, "batch_size": setting.batch_size}
+                about["flops"] = sum(count_flops(work.turn).values())  # this warms up, too
+                about["peak_memory"] = peak_memory(work.turn, setting.device)
+                timer = Timer(work, setting)
+                print(json.dumps(about), file=answers, flush=True)
+                while sys.stdin.readline().strip() == "turn":
+                    print(json.dumps(timer()), file=answers, flush=True)
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Without what our networks do about speed."""
+    from modeling.modules import blocks, conv
+
+    with (
+        mock.patch.object(blocks, "ONEDNN_DTYPES", ()),
+        mock.patch.object(conv, "LAYOUT", torch.contiguous_format),
+        mock.patch.object(conv, "_silu", F.silu),
+        mock.patch.object(conv, "_enlarged", lambda x, conv: conv(F.interpolate(x, scale_factor=2.0))),
+    ):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------- the command line
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     device = pick_device(arguments.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.precision == "tf32"
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    print(f"{place}, {torch.get_num_threads()} threads, {arguments.precision}, torch {torch.__version__}")
-    found: list[Measurement] = []
     for model in arguments.model:
-        default = 32 if device.type != "cpu" else 16 if model == "tiny" else 1
-        setting = Setting(model, device, arguments.precision, arguments.batch_size or default)
+        default = 32 if device.type != "cpu" else 16 if model == "tiny" else 4
+        yield Setting(
+            model, device, arguments.precision, arguments.batch_size or default, arguments.compile, arguments.clock
+        )
+
+
+def main() -> None:
+    # The profiler, which counts memory, would complain of the lack of a GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    arguments = parse_arguments()
+    if arguments.serve:
+        serve(arguments)
+        return
+    device = pick_device(arguments.device)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    how = f"{arguments.precision}, {'compiled' if arguments.compile else 'eager'}, {arguments.clock} clock"
+    print(f"{place}, {torch.get_num_threads()} threads, {how}, torch {torch.__version__}")
+    record = {
+        "device": place,
+        "threads": torch.get_num_threads(),
+        "precision": arguments.precision,
+        "compile": arguments.compile,
+        "clock": arguments.clock,
+        "torch": torch.__version__,
+    }
+    if arguments.against:
+        record |= {"against": arguments.against, "results": against(arguments)}
+    else:
+        record |= alone(arguments)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def alone(arguments: argparse.Namespace) -> dict:
+    record, found = {}, []
+    for setting in settings(arguments):
         benchmark = Benchmark(setting, arguments.repeats)
-        if not found:
-            limits = benchmark.measure_ceilings()
-            print("ceilings: " + ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items()))
+        if not record:
+            record = {
+                "ceilings_flops_per_second": benchmark.measure_ceilings(),
+                "copied_bytes_per_second": copy_bandwidth(setting),
+            }
+            limits = [f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in record["ceilings_flops_per_second"].items()]
+            print("ceilings: " + ", ".join([*limits, f"copy {record['copied_bytes_per_second'] / 1e9:,.1f} GB/s"]))
             print("\n" + line(COLUMNS))
         for item in arguments.only:
             for measurement in benchmark.measure(item):
@@ -518,17 +747,19 @@ def main() -> None:
                 print(line(row(measurement)), flush=True)
                 if (share := measurement.share_of_training) is not None:
                     print(f"{'':7}as often as the configuration wants: {share:.2%} of training time")
-    if arguments.json:
-        record = {
-            "device": place,
-            "threads": torch.get_num_threads(),
-            "precision": arguments.precision,
-            "torch": torch.__version__,
-            "ceilings_flops_per_second": limits,
-            "results": [asdict(one) for one in found],
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record | {"results": [asdict(one) for one in found]}
+
+
+def against(arguments: argparse.Namespace) -> list[dict]:
+    print("\n" + line(("model", "item", "batch", "ms", "there", "ratio", "GFLOP", "there", "peak MiB", "there")))
+    found = []
+    for one in compare(arguments):
+        found.append(asdict(one))
+        times = [f"{seconds * 1000:.2f}" for seconds in (one.seconds, one.seconds_there)]
+        work = [f"{flops / 1e9:.2f}" for flops in (one.flops, one.flops_there)]
+        memory = [f"{memory / 2**20:,.0f}" for memory in (one.peak_memory, one.peak_memory_there)]
+        print(line((one.model, one.item, str(one.batch_size), *times, f"{one.ratio:.2f}", *work, *memory)), flush=True)
+    return found
 
 
 def row(found: Measurement) -> tuple[str, ...]:
@@ -541,7 +772,7 @@ def row(found: Measurement) -> tuple[str, ...]:
         f"{found.flops / 1e9:.2f}",
         f"{found.flops_per_second / 1e9:.1f}",
         f"{found.share_of_ceiling:.0%}" if found.share_of_ceiling is not None else "-",
-        f"{found.peak_memory / 2**20:,.0f}" if found.peak_memory is not None else "-",
+        f"{found.peak_memory / 2**20:,.0f}",
     )
 
 
@@ -554,10 +785,20 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
     add("--only", nargs="+", choices=ITEMS, default=list(ITEMS), help="what to measure (default: everything)")
-    add("--batch_size", type=int, help="images a turn (default: 32; on a CPU 16 for tiny, 1 for the others)")
+    add("--batch_size", type=int, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timings to take the median of (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the networks' blocks first (torch.compile)")
+    add(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: the process's own seconds, for one thread on a machine that has other work (default: %(default)s)",
+    )
+    add("--against", metavar="REVISION", help=f"time a git revision as well, or {PLAIN}: print ratios")
+    add("--serve", action="store_true", help=argparse.SUPPRESS)
+    add("--plain", action="store_true", help=argparse.SUPPRESS)
     add("--json", type=Path, metavar="FILE", help="write the results there as well")
     arguments = parser.parse_args()
     for name in ("batch_size", "repeats"):
@@ -568,4 +809,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    if "--plain" in sys.argv:
+        main()  # with torch's own use of memory: `run` changes it
+    else:
+        run(main)

@@ -1,11 +1,14 @@
 """scripts/benchmark.py runs on the tiny model, and counts what it says."""
 
 import json
+import math
 import sys
 
 import pytest
+import torch
 
 from modeling.modules.vit import VIT_SIZES
+from modeling.tokenizers import build_tokenizer
 from scripts import benchmark
 from utils.cli import ROOT, run
 from utils.config import load_config
@@ -43,8 +46,9 @@ def test_every_item_runs_on_the_tiny_model(measure):
         *("contribution", "contribution, 1 by 1", "loader", "pretokenize", "step", "checkpoint"),
     ]
     assert set(found["ceilings_flops_per_second"]) == {"matmul", "convolution"}
+    assert found["copied_bytes_per_second"] > 0
     for one in found["results"]:
-        assert one["model"] == "tiny" and one["batch_size"] == 1 and one["seconds"] > 0
+        assert one["model"] == "tiny" and one["batch_size"] == 1 and one["seconds"] > 0 and one["peak_memory"] > 0
         assert one["item"] in printed
         if one["item"] == "checkpoint":
             assert one["images_per_second"] is None
@@ -69,19 +73,75 @@ def test_ways_to_do_the_same_do_the_same_work(measure):
     assert flops["contribution"] == flops["contribution, 1 by 1"] == 3 * flops["decode 32"] / 2
 
 
-def test_the_count_of_operations_is_the_models(measure):
-    """Multiplications and additions of the encoder, by hand."""
-    _, found, _, _ = measure("--only", "encode", "--batch_size", "2")
-    config = load_config(ROOT / "configs/fashion/stage2.yaml")
-    size, model = VIT_SIZES["tiny"], config.model.vq_model
-    patch, tokens = model.vit_enc_patch_size, model.num_latent_tokens
-    patches = (config.dataset.preprocessing.crop_size // patch) ** 2
-    positions = 1 + patches + tokens
-    block = 24 * positions * size.width**2 + 4 * positions**2 * size.width
-    embed = 2 * patches * 3 * patch**2 * size.width
-    quantize = 2 * tokens * model.token_size * (size.width + model.codebook_size)
-    expected = 2 * (embed + size.num_layers * block + quantize)
-    assert found["results"][0]["flops"] == pytest.approx(expected, rel=0.001)
+def vit_flops(positions, size):
+    """Of one image through the blocks: 12 W^2 weights a position, and two products of T x T x W in attention."""
+    return size.num_layers * (24 * positions * size.width**2 + 4 * positions**2 * size.width)
+
+
+def pixel_decoder_flops(grid, channels, multipliers, latent):
+    """Of one image; a residual block has two 3 x 3 convolutions, an enlargement ends in one."""
+
+    def conv(inputs, outputs, side, kernel=3):
+        return 2 * inputs * outputs * kernel**2 * side**2
+
+    widths = [channels * multiplier for multiplier in multipliers]
+    total = conv(latent, widths[-1], grid) + 2 * 2 * conv(widths[-1], widths[-1], grid)
+    inputs, side = widths[-1], grid
+    for level in reversed(range(len(widths))):
+        outputs = widths[level]
+        total += conv(inputs, outputs, side) + 3 * conv(outputs, outputs, side)
+        total += conv(outputs, outputs, side, kernel=1) if inputs != outputs else 0
+        if level > 0:
+            side *= 2
+            total += conv(outputs, outputs, side)
+        inputs = outputs
+    return total + conv(channels, 3, side)
+
+
+@pytest.mark.parametrize(("name", "size"), [("S", "small"), ("B", "base"), ("L", "large")])
+def test_the_count_of_operations_of_the_published_models(name, size):
+    """Encoding and decoding one image, against a count by hand of multiplications and additions."""
+    config = load_config(ROOT / benchmark.CONFIGS[name]["stage2"])
+    size, tokens, grid, patch, codes = VIT_SIZES[size], 256, 16, 16, 1024
+    with torch.device("meta"), torch.no_grad():  # so no arithmetic is done
+        model = build_tokenizer(config).eval()
+        encode = benchmark.count_flops(lambda: model.encoder(torch.zeros(1, 3, 256, 256), model.latent_tokens))
+        z_quantized = torch.zeros(1, 12, 1, 256)
+    with torch.no_grad():
+        decode = benchmark.count_flops(lambda: model.decode(z_quantized))
+    positions = 1 + grid**2 + tokens
+    ends = 2 * grid**2 * 3 * patch**2 * size.width + 2 * tokens * 12 * size.width
+    assert sum(encode.values()) == pytest.approx(vit_flops(positions, size) + ends, rel=0.02)
+    heads = 2 * grid**2 * (2 * size.width**2 + 2 * size.width * codes + codes * 256)
+    expected = vit_flops(positions, size) + heads + pixel_decoder_flops(grid, 128, (1, 1, 2, 2, 4), 256)
+    assert sum(decode.values()) == pytest.approx(expected, rel=0.02)
+
+
+def test_memory_is_counted_at_its_peak():
+    def turn():
+        first = torch.ones(1000)
+        second = first + 1
+        del first
+        return (second * 2).sum()
+
+    assert benchmark.peak_memory(turn, torch.device("cpu")) == pytest.approx(2 * 4000, abs=100)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("other", ["HEAD", "plain"])
+def test_two_ways_are_timed_in_turn(measure, other):
+    status, found, printed, error = measure("--only=encode", "--against", other)
+    assert status == 0, error
+    (one,) = found["results"]
+    assert one["ratio"] == pytest.approx(one["seconds_there"] / one["seconds"])
+    assert one["flops"] == one["flops_there"] > 0 and one["peak_memory"] > 0
+    assert math.isclose(one["peak_memory"], one["peak_memory_there"], rel_tol=0.5)
+    assert found["against"] == other and f"{one['ratio']:.2f}" in printed
+
+
+def test_an_unknown_revision_is_explained(measure):
+    status, _, _, error = measure("--only=encode", "--against=no-such-revision")
+    assert status == 1 and "got no-such-revision: " in error
 
 
 def test_training_costs_three_times_what_is_trained(measure):

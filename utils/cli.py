@@ -1,14 +1,14 @@
 """What every command shares: user errors, device choice, where the repository is."""
 
-import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from utils.speed import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parents[1]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
 class UserError(ValueError):
@@ -29,17 +29,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones, up to 2 GiB.
-
-    By itself it returns blocks above 32 MiB to the kernel, and on a CPU the clearing of new pages took a fifth of a
-    pixel decoder's time.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, 2**31 - 1)
 
 
 def pick_device(name: str = "auto") -> torch.device:

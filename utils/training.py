@@ -28,6 +28,7 @@ from utils.log import RunLog
 from utils.parts import write_json
 from utils.processes import Ranks
 from utils.schedule import learning_rate, parameter_groups
+from utils.speed import compile_blocks
 
 Batch = dict[str, Any]
 Logs = dict[str, Tensor]
@@ -142,6 +143,8 @@ class Run:
         self.optimizers = {}
         for player, module in list(task.modules.items()):
             optimizer = make_optimizer(player, module.to(accelerator.device), config)
+            if config.training.compile:
+                compile_blocks(module)
             task.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
         for state in (task.state, task.counts):
             state.update({name: value.to(accelerator.device) for name, value in state.items()})

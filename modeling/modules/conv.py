@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LAYOUT = torch.channels_last  # several times faster than the default on CPUs and on tensor cores
+
 
 def _conv(inputs: int, outputs: int, kernel_size: int = 3, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
@@ -94,8 +96,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, P, P) to (B, latent_channels, G, G), G = P / 2^(levels - 1)."""
-        # Channels-last convolutions are several times faster on CPUs and on tensor cores.
-        x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(pixels.contiguous(memory_format=LAYOUT))
         for index, level in enumerate(self.down):
             x = level(x if index == 0 else F.avg_pool2d(x, 2))
         return self.conv_out(_silu(self.norm_out(self.mid(x))))
@@ -118,7 +119,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, latent_channels, G, G) to an unclamped image (B, 3, P, P)."""
-        x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        x = self.mid(self.conv_in(z.contiguous(memory_format=LAYOUT)))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(_silu(self.norm_out(x)))
