@@ -5,7 +5,8 @@
 
 It writes, as PNG and PDF: heatmaps_l1 and heatmaps_l2 (where in the picture each token acts, on one logarithmic scale),
 contributions (the mean over the picture by token, with its standard error) and contribution_row (the same in one row);
-and summary.json, the share of the whole that the first tokens carry. Tokens are counted from 1.
+and summary.json, the share of the whole that the first tokens carry, and how far each spreads. Tokens are counted from
+1.
 """
 
 import argparse
@@ -51,6 +52,13 @@ def main() -> None:
         print(f"{length:12}   {shares['l1'][length - 1]:28.1%}   {shares['l2'][length - 1]:21.1%}")
     summary = {f"share_of_first_{norm}": {length: shares[norm][length - 1] for length in lengths} for norm in NORMS}
     summary |= {name: data[name].tolist() for name in ARRAYS if not name.startswith("length")}
+    areas = {norm: area_of_half(data[f"length_to_diff_{norm}"]) for norm in NORMS}
+    summary |= {f"area_of_half_{norm}": area.tolist() for norm, area in areas.items()}
+    eighth = max(1, num_tokens // 8)
+    print(
+        f"half of a token's absolute change lies on {areas['l1'][:eighth].mean():.1%} of the pixels, mean of the first "
+        f"eighth of the tokens; {areas['l1'][num_tokens // 2 :].mean():.1%}, mean of the second half"
+    )
     write_json(out / "summary.json", summary | {"count": int(data["count"]), "protocol": protocol})
     print(f"wrote heatmaps_l1, heatmaps_l2, contributions, contribution_row (PNG, PDF) and summary.json into {out}")
 
@@ -74,6 +82,12 @@ def read_contributions(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any
             f"{file} must be the data of scripts/generate_token_contribution_data.py, and cannot be read as such "
             f"({error}): make it first, or name its folder as --input"
         ) from error
+
+
+def area_of_half(maps: np.ndarray) -> np.ndarray:
+    """The share of the pixels that is enough for half of what a token changes, for each of maps (N, P, P): (N,)."""
+    sums = np.sort(maps.reshape(len(maps), -1), axis=1)[:, ::-1].cumsum(axis=1)  # the most changed pixels first
+    return ((sums < sums[:, -1:] / 2).sum(axis=1) + 1) / sums.shape[1]
 
 
 def parse_tokens(text: str | None, num_tokens: int) -> np.ndarray:
@@ -113,7 +127,7 @@ def draw_maps(maps: np.ndarray, tokens: np.ndarray, title: str) -> Any:
     width = max(num_columns * side + 1.0, 7.2)
     height = max(num_rows * (side + (0.1 if few else 0.05)) + 0.5, 2.8)
     figure, axes = pyplot.subplots(num_rows, num_columns, figsize=(width, height), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.0)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.05, wspace=0.02, hspace=0.0)
     scale = logarithmic(maps[tokens - 1])
     for axis in axes.flat:
         axis.axis("off")

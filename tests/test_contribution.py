@@ -352,6 +352,14 @@ def test_no_change_anywhere_can_be_drawn():
     figure.canvas.draw()
 
 
+def test_the_area_that_holds_half_of_the_change():
+    even, one, three = np.full((4, 4), 0.5), np.zeros((4, 4)), np.zeros((4, 4))
+    one[2, 1] = 7
+    three[0, :3] = 1
+    areas = visualize_token_contribution.area_of_half(np.stack([even, one, three]))
+    assert areas.tolist() == [8 / 16, 1 / 16, 2 / 16]
+
+
 def test_parse_tokens():
     assert visualize_token_contribution.parse_tokens("3,1-2,2", 5).tolist() == [1, 2, 3]
     assert visualize_token_contribution.parse_tokens(None, 3).tolist() == [1, 2, 3]
