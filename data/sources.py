@@ -77,6 +77,8 @@ def list_pictures(folder: Path) -> list[str]:
     endings = tuple(f".{extension}" for extension in PICTURE_EXTENSIONS)
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
+            raise DataError(f"{parent} is a link to a folder that it stands in, which has no end: remove it")
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(parent).relative_to(folder)
         found.extend(

@@ -1,6 +1,9 @@
 """Small shards and folders of pictures for the tests of the loaders."""
 
 import io
+import struct
+import tarfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +22,25 @@ def png(number: int, width: int = SIDE, height: int = SIDE) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be large."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    """A tar file of members as they come, however odd."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def samples(first: int, count: int) -> list[Sample]:
