@@ -15,6 +15,7 @@ evaluation picture has its centre crop alone.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +23,15 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data.batches import FaultLog
-from data.token_set import MANIFEST, read_token_manifest, token_dtype, write_token_set
-from data.token_source import CentreCrop, Part, PictureSource, Variants, check_skipped, decoded
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
 from utils.cli import UserError, run
 from utils.config import load_config
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
+
+if TYPE_CHECKING:
+    from data.token_source import Part
 
 SPLITS = ("train", "eval")
 
@@ -38,6 +40,10 @@ def tokenize_split(
     config: DictConfig, tokenizer: TiTok, checkpoint: str, split: str, options: argparse.Namespace, processes: Processes
 ) -> None:
     """Write OUTPUT_DIR/SPLIT, or what is missing of it."""
+    # torchvision is slow to import, too slow for --help
+    from data.token_set import MANIFEST, read_token_manifest, write_token_set
+    from data.token_source import CentreCrop, PictureSource, Variants, check_skipped
+
     preprocessing, seed = config.dataset.preprocessing, config.training.seed
     if split == "train":
         transform = Variants(preprocessing, options.crops, seed)
@@ -89,7 +95,7 @@ def tokenize_split(
 
 
 def tokenize_part(
-    part: Part,
+    part: "Part",
     tokenizer: TiTok,
     config: DictConfig,
     options: argparse.Namespace,
@@ -98,6 +104,9 @@ def tokenize_part(
     progress: tqdm,
 ) -> dict[str, np.ndarray]:
     """Tokens (n, variants, N), labels (n,), keys (n,) and what was skipped, of one part."""
+    from data.token_set import token_dtype
+    from data.token_source import decoded
+
     faults = FaultLog(strict=strict)
     num_threads = config.dataset.params.num_workers_per_gpu
     dtype = token_dtype(tokenizer.codebook_size)

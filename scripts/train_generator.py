@@ -5,17 +5,19 @@ For dataset.type=tokens, scripts/pretokenize.py makes the token set once; traini
 
 from functools import partial
 
-from data.image_shards import check_count, loaders
-from data.labels import Labelled
-from data.token_set import check_token_sets
-from modeling.tasks.generator import GeneratorTask
 from utils.cli import run
 from utils.config import training_arguments
-from utils.training import make_accelerator, train
 
 
 def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml")
+    # Slow to import, too slow for --help.
+    from data.image_shards import check_count, loaders
+    from data.labels import Labelled
+    from data.token_set import check_token_sets
+    from modeling.tasks.generator import GeneratorTask
+    from utils.training import make_accelerator, train
+
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     task = GeneratorTask(config, check_tokenizer=partial(check_token_sets, config))

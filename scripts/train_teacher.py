@@ -1,14 +1,16 @@
 """Train the pixel VQGAN that teaches stage 1, on one's own data and resolution."""
 
-from data.image_shards import check_count, loaders
-from modeling.tasks.teacher import TeacherTask
 from utils.cli import run
 from utils.config import training_arguments
-from utils.training import make_accelerator, train
 
 
 def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/teacher.yaml")
+    # Slow to import, too slow for --help.
+    from data.image_shards import check_count, loaders
+    from modeling.tasks.teacher import TeacherTask
+    from utils.training import make_accelerator, train
+
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train(TeacherTask(config), config, accelerator, *loaders(config, **place), check_count)

@@ -1,14 +1,16 @@
 """Train a tokenizer: stage 1 (predict the teacher's codes) or stage 2 (put pixels out), as the configuration says."""
 
-from data.image_shards import check_count, loaders
-from modeling.tasks.tokenizer import tokenizer_task
 from utils.cli import run
 from utils.config import training_arguments
-from utils.training import make_accelerator, train
 
 
 def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/stage1.yaml")
+    # Slow to import, too slow for --help.
+    from data.image_shards import check_count, loaders
+    from modeling.tasks.tokenizer import tokenizer_task
+    from utils.training import make_accelerator, train
+
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train(tokenizer_task(config), config, accelerator, *loaders(config, **place), check_count)

@@ -71,8 +71,20 @@ def optional():
     return set(re.findall(r'"([\w-]+)>=', groups))
 
 
-def test_loading_a_model_loads_no_tracker_nor_plots():
-    heavy = ["wandb", "tensorboard", "torchmetrics", "matplotlib", "sklearn"]
-    code = f"import sys, modeling.one_d_piece; print([name for name in {heavy} if name in sys.modules])"
+def loaded(modules, heavy):
+    """Which of `heavy` a fresh Python has loaded after importing `modules`."""
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in {heavy} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+    return result.stdout.split()
+
+
+def test_loading_a_model_loads_no_tracker_nor_plots():
+    assert not loaded(["modeling.one_d_piece"], ["wandb", "tensorboard", "torchmetrics", "matplotlib", "sklearn"])
+
+
+def test_help_does_not_wait_for_what_work_needs():
+    """A second and a half of every command's start is torch; these would double it."""
+    commands = [f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"]
+    heavy = ["torchvision", "accelerate", "webdataset", "datasets", "timm", "torch._dynamo", "torch.onnx"]
+    heavy += ["wandb", "tensorboard", "torchmetrics", "torch_fidelity", "matplotlib", "sklearn", "scipy.stats"]
+    assert not loaded(commands, heavy)
