@@ -88,6 +88,8 @@ class ArrayPictures(PictureSet):
             self._file = _open_array(path)
             major, minor = npy.read_magic(self._file)
             shape, fortran, dtype = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(self._file)
+        except DataError:
+            raise
         except ARRAY_ERRORS as error:
             raise DataError(f"{path} must hold an array of pictures, and cannot be read ({error})") from error
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
@@ -163,7 +165,9 @@ def _open_array(path: Path) -> BinaryIO:
     members = archive.namelist()
     member = f"{NPZ_MEMBER}.npy"
     if member not in members:
-        raise DataError(f"{path} must hold the pictures as {NPZ_MEMBER}, got {', '.join(members) or 'nothing'}")
+        raise DataError(
+            f"{path} must hold the pictures as {NPZ_MEMBER}, got {', '.join(map(repr, members)) or 'nothing'}"
+        )
     return archive.open(member)  # its seek reads on from where it is: cheap in order
 
 

@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         num_samples = [shard["num_samples"] for shard in shards]
         if not all(isinstance(num, int) for num in num_samples) or not isinstance(manifest["classes"], list):
             raise TypeError("a count or the list of classes has the wrong type")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} must be a manifest written by data/make_shards.py, but it cannot be read as one ({error!r}): "
             "make the shards again, or move this file away"

@@ -49,11 +49,17 @@ class TokenSet:
                 self.keys = [line.removesuffix("\n") for line in file]
         except ARRAY_ERRORS as error:
             raise DataError(f"the token set {folder} is damaged ({error}): delete it and make it again") from error
-        expected = (self.manifest["num_images"], len(self.manifest["variants"]), self.manifest["num_tokens"])
-        if self.tokens.shape != expected or len(self.labels) != len(self) or len(self.keys) != len(self):
+        shape = (self.manifest["num_images"], len(self.manifest["variants"]), self.manifest["num_tokens"])
+        dtype = np.dtype(token_dtype(self.manifest["codebook_size"]))
+        if (self.tokens.shape, self.tokens.dtype) != (shape, dtype):
             raise DataError(
-                f"the token set {folder} must hold tokens of shape {expected} by its {MANIFEST}, got "
-                f"{self.tokens.shape}, {len(self.labels)} labels and {len(self.keys)} keys: delete it and make it again"
+                f"the token set {folder} must hold tokens {shape} of {dtype} by its {MANIFEST}, got "
+                f"{self.tokens.shape} of {self.tokens.dtype}: delete it and make it again"
+            )
+        if (self.labels.shape, self.labels.dtype) != ((len(self),), np.int64) or len(self.keys) != len(self):
+            raise DataError(
+                f"the token set {folder} must hold {len(self)} labels of int64 and as many keys, got "
+                f"{self.labels.shape} of {self.labels.dtype} and {len(self.keys)} keys: delete it and make it again"
             )
 
     def __len__(self) -> int:
@@ -180,9 +186,11 @@ def read_token_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("num_images", "num_tokens", "variants", "codebook_size", "tokenizer"):
-            manifest[key]
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(manifest[key], int) for key in ("num_images", "num_tokens", "codebook_size")):
+            raise TypeError("a count has the wrong type")
+        if not isinstance(manifest["variants"], list) or not isinstance(manifest["tokenizer"], dict):
+            raise TypeError("the variants or the tokenizer have the wrong type")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} must be a manifest written by scripts/pretokenize.py, but it cannot be read as one ({error!r})"
         ) from error
