@@ -286,33 +286,32 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Any:
-    """PSNR and perceptual distance against tokens, each token's share of the contribution, and its entropy."""
+    """PSNR and perceptual distance by number of tokens, and what the first tokens carry of the contribution of all."""
     pyplot = plotting()
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 5), layout="constrained")
+    curves = dict(zip(("psnr", "perceptual_efficientnet_lite0"), axes, strict=False))
     colours = pyplot.get_cmap("tab10").colors
     for seeds, colour in zip(arms.values(), colours * len(arms), strict=False):
         look = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1.2}
         for place, seed in enumerate(seeds):
-            label = seed["title"] if place == 0 else None
             tokens = [row["tokens"] for row in seed["curves"]]
-            for axis, curve in zip(axes[0], ("psnr", "perceptual_efficientnet_lite0"), strict=True):
-                axis.plot(tokens, [row[curve] for row in seed["curves"]], label=label, **look)
-            positions = range(1, len(seed["entropy"]) + 1)
-            axes[1, 0].plot(positions, 100 * np.array(seed["contribution"]) / sum(seed["contribution"]), **look)
-            axes[1, 1].plot(positions, seed["entropy"], **look)
-    for axis, curve in zip(axes[0], ("psnr", "perceptual_efficientnet_lite0"), strict=True):
+            label = seed["title"] if place == 0 else None
+            for name, axis in curves.items():
+                axis.plot(tokens, [row[name] for row in seed["curves"]], label=label, **look)
+            share = np.cumsum(seed["contribution"]) / sum(seed["contribution"])
+            axes[2].plot(range(1, len(share) + 1), 100 * share, **look)
+    for name, axis in curves.items():
         for row, line in zip(baselines, ("--", ":", "-."), strict=False):
-            label = f"{row['name']} ({row['bytes_per_image']:g} bytes)"
-            axis.axhline(row[curve], color="black", linewidth=1, linestyle=line, label=label)
+            label = f"{row['name']}: {row['bytes_per_image']:g} bytes"
+            axis.axhline(row[name], color="black", linewidth=1, linestyle=line, label=label)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel="tokens", title=title_of(curve))
-    axes[1, 0].axhline(100 / len(positions), color="grey", linewidth=0.8, linestyle="--")
-    axes[1, 0].set(xlabel="token", ylabel="%", title="Share of the contribution (dashed: an equal share)", yscale="log")
-    axes[1, 1].set(xlabel="token", ylabel="bits", title="Entropy of the token")
-    for axis in axes.flat:
+        axis.set(xlabel="tokens", title=title_of(name))
+    axes[2].plot([0, len(share)], [0, 100], color="grey", linewidth=0.8, linestyle="--")
+    axes[2].set(xlabel="first tokens", ylabel="%", title="Share of the contribution (dashed: equal shares)")
+    for axis in axes:
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
