@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -126,23 +127,26 @@ def run_all(trials: Sequence[Trial], plan: Mapping[str, Any], arguments: argpars
         tqdm(total=sum(map(len, todo.values())), unit="step", dynamic_ncols=True) as bar,
         ThreadPoolExecutor(arguments.parallel) as pool,
     ):
+        failed = Event()
 
         def work(trial: Trial) -> None:
             place = places.get()
-            for result, command in todo[trial]:
-                if not result.exists():
-                    bar.set_postfix_str(f"{trial.folder.name}: {command[0].removesuffix('.py')}")
-                    execute(trial, command, environment(place, arguments.parallel))
-                bar.update()
-            places.put(place)
+            try:
+                for result, command in todo[trial]:
+                    if failed.is_set():
+                        return
+                    if not result.exists():
+                        bar.set_postfix_str(f"{trial.folder.name}: {command[0].removesuffix('.py')}")
+                        execute(trial, command, environment(place, arguments.parallel))
+                    bar.update()
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                places.put(place)
 
-        jobs = [pool.submit(work, trial) for trial in trials]
-        try:
-            for job in jobs:
-                job.result()
-        finally:
-            for job in jobs:
-                job.cancel()
+        for job in [pool.submit(work, trial) for trial in trials]:
+            job.result()
 
 
 def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list[str]]]:

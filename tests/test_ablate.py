@@ -1,5 +1,6 @@
 """The ablation: its commands in their order, done once, and its tables."""
 
+import contextlib
 import importlib
 import json
 
@@ -11,6 +12,7 @@ from tests.evaluation_data import command
 from tests.training_runs import job_config, make_pictures, run_job
 from utils.cli import ROOT
 from utils.config import load_config, save_config
+from utils.processes import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,8 @@ def world(tmp_path_factory):
 def here(monkeypatch):
     """Commands run in this process, which is quicker; the list of those that ran."""
     ran = []
+    # Signals are the main thread's, and here the commands run in another.
+    monkeypatch.setattr(Ranks, "heeding_signals", lambda self: contextlib.nullcontext())
 
     def execute(trial, words, environ):
         ran.append((trial.folder.name, words[0]))
@@ -74,8 +78,9 @@ def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world,
 
 def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(ablate, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
-    arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path, "--parallel", 2)
+    arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path)
     status, _, error = command(monkeypatch, capsys, ablate.main, *arguments)
+    assert not (tmp_path / "other-1").exists(), "nothing starts after a failure"
     assert status == 1 and "no_such_command.py of plain-2" in error and str(tmp_path / "plain-2" / "log.txt") in error
 
 
