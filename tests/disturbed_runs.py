@@ -7,6 +7,7 @@ JSON what happened in each scenario; what the ranks print is in FOLDER/*.log.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -21,13 +22,13 @@ import torch
 
 from data.image_shards import check_count, loaders
 from modeling.tasks.teacher import TeacherTask
+from scripts.launch_node import GRACE
 from tests.slurm_cluster import free_ports
 from tests.training_runs import differences, job_config, make_pictures
 from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
 from utils.cli import run
 from utils.training import make_accelerator, train
 
-WORLD = 2
 SAVE_EVERY = 4
 SMALL = [
     "dataset.params.num_workers_per_gpu=1",
@@ -55,21 +56,21 @@ class Disturbed:
             yield batch
 
 
-class Ranks:
+class Launched:
     """The processes of one run.
 
     Args:
-        prepare: Called in each of them first.
+        world: How many.
         disturb: (rank, "training" or "evaluation", batch number, what to do before that batch).
     """
 
-    def __init__(self, folder: Path, name: str, *overrides: str, prepare=lambda: None, disturb=None):
+    def __init__(self, folder: Path, name: str, *overrides: str, world: int = 2, disturb=None):
         self.output_dir = folder / name
         config = job_config("teacher", folder, self.output_dir, *SMALL, *overrides)
-        port = free_ports(1)[0]
-        self.pids = [self.fork(config, rank, port, prepare, disturb) for rank in range(WORLD)]
+        port, self.began = free_ports(1)[0], time.time()
+        self.pids = [self.fork(config, rank, world, port, disturb) for rank in range(world)]
 
-    def fork(self, config, rank: int, port: int, prepare, disturb) -> int:
+    def fork(self, config, rank: int, world: int, port: int, disturb) -> int:
         if pid := os.fork():
             return pid
         status = 1
@@ -79,10 +80,9 @@ class Ranks:
             os.dup2(log, 1)
             os.dup2(log, 2)
             torch.set_num_threads(1)
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1"}
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {name: str(value) for name, value in (place | {"MASTER_PORT": port}).items()}
-            prepare()
-            run(lambda: self.train(config, rank, disturb))
+            run(lambda: self.train(config, rank, world, disturb))
             status = 0
         except SystemExit as end:
             status = end.code
@@ -92,9 +92,9 @@ class Ranks:
             os._exit(status)
 
     @staticmethod
-    def train(config, rank: int, disturb) -> None:
+    def train(config, rank: int, world: int, disturb) -> None:
         accelerator = make_accelerator(config)
-        training, evaluation = loaders(config, rank=rank, world_size=WORLD)
+        training, evaluation = loaders(config, rank=rank, world_size=world)
         makers = {"training": training, "evaluation": evaluation}
         if disturb is not None and disturb[0] == rank:
             _, phase, number, act = disturb
@@ -107,11 +107,29 @@ class Ranks:
             os.kill(self.pids[rank], signal.SIGKILL)
 
     def is_running(self) -> bool:
-        return os.waitid(os.P_PID, self.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for pid in self.pids)
+
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is half written, and not by an earlier run."""
+        try:
+            return any(path.stat().st_ctime > self.began for path in self.output_dir.glob(".checkpoint-*.part"))
+        except FileNotFoundError:  # just renamed
+            return False
 
     def wait(self) -> list[int]:
-        """Exit statuses by rank, negative for a signal."""
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        """Exit statuses by rank, negative for a signal; as the launcher, kills who is left when one has failed."""
+        statuses: dict[int, int] = {}
+        deadline = math.inf
+        while len(statuses) < len(self.pids):
+            time.sleep(0.01)
+            for pid in set(self.pids) - set(statuses):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    statuses[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    if statuses[pid]:
+                        deadline = min(deadline, time.monotonic() + GRACE)
+                elif time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+        return [statuses[pid] for pid in self.pids]
 
     def printed(self, rank: int = 0) -> str:
         return Path(f"{self.output_dir}-{rank}.log").read_text()
@@ -122,16 +140,16 @@ def kills(folder: Path, number: int) -> dict:
     chance = random.Random(0)
     killed, lost, while_saving, last = [], [], 0, 0
     for index in range(number):
-        ranks = Ranks(folder, "killed")
+        ranks = Launched(folder, "killed")
         output = ranks.output_dir
         saving = index % 2 == 1
         target = last + chance.randint(1, 2 * SAVE_EVERY)
         while ranks.is_running():
-            if list(output.glob(".checkpoint-*.part")) if saving else last_step(output) >= target:
+            if ranks.is_saving() if saving else last_step(output) >= target:
                 break
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
-        while_saving += bool(list(output.glob(".checkpoint-*.part")))
+        while_saving += ranks.is_saving()
         ranks.kill(chance.choice([[0], [1], [0, 1]]))
         killed.append(signal.SIGKILL.value * -1 in ranks.wait())
         lost += [path.name for _, path in checkpoints(output) if find_damage(path)]
@@ -139,7 +157,7 @@ def kills(folder: Path, number: int) -> dict:
         if (newest[0] if newest else 0) < last:
             lost.append(f"checkpoint-{last}")
         last = newest[0] if newest else 0
-    statuses = Ranks(folder, "killed").wait()
+    statuses = Launched(folder, "killed").wait()
     return {
         "kills": sum(killed),
         "while_saving": while_saving,
@@ -166,7 +184,7 @@ def signal_family() -> None:
 def notices(folder: Path) -> dict:
     """SIGTERM to one rank: in training, in an evaluation that it then owes, and once more in the owed evaluation."""
     settings = ["training.max_train_steps=7", "experiment.save_every=100", "experiment.eval_every=7"]
-    assert Ranks(folder, "unsignalled", *settings).wait() == [0, 0]
+    assert Launched(folder, "unsignalled", *settings).wait() == [0, 0]
     found = {"statuses": [], "steps": [], "evaluations": []}
     for disturb in (
         (1, "training", 3, signal_family),
@@ -174,12 +192,29 @@ def notices(folder: Path) -> dict:
         (1, "evaluation", 1, signal_family),
         None,
     ):
-        ranks = Ranks(folder, "signalled", *settings, disturb=disturb)
+        ranks = Launched(folder, "signalled", *settings, disturb=disturb)
         found["statuses"].append(ranks.wait())
         found["steps"].append(latest_checkpoint(ranks.output_dir)[0])
         lines = [json.loads(line) for line in (ranks.output_dir / "metrics.jsonl").read_text().splitlines()]
         found["evaluations"].append([line["step"] for line in lines if "eval/psnr" in line])
     return found | {"differences": differences(folder / "unsignalled", folder / "signalled")}
+
+
+def other_worlds(folder: Path) -> dict:
+    """Two processes take four steps, one takes four, and two do the rest."""
+    name = "other_worlds"
+    statuses = [
+        Launched(folder, name, disturb=(1, "training", 3, signal_family)).wait(),
+        Launched(folder, name, world=1, disturb=(0, "training", 3, signal_family)).wait(),
+    ]
+    last = Launched(folder, name)
+    statuses.append(last.wait())
+    lines = (last.output_dir / "metrics.jsonl").read_text().splitlines()
+    return {
+        "statuses": statuses,
+        "printed": last.printed(),
+        "images_seen": [json.loads(line)["images_seen"] for line in lines],
+    }
 
 
 def broken_data(folder: Path) -> dict:
@@ -190,7 +225,7 @@ def broken_data(folder: Path) -> dict:
         raise DataError("too many broken samples")
 
     began = time.monotonic()
-    ranks = Ranks(folder, "broken", disturb=(1, "training", 2, fail))
+    ranks = Launched(folder, "broken", disturb=(1, "training", 2, fail))
     return {"statuses": ranks.wait(), "seconds": time.monotonic() - began, "printed": [*map(ranks.printed, (0, 1))]}
 
 
@@ -201,23 +236,23 @@ def full_disk(folder: Path) -> dict:
         # The soft limit: what it hits gets an error, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
-    starved = Ranks(folder, "starved", disturb=(0, "training", 5, fill))
+    starved = Launched(folder, "starved", disturb=(0, "training", 5, fill))
     return {
         "statuses": starved.wait(),
         "left": sorted(path.name for path in starved.output_dir.iterdir()),
         "last_step": last_step(starved.output_dir),
         "printed": starved.printed(),
-        "mended": Ranks(folder, "starved").wait(),
+        "mended": Launched(folder, "starved").wait(),
         "differences": differences(folder / "undisturbed", folder / "starved"),
     }
 
 
-SCENARIOS = {function.__name__: function for function in (notices, broken_data, full_disk)}
+SCENARIOS = {function.__name__: function for function in (notices, other_worlds, broken_data, full_disk)}
 
 if __name__ == "__main__":
     folder, number, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     make_pictures(folder, count=8)
     # More steps than so many kills let pass.
     SMALL.append(f"training.max_train_steps={12 + 6 * number}")
-    assert Ranks(folder, "undisturbed").wait() == [0, 0]
+    assert Launched(folder, "undisturbed").wait() == [0, 0]
     print(json.dumps({"kills": kills(folder, number)} | {name: SCENARIOS[name](folder) for name in names}))

@@ -57,6 +57,15 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):
     assert notices["differences"] == []
 
 
+def test_another_number_of_processes_goes_on_and_says_what_differs(found):
+    other = found["other_worlds"]
+    assert other["statuses"] == [[75, 75], [75], [0, 0]]
+    for then, now in ((2, 1), (1, 2)):
+        assert f"written by {then} processes, now there are {now}: training goes on" in other["printed"]
+        assert f"the global batch was {2 * then} images and is {2 * now} now" in other["printed"]
+    assert other["images_seen"] == [4, 8, 12, 16, 18, 20, 22, 24, *range(28, 28 + 4 * 16, 4)]
+
+
 def test_the_error_of_one_rank_ends_all_with_one_sentence(found):
     broken = found["broken_data"]
     assert broken["statuses"] == [1, 1]

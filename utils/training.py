@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -292,6 +293,12 @@ class Run:
                 OmegaConf.save(self.config, self.output_dir / RUN_CONFIG, resolve=True)
                 self.log_file = RunLog(self.output_dir, self.config, resume_step=self.step)
         self.ranks.meet()
+        with self.ranks.careful():
+            if not self.output_dir.is_dir():
+                raise UserError(
+                    f"{self.output_dir} is not seen from {platform.node()}: experiment.output_dir must be on a disk "
+                    "that all nodes share"
+                )
         self._log_start = (self.step, time.perf_counter())
 
     def log(self, progress: tqdm, num_bad: int) -> None:
@@ -479,20 +486,20 @@ class Run:
         if found is None:
             return
         self.step, folder = found
-        world = json.loads((folder / "world.json").read_text())
-        self.images_seen, self.owes_evaluation = world["images_seen"], world["owes_evaluation"]
-        same_world = world["num_processes"] == accelerator.num_processes
-        if not same_world:
-            self.say(
-                f"{folder} was written by {world['num_processes']} processes, now there are "
-                f"{accelerator.num_processes}: training goes on, but with other batches than an undisturbed run's"
-            )
-        if world["global_batch"] != self.global_batch:
-            self.say(
-                f"the global batch was {world['global_batch']} images and is {self.global_batch} now: change "
-                "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
-            )
         with self.ranks.careful(), _fitting(folder):
+            world = json.loads((folder / "world.json").read_text())
+            self.images_seen, self.owes_evaluation = world["images_seen"], world["owes_evaluation"]
+            same_world = world["num_processes"] == accelerator.num_processes
+            if not same_world:
+                self.say(
+                    f"{folder} was written by {world['num_processes']} processes, now there are "
+                    f"{accelerator.num_processes}: training goes on, but with other batches than an undisturbed run's"
+                )
+            if world["global_batch"] != self.global_batch:
+                self.say(
+                    f"the global batch was {world['global_batch']} images and is {self.global_batch} now: change "
+                    "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
+                )
             accelerator.load_state(str(folder))
             if self.ema is not None:
                 self.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
@@ -504,14 +511,16 @@ class Run:
 
     def finish(self) -> None:
         """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
-        if self.step < self.config.training.max_train_steps or self.owes_evaluation:
-            self.say(f"time is up: step {self.step} is saved, the same command goes on from there")
-            sys.exit(os.EX_TEMPFAIL)
+        is_complete = self.step == self.config.training.max_train_steps and not self.owes_evaluation
         with self.ranks.careful(), writing(self.output_dir):
             if self.ranks.is_main:
-                self.evaluated.save_pretrained(self.output_dir)
                 self.log_file.close()
+                if is_complete:
+                    self.evaluated.save_pretrained(self.output_dir)
         self.ranks.meet()
+        if not is_complete:
+            self.say(f"time is up: step {self.step} is saved, the same command goes on from there")
+            sys.exit(os.EX_TEMPFAIL)
         self.say(f"trained {self.step} steps; weights and config.json in {self.output_dir}")
 
 
