@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_IMAGE ?= assets/fashion
 DEMO_DIR ?= output/demo
-# Two test processes of one thread each: fits the smallest machine.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+# Two test processes of one thread each: fits the smallest machine. Tests of one xdist_group share what they set up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 .PHONY: help demo install test test-long lint
 

@@ -29,7 +29,7 @@ from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
 from utils.cli import run
 from utils.training import make_accelerator, train
 
-SAVE_EVERY = 4
+SAVE_EVERY = 2
 SMALL = [
     "dataset.params.num_workers_per_gpu=1",
     "experiment.eval_every=0",
@@ -56,7 +56,7 @@ class Disturbed:
             yield batch
 
 
-class Launched:
+class Ranks:
     """The processes of one run.
 
     Args:
@@ -140,7 +140,7 @@ def kills(folder: Path, number: int) -> dict:
     chance = random.Random(0)
     killed, lost, while_saving, last = [], [], 0, 0
     for index in range(number):
-        ranks = Launched(folder, "killed")
+        ranks = Ranks(folder, "killed")
         output = ranks.output_dir
         saving = index % 2 == 1
         target = last + chance.randint(1, 2 * SAVE_EVERY)
@@ -157,7 +157,7 @@ def kills(folder: Path, number: int) -> dict:
         if (newest[0] if newest else 0) < last:
             lost.append(f"checkpoint-{last}")
         last = newest[0] if newest else 0
-    statuses = Launched(folder, "killed").wait()
+    statuses = Ranks(folder, "killed").wait()
     return {
         "kills": sum(killed),
         "while_saving": while_saving,
@@ -184,7 +184,7 @@ def signal_family() -> None:
 def notices(folder: Path) -> dict:
     """SIGTERM to one rank: in training, in an evaluation that it then owes, and once more in the owed evaluation."""
     settings = ["training.max_train_steps=7", "experiment.save_every=100", "experiment.eval_every=7"]
-    assert Launched(folder, "unsignalled", *settings).wait() == [0, 0]
+    assert Ranks(folder, "unsignalled", *settings).wait() == [0, 0]
     found = {"statuses": [], "steps": [], "evaluations": []}
     for disturb in (
         (1, "training", 3, signal_family),
@@ -192,7 +192,7 @@ def notices(folder: Path) -> dict:
         (1, "evaluation", 1, signal_family),
         None,
     ):
-        ranks = Launched(folder, "signalled", *settings, disturb=disturb)
+        ranks = Ranks(folder, "signalled", *settings, disturb=disturb)
         found["statuses"].append(ranks.wait())
         found["steps"].append(latest_checkpoint(ranks.output_dir)[0])
         lines = [json.loads(line) for line in (ranks.output_dir / "metrics.jsonl").read_text().splitlines()]
@@ -204,10 +204,10 @@ def other_worlds(folder: Path) -> dict:
     """Two processes take four steps, one takes four, and two do the rest."""
     name = "other_worlds"
     statuses = [
-        Launched(folder, name, disturb=(1, "training", 3, signal_family)).wait(),
-        Launched(folder, name, world=1, disturb=(0, "training", 3, signal_family)).wait(),
+        Ranks(folder, name, disturb=(1, "training", 3, signal_family)).wait(),
+        Ranks(folder, name, world=1, disturb=(0, "training", 3, signal_family)).wait(),
     ]
-    last = Launched(folder, name)
+    last = Ranks(folder, name)
     statuses.append(last.wait())
     lines = (last.output_dir / "metrics.jsonl").read_text().splitlines()
     return {
@@ -225,7 +225,7 @@ def broken_data(folder: Path) -> dict:
         raise DataError("too many broken samples")
 
     began = time.monotonic()
-    ranks = Launched(folder, "broken", disturb=(1, "training", 2, fail))
+    ranks = Ranks(folder, "broken", disturb=(1, "training", 2, fail))
     return {"statuses": ranks.wait(), "seconds": time.monotonic() - began, "printed": [*map(ranks.printed, (0, 1))]}
 
 
@@ -236,13 +236,13 @@ def full_disk(folder: Path) -> dict:
         # The soft limit: what it hits gets an error, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
-    starved = Launched(folder, "starved", disturb=(0, "training", 5, fill))
+    starved = Ranks(folder, "starved", disturb=(0, "training", 5, fill))
     return {
         "statuses": starved.wait(),
         "left": sorted(path.name for path in starved.output_dir.iterdir()),
         "last_step": last_step(starved.output_dir),
         "printed": starved.printed(),
-        "mended": Launched(folder, "starved").wait(),
+        "mended": Ranks(folder, "starved").wait(),
         "differences": differences(folder / "undisturbed", folder / "starved"),
     }
 
@@ -253,6 +253,6 @@ if __name__ == "__main__":
     folder, number, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     make_pictures(folder, count=8)
     # More steps than so many kills let pass.
-    SMALL.append(f"training.max_train_steps={12 + 6 * number}")
-    assert Launched(folder, "undisturbed").wait() == [0, 0]
+    SMALL.append(f"training.max_train_steps={12 + 3 * number}")
+    assert Ranks(folder, "undisturbed").wait() == [0, 0]
     print(json.dumps({"kills": kills(folder, number)} | {name: SCENARIOS[name](folder) for name in names}))
