@@ -39,8 +39,9 @@ class Node:
     def __init__(self, command: list[str]):
         self.noticed = False
         self.processes: list[subprocess.Popen] = []
-        for number in (*NOTICES, signal.SIGINT):
-            signal.signal(number, self.hand_on)
+        for number in (*NOTICES, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self.hand_on)
         for environment in environments(count_processes()):
             # A session each: what a terminal or Slurm sends to the whole group comes from here alone, once.
             self.processes.append(subprocess.Popen(command, env=os.environ | environment, start_new_session=True))

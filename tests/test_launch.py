@@ -112,7 +112,8 @@ def test_a_slurm_job_that_has_saved_is_queued_again(launch, tmp_path):
 def node(monkeypatch):
     """Run Python programs as the processes of a machine: exit status."""
     monkeypatch.setattr(launch_node, "GRACE", 0.3)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
 
     def node(program: str, processes: int) -> int:
         monkeypatch.setenv("NUM_PROCESSES", str(processes))
