@@ -14,6 +14,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,13 +62,13 @@ class Ranks:
 
     Args:
         world: How many.
-        disturb: (rank, "training" or "evaluation", batch number, what to do before that batch).
+        disturb: (ranks, "training" or "evaluation", batch number, what they do before that batch).
     """
 
     def __init__(self, folder: Path, name: str, *overrides: str, world: int = 2, disturb=None):
         self.output_dir = folder / name
         config = job_config("teacher", folder, self.output_dir, *SMALL, *overrides)
-        port, self.began = free_ports(1)[0], time.time()
+        port = free_ports(1)[0]
         self.pids = [self.fork(config, rank, world, port, disturb) for rank in range(world)]
 
     def fork(self, config, rank: int, world: int, port: int, disturb) -> int:
@@ -96,25 +97,11 @@ class Ranks:
         accelerator = make_accelerator(config)
         training, evaluation = loaders(config, rank=rank, world_size=world)
         makers = {"training": training, "evaluation": evaluation}
-        if disturb is not None and disturb[0] == rank:
+        if disturb is not None and rank in disturb[0]:
             _, phase, number, act = disturb
             make = makers[phase]
             makers[phase] = lambda *start: Disturbed(make(*start), number, act)
         train(TeacherTask(config), config, accelerator, makers["training"], makers["evaluation"], check_count)
-
-    def kill(self, ranks: list[int]) -> None:
-        for rank in ranks:
-            os.kill(self.pids[rank], signal.SIGKILL)
-
-    def is_running(self) -> bool:
-        return all(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for pid in self.pids)
-
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is half written, and not by an earlier run."""
-        try:
-            return any(path.stat().st_ctime > self.began for path in self.output_dir.glob(".checkpoint-*.part"))
-        except FileNotFoundError:  # just renamed
-            return False
 
     def wait(self) -> list[int]:
         """Exit statuses by rank, negative for a signal; as the launcher, kills who is left when one has failed."""
@@ -138,20 +125,24 @@ class Ranks:
 def kills(folder: Path, number: int) -> dict:
     """SIGKILL so many times, half of them while a checkpoint is being written."""
     chance = random.Random(0)
-    killed, lost, while_saving, last = [], [], 0, 0
-    for index in range(number):
-        ranks = Ranks(folder, "killed")
-        output = ranks.output_dir
-        saving = index % 2 == 1
-        target = last + chance.randint(1, 2 * SAVE_EVERY)
-        while ranks.is_running():
-            if ranks.is_saving() if saving else last_step(output) >= target:
-                break
+    killed, lost, while_saving, last = 0, [], 0, 0
+    output = folder / "killed"
+
+    def die(when_saving: bool, seconds: float) -> None:
+        """Sooner or later: within a step, or within a checkpoint."""
+        began = time.time()
+        while when_saving and not is_saving(output, began):
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
-        while_saving += ranks.is_saving()
-        ranks.kill(chance.choice([[0], [1], [0, 1]]))
-        killed.append(signal.SIGKILL.value * -1 in ranks.wait())
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for index in range(number):
+        began, when_saving = time.time(), index % 2 == 1
+        step = 0 if when_saving else chance.randrange(2 * SAVE_EVERY)
+        act = threading.Thread(target=die, args=(when_saving, chance.uniform(0, 0.03)), daemon=True).start
+        ranks = Ranks(folder, output.name, disturb=(chance.choice([[0], [1], [0, 1]]), "training", step, act))
+        killed += -signal.SIGKILL in ranks.wait()
+        while_saving += is_saving(output, began)
         lost += [path.name for _, path in checkpoints(output) if find_damage(path)]
         newest = latest_checkpoint(output)
         if (newest[0] if newest else 0) < last:
@@ -159,12 +150,20 @@ def kills(folder: Path, number: int) -> dict:
         last = newest[0] if newest else 0
     statuses = Ranks(folder, "killed").wait()
     return {
-        "kills": sum(killed),
+        "kills": killed,
         "while_saving": while_saving,
         "lost": lost,
         "statuses": statuses,
         "differences": differences(folder / "undisturbed", folder / "killed"),
     }
+
+
+def is_saving(output: Path, began: float) -> bool:
+    """Whether there is half a checkpoint, of a run that has begun since."""
+    try:
+        return any(path.stat().st_ctime > began for path in output.glob(".checkpoint-*.part"))
+    except FileNotFoundError:  # just renamed
+        return False
 
 
 def last_step(output: Path) -> int:
@@ -187,9 +186,9 @@ def notices(folder: Path) -> dict:
     assert Ranks(folder, "unsignalled", *settings).wait() == [0, 0]
     found = {"statuses": [], "steps": [], "evaluations": []}
     for disturb in (
-        (1, "training", 3, signal_family),
-        (0, "evaluation", 1, signal_family),
-        (1, "evaluation", 1, signal_family),
+        ([1], "training", 3, signal_family),
+        ([0], "evaluation", 1, signal_family),
+        ([1], "evaluation", 1, signal_family),
         None,
     ):
         ranks = Ranks(folder, "signalled", *settings, disturb=disturb)
@@ -204,8 +203,8 @@ def other_worlds(folder: Path) -> dict:
     """Two processes take four steps, one takes four, and two do the rest."""
     name = "other_worlds"
     statuses = [
-        Ranks(folder, name, disturb=(1, "training", 3, signal_family)).wait(),
-        Ranks(folder, name, world=1, disturb=(0, "training", 3, signal_family)).wait(),
+        Ranks(folder, name, disturb=([1], "training", 3, signal_family)).wait(),
+        Ranks(folder, name, world=1, disturb=([0], "training", 3, signal_family)).wait(),
     ]
     last = Ranks(folder, name)
     statuses.append(last.wait())
@@ -225,7 +224,7 @@ def broken_data(folder: Path) -> dict:
         raise DataError("too many broken samples")
 
     began = time.monotonic()
-    ranks = Ranks(folder, "broken", disturb=(1, "training", 2, fail))
+    ranks = Ranks(folder, "broken", disturb=([1], "training", 2, fail))
     return {"statuses": ranks.wait(), "seconds": time.monotonic() - began, "printed": [*map(ranks.printed, (0, 1))]}
 
 
@@ -236,7 +235,7 @@ def full_disk(folder: Path) -> dict:
         # The soft limit: what it hits gets an error, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
-    starved = Ranks(folder, "starved", disturb=(0, "training", 5, fill))
+    starved = Ranks(folder, "starved", disturb=([0], "training", 5, fill))
     return {
         "statuses": starved.wait(),
         "left": sorted(path.name for path in starved.output_dir.iterdir()),
