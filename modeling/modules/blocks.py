@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
 
 
 def attention(
@@ -42,13 +42,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     That is oneDNN's for inference on CPUs: in float32 `F.linear` calls MKL, which leaves AVX-512 of AMD's processors
     unused and took 2.2 x as long; in bfloat16 it copies the bias over the output first.
     """
-    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if on_cpu and dtype in ONEDNN_DTYPES and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        x, weight, bias = (value if value is None else value.to(dtype) for value in (x, weight, bias))
-        # What torch.compile itself makes of a linear layer on CPUs.
-        after = ("gelu", [], "none") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+    if x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype in ONEDNN_DTYPES:
+            x, weight, bias = (value if value is None else value.to(dtype) for value in (x, weight, bias))
+            # What torch.compile itself makes of a linear layer on CPUs.
+            after = ("gelu", [], "none") if gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
     x = F.linear(x, weight, bias)
     return F.gelu(x) if gelu else x
 
