@@ -73,6 +73,25 @@ def test_a_script_runs_in_so_many_processes(launch, greet, processes):
     assert result.stdout.count(line) == processes
 
 
+def test_ranks_end_with_their_own_status(launch, tmp_path):
+    """And are not aborted by the threads of a process group that is left open."""
+    script = tmp_path / "meet.py"
+    script.write_text(
+        textwrap.dedent("""
+            import sys
+            import torch
+            from utils.processes import Ranks
+            torch.distributed.init_process_group("gloo")
+            ranks = Ranks(torch.distributed.get_rank(), 2)
+            for _ in range(50):
+                ranks.meet()
+            sys.exit(75)
+        """)
+    )
+    result = launch(ROOT / "scripts/launch.sh", script, NUM_PROCESSES="2")
+    assert result.returncode == 75 and "terminate" not in result.stderr, result.stderr
+
+
 def test_a_slurm_job_has_one_launcher_a_node(launch, greet):
     programs = {
         "scontrol": "echo 127.0.0.1; echo another-node",

@@ -1,5 +1,6 @@
 """What several processes do together: the shares of a command's work, and the ranks of a training run."""
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -18,6 +19,13 @@ from utils.cli import UserError, pick_device
 PATIENCE = timedelta(days=7)
 # By which Slurm says that a job's time is nearly up (sbatch --signal=TERM@300).
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@atexit.register
+def _leave() -> None:
+    """A process that ends with its groups open is now and then aborted by their threads, after all is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Processes:
