@@ -63,11 +63,20 @@ class MaskGIT(Pretrained, nn.Module):
                 f"{self.block_sizes['num_heads']}, got {self.width}"
             )
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """The network: [class, image tokens] (B, 1 + N) to logits over the codebook at the image tokens (B, N, V)."""
+    def logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The network: [class, image tokens] (B, 1 + N) to logits over the codebook at the image tokens (B, N, V).
+
+        With `positions` (B, M), 0..N-1, at those image tokens alone, (B, M, V).
+        """
         raise NotImplementedError
 
-    def forward(self, input_ids: Tensor, condition: Tensor, cond_drop_prob: float | Tensor = 0.1) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        condition: Tensor,
+        cond_drop_prob: float | Tensor = 0.1,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Predict every image token from the known ones and the class.
 
         Values are checked here on the CPU only, because looking at them would make the host wait for an accelerator.
@@ -79,9 +88,10 @@ class MaskGIT(Pretrained, nn.Module):
             condition: Class labels, (B,), in 0..classes-1. Not changed.
             cond_drop_prob: Probability that an image loses its class, in training and evaluation mode alike; or
                 which images do, (B,) bool.
+            positions: Where predictions are wanted, (B, M) in 0..N-1; everywhere by default.
 
         Returns:
-            Logits, (B, N, V).
+            Logits, (B, N, V), or (B, M, V) with `positions`.
         """
         condition = _labels(condition)
         if input_ids.ndim not in (2, 3) or tuple(input_ids.shape) not in (
@@ -102,7 +112,7 @@ class MaskGIT(Pretrained, nn.Module):
         input_ids = _unknown_outside(input_ids.flatten(1), self.mask_token)
         classes = _unknown_outside(condition, self.num_classes - 1, offset=self.codebook_size + 1)
         classes = classes.masked_fill(cond_drop_prob.to(classes.device), self.dropped_class)
-        return self.logits(torch.cat([classes[:, None], input_ids], dim=1))
+        return self.logits(torch.cat([classes[:, None], input_ids], dim=1), positions)
 
     @torch.no_grad()
     def generate(
@@ -185,7 +195,7 @@ class MaskGIT(Pretrained, nn.Module):
         masked = torch.arange(self.num_tokens, device=tokens.device).expand_as(tokens)  # (B, M): where it is masked
         counts = masked_counts(self.num_tokens, len(guidance))
         for weight, divisor, noise_scale, num_masked in zip(guidance, annealing, noise_scales, counts, strict=True):
-            logits = _rows(self._guided_logits(tokens, condition, weight), masked) / divisor  # (B, M, V)
+            logits = self._guided_logits(tokens, condition, weight, masked) / divisor  # (B, M, V)
 
             # Noise is drawn for all positions, so that a position's does not depend on which others are masked.
             noisy = logits
@@ -203,12 +213,12 @@ class MaskGIT(Pretrained, nn.Module):
             tokens = tokens.scatter(1, masked, self.mask_token)
             yield tokens
 
-    def _guided_logits(self, tokens: Tensor, condition: Tensor, weight: float) -> Tensor:
-        """Logits in float32, (B, N, V), with the conditional and unconditional halves in one forward pass."""
+    def _guided_logits(self, tokens: Tensor, condition: Tensor, weight: float, positions: Tensor) -> Tensor:
+        """Logits in float32, (B, M, V), with the conditional and unconditional halves in one forward pass."""
         keep = torch.zeros_like(condition, dtype=torch.bool)
         if weight == 0:
-            return self(tokens, condition, keep).float()
-        both = self(tokens.repeat(2, 1), condition.repeat(2), torch.cat([keep, ~keep])).float()
+            return self(tokens, condition, keep, positions).float()
+        both = self(tokens.repeat(2, 1), condition.repeat(2), torch.cat([keep, ~keep]), positions.repeat(2, 1)).float()
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, 1 + weight)  # conditional + weight (conditional - unconditional)
 
@@ -233,11 +243,11 @@ class ImageBert(MaskGIT):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         x = self.model["embeddings"](tokens)  # (B, 1 + N, W)
         for layer in self.model["encoder"]["layer"]:
             x = layer(x)
-        return self.model["lm_head"](x[:, 1:])
+        return self.model["lm_head"](_rows(x[:, 1:], positions))
 
 
 class BertEmbeddings(nn.Module):
@@ -318,7 +328,7 @@ class UViTBert(MaskGIT):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         x = self.embeddings(tokens) + self.pos_embed  # (B, 1 + N, W)
         skips = []
         for block in self.in_blocks:
@@ -327,7 +337,7 @@ class UViTBert(MaskGIT):
         x = self.mid_block(x)
         for block in self.out_blocks:
             x = block(block.skip_linear(torch.cat([x, skips.pop()], dim=-1)))
-        return self.lm_head(self.norm(x)[:, 1:])
+        return self.lm_head(self.norm(_rows(x[:, 1:], positions)))
 
 
 class UViTBlock(nn.Module):
@@ -394,8 +404,10 @@ def sampler_settings(config: DictConfig) -> dict[str, float | str | bool | int]:
     return {argument: generator[key] for key, argument in names.items() if generator.get(key) is not None}
 
 
-def _rows(values: Tensor, positions: Tensor) -> Tensor:
-    """The rows of (B, N, V) at each image's positions (B, M): (B, M, V)."""
+def _rows(values: Tensor, positions: Tensor | None) -> Tensor:
+    """The rows of (B, N, V) at each image's positions (B, M): (B, M, V); all of them for None."""
+    if positions is None:
+        return values
     images = torch.arange(len(values), device=values.device)[:, None]
     return values[images, positions]
 

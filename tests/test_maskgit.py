@@ -149,6 +149,18 @@ def test_classes_are_dropped_by_chance_or_as_told():
     assert 0.85 < same_as_kept.float().mean() < 0.95
 
 
+@pytest.mark.parametrize("network", [ImageBert, UViTBert])
+def test_logits_at_some_positions_are_those_of_all_positions_there(network):
+    model = small(network)
+    ids, classes = golden_inputs()
+    positions = torch.tensor([[0, 5, 31], [1, 2, 3], [30, 7, 7]])
+    with torch.no_grad():
+        some = model(ids, classes, 0.0, positions)
+        everywhere = model(ids, classes, 0.0)
+    expected = torch.stack([row[places] for row, places in zip(everywhere, positions, strict=True)])
+    torch.testing.assert_close(some, expected)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 4.5])
 @pytest.mark.parametrize("steps", [1, 7, 32, 40])
 def test_every_position_is_filled_and_known_tokens_never_change(steps, temperature):
