@@ -269,3 +269,13 @@ def test_half_precision_training_keeps_the_quantizer_in_float32():
         z_quantized, _ = model.encode(torch.rand(2, 3, 16, 16))
     assert z_quantized.dtype == torch.float32
     assert torch.allclose(z_quantized.norm(dim=1), torch.ones(2, 1, 8), atol=1e-5)
+
+
+def test_half_precision_works_on_processors_that_have_none():
+    model = OneDPiece(tiny_config()).eval()
+    tokens = torch.randint(model.codebook_size, (2, 8))
+    with torch.no_grad():
+        exact = model.decode_tokens(tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model.decode_tokens(tokens).float()
+    assert float((rounded - exact).abs().mean()) < 0.05 * float(exact.std())

@@ -24,6 +24,11 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
                 block.compile(backend=backend)
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16; without, torch emulates it, several times slower than float32."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors for the next ones, up to 2 GiB.
 

@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+from utils.speed import cpu_has_bfloat16
+
+# What oneDNN's linear layers take here; in bfloat16 they fail on a processor that has no arithmetic for it.
+ONEDNN_DTYPES = () if not torch.backends.mkldnn.is_available() else (torch.float32,)
+if cpu_has_bfloat16():
+    ONEDNN_DTYPES += (torch.bfloat16,)
 
 
 def attention(
