@@ -24,6 +24,7 @@ from utils.ema import EMA
 from utils.log import RunLog
 from utils.processes import Ranks
 from utils.schedule import ema_decay, learning_rate, parameter_groups
+from utils.training import Run, make_accelerator, worker_advice
 
 JOBS = ("teacher", "stage1", "stage2")
 
@@ -262,6 +263,41 @@ def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_pat
     assert "the global batch was 4 images and is 2 now" in capsys.readouterr().out
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line).get("images_seen") for line in lines][-2] == 3 * 4 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    "share, num_workers, num_cores, advice",
+    [
+        (0.1, 1, 8, None),
+        (0.5, 0, 8, "num_workers_per_gpu=1 (now 0;"),
+        (0.75, 2, 12, "num_workers_per_gpu=8 (now 2; 12 cores a process)"),
+        (0.75, 2, 4, "num_workers_per_gpu=4 (now 2;"),
+        (0.75, 4, 4, "4 workers already keep 4 cores"),
+    ],
+)
+def test_who_waits_for_data_hears_how_many_workers_it_takes(share, num_workers, num_cores, advice):
+    said = worker_advice(share, num_workers, num_cores)
+    assert said is None if advice is None else advice in said
+
+
+def test_a_run_that_waits_for_its_data_says_so_once(trained, tmp_path, capsys, monkeypatch):
+    take = Run.take
+
+    def slowly(self, batches):
+        self.data_seconds += 100.0
+        return take(self, batches)
+
+    monkeypatch.setattr(Run, "take", slowly)
+    run_job("teacher", trained, tmp_path / "run", "experiment.log_every=1")
+    assert capsys.readouterr().out.count("waiting for data") == 1
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("utils.training.cpu_has_bfloat16", lambda: False)
+    accelerator = make_accelerator(job_config("teacher", trained, tmp_path, "training.mixed_precision=bf16"))
+    if accelerator.device.type == "cpu":
+        assert accelerator.mixed_precision == "no"
+        assert "emulates bfloat16" in capsys.readouterr().out
 
 
 # Schedules

@@ -29,10 +29,11 @@ from utils.log import RunLog
 from utils.parts import write_json
 from utils.processes import Ranks
 from utils.schedule import learning_rate, parameter_groups
-from utils.speed import compile_blocks
+from utils.speed import compile_blocks, cpu_has_bfloat16
 
 Batch = dict[str, Any]
 Logs = dict[str, Tensor]
+WORTH_ADVICE = 0.2  # share of the time
 _VITAL = ("loss/", "grad_norm/")  # what a sound step has finite
 
 
@@ -151,6 +152,7 @@ class Run:
             state.update({name: value.to(accelerator.device) for name, value in state.items()})
         self.log_file: RunLog | None = None
         self.data_seconds = 0.0
+        self._num_logged = 0
         # Of the steps since the last line of the log.
         self._logs: list[Logs] = []
         self._keys: list[list[str]] = []
@@ -303,11 +305,14 @@ class Run:
 
     def log(self, progress: tqdm, num_bad: int) -> None:
         """Mean of everything logged since the last time, over steps and ranks; the only wait for the accelerator."""
+        reached = time.perf_counter()
         self.check_health()
+        # While the host waited for data, the accelerator still worked on what is waited for here.
+        starved = max(0.0, self.data_seconds - (time.perf_counter() - reached))
         names = sorted({name for logs in self._logs for name in logs})
         sums = torch.stack([sum(logs.get(name, torch.zeros(())) for logs in self._logs) for name in names]).double()
         times = torch.tensor([float(sum(name in logs for logs in self._logs)) for name in names]).to(sums)
-        extra = torch.tensor([float(num_bad), self.data_seconds], dtype=torch.float64)
+        extra = torch.tensor([float(num_bad), starved], dtype=torch.float64)
         means = self.accelerator.reduce(sums / times, reduction="mean").tolist()
         bad, waited = self.accelerator.reduce(extra.to(sums.device), reduction="sum").tolist()
         counts = {name: self.accelerator.reduce(count, reduction="sum") for name, count in self.task.counts.items()}
@@ -326,12 +331,22 @@ class Run:
             "eta_hours": (self.config.training.max_train_steps - self.step) * seconds / steps / 3600,
             "bad_samples": int(bad),
         }
+        self._num_logged += 1
+        if self._num_logged == 2:  # the first time knows the loader's start as well
+            params = self.config.dataset.params
+            advice = worker_advice(numbers["data_time_share"], params.num_workers_per_gpu, self._num_cores())
+            if advice:
+                self.say(advice)
         self._logs, self._keys = [], []
         self.data_seconds, self._log_start = 0.0, (self.step, time.perf_counter())
         progress.set_postfix(
             {"loss": f"{numbers['loss/model']:.4f}", "images/s": f"{numbers['images_per_second']:.0f}"}
         )
         self.write_log(numbers)
+
+    def _num_cores(self) -> int:
+        """CPU cores of this machine for each of its ranks."""
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     def write_log(self, numbers: dict[str, float]) -> None:
         with self.ranks.careful(), writing(self.output_dir):
@@ -548,10 +563,41 @@ def make_accelerator(config: DictConfig) -> Accelerator:
     if training.enable_tf32 and torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    on_cpu = pick_device().type == "cpu"
+    precision = training.mixed_precision
+    if on_cpu and precision == "bf16" and not cpu_has_bfloat16():
+        precision = "no"
     # Said plainly, because Accelerate takes several processes without an accelerator for so many single ones otherwise.
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=pick_device().type == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+    if precision != training.mixed_precision:
+        accelerator.print("precision      float32: this processor emulates bfloat16, several times slower")
     torch.manual_seed(training.seed)
     return accelerator
+
+
+def worker_advice(data_time_share: float, num_workers: int, num_cores: int) -> str | None:
+    """What to change where training waits for data; None where it hardly does.
+
+    Args:
+        data_time_share: Share of the time in which there was nothing to compute for want of data, 0..1.
+        num_workers: Processes that load data for each rank; 0: the rank itself.
+        num_cores: CPU cores for each rank.
+    """
+    if data_time_share < WORTH_ADVICE:
+        return None
+    # Loading takes this share of the time already (with workers: all of it), and is to fit into the rest.
+    loading = num_workers if num_workers else data_time_share
+    wanted = math.ceil(loading / max(1 - data_time_share, 0.05))
+    found = f"{data_time_share:.0%} of the time goes into waiting for data: "
+    if num_workers < num_cores:
+        return found + (
+            f"stop, and go on with dataset.params.num_workers_per_gpu={min(wanted, num_cores)} (now {num_workers}; "
+            f"{num_cores} cores a process)"
+        )
+    return found + (
+        f"{num_workers} workers already keep {num_cores} cores a process busy; faster storage, smaller pictures in the "
+        "shards, more cores a process, or tokens made before (scripts/pretokenize.py) would help"
+    )
 
 
 def make_optimizer(player: str, module: nn.Module, config: DictConfig) -> torch.optim.AdamW:
