@@ -10,13 +10,16 @@ Straight from a generator (by default the bundled one), without a network:
 A grid of sampler settings:
   python3 scripts/evaluate_generation.py ... --sweep guidance_scale=2,4,6 randomize_temperature=1.5,3
 
+The images of the first 1, 2, 4, ... of the same sampled tokens, beside the tokenizer's reconstructions:
+  python3 scripts/evaluate_generation.py ... --lengths 1,2,4,8 --beside output/evaluate_reconstruction/metrics.json
+
 Samples and reference are a .npy or .npz file or a folder; the reference may also be a configuration (its evaluation
 pictures) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
 """
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling.evaluation import (
+    add_beside_argument,
     add_common_arguments,
     add_feature_arguments,
     feature_record,
     load_features,
+    parse_lengths,
 )
 from modeling.generators import add_sampler_arguments, chosen_settings, load_generator, load_its_tokenizer, sample
 from modeling.maskgit import MaskGIT
@@ -39,14 +44,16 @@ from modeling.titok import TiTok
 from modeling.weights import Located
 from utils.cli import UserError, run
 from utils.config import load_config
+from utils.evaluation.comparison import Originals
 from utils.evaluation.feature_set import FeatureSet
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
-from utils.evaluation.report import Row, plot_grid, table, write_results
+from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid, read_results, table, write_results
 from utils.evaluation.statistics import Gaussian, add_up, frechet_distance, precision_recall
 from utils.processes import Processes
 
 INCEPTION = "fid"
+Batches = Iterable[tuple[list[str], Tensor]]  # keys, and pictures (B, 3, H, W) uint8
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings to try, each with each (one or two names)"
     )
+    parser.add_argument(
+        "--lengths", help="token counts, such as 1,2,4,8: each image is sampled once and decoded at each (default: all)"
+    )
+    add_beside_argument(parser)
     add_feature_arguments(parser)
     add_common_arguments(parser, output_dir="output/evaluate_generation")
     add_sampler_arguments(parser)
     arguments = parser.parse_args()
-    if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep):
-        raise UserError("--samples are there already: leave out --config, --checkpoint and --sweep")
+    if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep or arguments.lengths):
+        raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
+    if arguments.sweep and arguments.lengths:
+        raise UserError("--sweep scores all tokens: leave out either it or --lengths")
     if arguments.features == "none":
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:
@@ -129,6 +142,7 @@ def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: P
         samples = open_pictures(arguments.samples)
         size = min(samples.height, samples.width)
         reference = load_reference(arguments.reference, size, network, batch_size, processes)
+        beside = read_beside(arguments.beside, reference)
         share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
         found = scored_set(samples.batches(**share), len(samples), network, processes, "samples")
         seen = found.count()
@@ -139,8 +153,10 @@ def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: P
         facts = {"samples": {"source": arguments.samples, "expected": expected, "seen": seen}}
     else:
         source = load_source(arguments, processes)
+        lengths = lengths_of(source.tokenizer, arguments.lengths)
         size = source.tokenizer.image_size
         reference = load_reference(arguments.reference, size, network, batch_size, processes)
+        beside = read_beside(arguments.beside, reference)
         expected = seen = arguments.num_images or 50_000
         settings = chosen_settings(source.generator.config, arguments)
         unknown = [name for name in sweep if name not in settings]
@@ -149,18 +165,29 @@ def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: P
         for values in itertools.product(*sweep.values()):
             changed = dict(zip(sweep, values, strict=True))
             name = ", ".join(f"{key} {value:g}" for key, value in changed.items()) or "samples"
-            batches = generated(source, expected, arguments.seed, batch_size, settings | changed, processes)
-            found = scored_set(batches, expected, network, processes, name)
-            if found.count() != expected:
-                raise UserError(f"expected {expected} sampled images, got {found.count()}")
-            rows.append({"name": name, **changed, **score(found, reference, processes)})
+            batches = generated(source, lengths, expected, arguments.seed, batch_size, settings | changed, processes)
+            for length, found in scored_sets(batches, lengths, expected, network, processes, name).items():
+                if found.count() != expected:
+                    raise UserError(f"expected {expected} sampled images, got {found.count()}")
+                row = {"name": name, **changed}
+                if arguments.lengths:
+                    row = {"name": f"{length} sampled token{'s' if length > 1 else ''}"}
+                    row |= {"system": source.generator_located.name, "tokens": length}
+                rows.append(row | score(found, reference, processes))
         facts = {
             "samples": {"expected": expected, "seen": seen, "seed": arguments.seed, "sampler": settings},
             "sweep": sweep or None,
+            "lengths": lengths,
             **source.record(),
         }
     record = protocol(processes, **facts, reference=reference.record, feature_network=feature_record(network))
-    report(arguments, processes, rows, record, sweep, network)
+    report(arguments, processes, rows, beside, record, sweep, network)
+
+
+def read_beside(paths: list[str], reference: Reference) -> list[Row]:
+    """The rows of other results on the reference pictures; of statistics alone the pictures are not known."""
+    fingerprint = reference.record.get("sha256", "unknown")
+    return [row for path in paths for row in read_results(path, fingerprint)]
 
 
 def load_source(arguments: argparse.Namespace, processes: Processes) -> Source:
@@ -171,28 +198,71 @@ def load_source(arguments: argparse.Namespace, processes: Processes) -> Source:
     return Source(generator, tokenizer, located, tokenizer_located)
 
 
+def lengths_of(tokenizer: TiTok, text: str | None) -> list[int]:
+    """The lengths of --lengths, which the tokenizer is asked for before any image is made; all tokens without."""
+    lengths = parse_lengths(text) if text else [tokenizer.num_latent_tokens]
+    tokens = torch.zeros(1, tokenizer.num_latent_tokens, dtype=torch.long, device=tokenizer.latent_tokens.device)
+    with torch.no_grad():
+        for length in lengths:
+            tokenizer.decode_tokens(tokens, length)
+    return lengths
+
+
 def generated(
-    source: Source, count: int, seed: int, batch_size: int, settings: dict[str, Any], processes: Processes
-) -> Iterator[tuple[list[str], Tensor]]:
-    """This process's share of `count` images, the classes in turn: keys and 8-bit pictures."""
+    source: Source,
+    lengths: list[int],
+    count: int,
+    seed: int,
+    batch_size: int,
+    settings: dict[str, Any],
+    processes: Processes,
+) -> Iterator[tuple[list[str], dict[int, Tensor]]]:
+    """This process's share of `count` images, the classes in turn: keys, and 8-bit pictures by number of tokens."""
     mine = range(processes.rank, count, processes.world_size)
     classes = source.generator.num_classes
     wanted = [(index % classes, index // classes) for index in mine]
     done = 0
-    for _, pixels in sample(source.generator, source.tokenizer, wanted, seed=seed, batch_size=batch_size, **settings):
+    for tokens, pixels in sample(
+        source.generator, source.tokenizer, wanted, seed=seed, batch_size=batch_size, **settings
+    ):
         indices = mine[done : done + len(pixels)]
         done += len(pixels)
-        yield [f"{index:08d}" for index in indices], to_uint8(pixels)
+        versions = {tokens.shape[1]: pixels}
+        with torch.no_grad():
+            for length in lengths:
+                if length not in versions:
+                    versions[length] = source.tokenizer.decode_tokens(tokens, length)
+        yield [f"{index:08d}" for index in indices], {length: to_uint8(versions[length]) for length in lengths}
 
 
 def scored_set(
-    batches, total: int | None, network: SetFeatures, processes: Processes, what: str, with_logits: bool = True
+    batches: Batches,
+    total: int | None,
+    network: SetFeatures,
+    processes: Processes,
+    what: str,
+    with_logits: bool = True,
 ) -> FeatureSet:
-    """All `batches` of (keys, pictures) as the network sees them."""
-    found = FeatureSet(network, processes, with_logits=with_logits, with_features=True)
+    """All pictures of `batches` as the network sees them."""
+    versions = ((keys, {what: pictures}) for keys, pictures in batches)
+    return scored_sets(versions, [what], total, network, processes, what, with_logits)[what]
+
+
+def scored_sets(
+    batches: Iterable[tuple[list[str], Mapping[Any, Tensor]]],
+    names: list,
+    total: int | None,
+    network: SetFeatures,
+    processes: Processes,
+    what: str,
+    with_logits: bool = True,
+) -> dict[Any, FeatureSet]:
+    """All versions of the pictures of `batches`, called `names` there, as the network sees them."""
+    found = {name: FeatureSet(network, processes, with_logits=with_logits, with_features=True) for name in names}
     with tqdm(total=total, desc=what, unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:
-        for keys, pictures in batches:
-            found.update(pictures.to(processes.device), keys)
+        for keys, versions in batches:
+            for name, pictures in versions.items():
+                found[name].update(pictures.to(processes.device), keys)
             bar.update(len(keys) * processes.world_size)
     return found
 
@@ -218,6 +288,7 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     from data.transforms import EvalTransform
 
     record: dict[str, Any] = {"source": source}
+    originals = Originals(processes)
     if source.endswith((".yaml", ".yml")) or ".tar" in source:
         if ".tar" in source:
             config = shards_config(source, size)
@@ -229,12 +300,11 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
         if config_size != size:
             raise UserError(f"the samples have {size} pixels a side, and {source} crops its pictures to {config_size}")
         loader = evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
-        batches = ((batch["__key__"], batch["image"]) for batch in loader)
+        batches = noted(originals, ((batch["__key__"], batch["image"]) for batch in loader))
         found = scored_set(batches, loader.expected, network, processes, "reference", with_logits=False)
-        seen, num_bad = found.count(), int(add_up(torch.tensor(loader.num_bad), processes))
-        check_count(seen, loader.expected, num_bad)
-        record |= {"expected": loader.expected, "seen": seen, "skipped": num_bad}
-        record |= {"preparation": EvalTransform(size).description}
+        num_bad = int(add_up(torch.tensor(loader.num_bad), processes))
+        check_count(found.count(), loader.expected, num_bad)
+        record |= originals.record(loader.expected, num_bad) | {"preparation": EvalTransform(size).description}
         return Reference(found.gaussian(), found.features(), record)
     statistics = read_statistics(source) if network.key == INCEPTION else None
     record |= {"preparation": "pictures as they are given"}
@@ -242,14 +312,22 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     features = gaussian = None
     if pictures is not None:
         share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
-        found = scored_set(pictures.batches(**share), len(pictures), network, processes, "reference", with_logits=False)
-        features, gaussian, seen = found.features(), found.gaussian(), found.count()
-        check_count(seen, len(pictures))
-        record |= {"expected": len(pictures), "seen": seen}
+        batches = noted(originals, pictures.batches(**share))
+        found = scored_set(batches, len(pictures), network, processes, "reference", with_logits=False)
+        features, gaussian = found.features(), found.gaussian()
+        check_count(found.count(), len(pictures))
+        record |= originals.record(len(pictures))
     if statistics is not None:
         gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
         record |= {"statistics": "mu and sigma of the file, of the Inception in TensorFlow"}
     return Reference(gaussian, features, record)
+
+
+def noted(originals: Originals, batches: Batches) -> Batches:
+    """The batches, each added to `originals` on its way."""
+    for keys, pictures in batches:
+        originals.add(pictures, keys)
+        yield keys, pictures
 
 
 def shards_config(shards: str, size: int):
@@ -285,6 +363,7 @@ def report(
     arguments: argparse.Namespace,
     processes: Processes,
     rows: list[Row],
+    beside: list[Row],
     record: dict[str, Any],
     sweep: dict[str, list],
     network: SetFeatures,
@@ -292,10 +371,15 @@ def report(
     if not processes.is_main:
         return
     output_dir = Path(arguments.output_dir)
-    print(table(rows))
+    shared = {"name", "system", "tokens", *filter(is_measure, rows[0])}
+    shown = rows + [{name: value for name, value in row.items() if name in shared} for row in beside]
+    print(table(shown))
     write_results(output_dir / "metrics.json", {"rows": rows, "protocol": record})
     written = [output_dir / "metrics.json"]
-    if len(rows) > 1:
+    if arguments.lengths:
+        plot_curves(output_dir / "curves.png", shown, f"{record['samples']['seen']:,} samples", over="tokens")
+        written.append(output_dir / "curves.png")
+    elif len(rows) > 1:
         plot_grid(output_dir / "sweep.png", rows, list(sweep), network.key)
         written.append(output_dir / "sweep.png")
         best = min(rows, key=lambda row: row[network.key])

@@ -129,14 +129,42 @@ def test_other_results_are_shown_beside_if_they_are_of_the_same_pictures(world, 
         evaluate_baselines, "--config", world / "config.yaml", *fit, output="base", name="baselines.json"
     )
     assert status == 0
-    pca, kmeans = baselines["rows"]
-    assert pca["psnr"] > 12 and kmeans["psnr"] > 10  # fitted on what they are scored on
+    pca, kmeans, vq = baselines["rows"]
+    assert pca["psnr"] > 12 and kmeans["psnr"] > 10 and vq["psnr"] > 18  # fitted on what they are scored on
+    assert vq["name"] == "VQ of 8 x 16 pixels, 8 codes of 64"
+    assert [row["bytes_per_image"] for row in baselines["rows"]] == [8, 1, 6]  # 6: as the 8 tokens of 64 codes
     assert baselines["protocol"]["fitted_on"] == NUM_IMAGES
     status, out, _, _ = evaluate(evaluate_reconstruction, *flags, "--beside", tmp_path / "base" / "baselines.json")
-    assert status == 0 and "PCA, 4 numbers" in out and "one of 6 k-means codes" in out
+    assert status == 0 and all(row["name"] in out for row in baselines["rows"])
     fit += ("--features", "none")
     again = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit, name="baselines.json")[-1]
-    assert [row["psnr"] for row in again["rows"]] == [pca["psnr"], kmeans["psnr"]]
+    assert [row["psnr"] for row in again["rows"]] == [row["psnr"] for row in baselines["rows"]]
+
+
+def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_few():
+    assert [evaluate_baselines.patch_grid(count, 32) for count in (1, 8, 16, 32)] == [(1, 1), (4, 2), (4, 4), (8, 4)]
+    generator = np.random.default_rng(0)
+    patches = generator.integers(256, size=(6, 3, 4, 8))
+    levels = np.stack([tiled(patches[generator.integers(6, size=(8, 4))]) for _ in range(20)]).reshape(20, -1)
+    pictures = (levels / 255).astype(np.float32)
+    vq = evaluate_baselines.fit_patch_vq(pictures, 32, (8, 4), 6, seed=0)
+    assert vq.bits == pytest.approx(32 * np.log2(6))
+    assert np.array_equal((vq.restore(pictures) * 255).round(), levels)
+
+
+def tiled(patches):
+    """A picture (3, H, W) of patches (rows, columns, 3, h, w)."""
+    return np.concatenate([np.concatenate(list(row), axis=2) for row in patches], axis=1)
+
+
+def test_baselines_that_cannot_be_fitted_are_refused(world, evaluate):
+    for override, message in (
+        ("model.vq_model.num_latent_tokens=24", "32 x 32 pixels cannot be cut into 24 equal patches"),
+        ("model.vq_model.codebook_size=400", "400 codes need as many training pictures or patches, got 320"),
+    ):
+        fit = ("--num_components", 4, "--num_codes", 6, "--features", "none", override)
+        status, _, err, _ = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit)
+        assert status == 1 and message in err, err
 
 
 def test_wrong_counts_and_broken_shards_stop_the_run(world, evaluate, tmp_path):
@@ -214,6 +242,24 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
     assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
 
 
+def test_images_of_the_first_tokens_of_the_same_samples_stand_beside_reconstructions(world, evaluate, tmp_path):
+    beside = ("--config", world / "config.yaml", "--lengths", "1,8")
+    reconstructed = evaluate(evaluate_reconstruction, *beside, output="beside")[-1]
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    whole = evaluate(evaluate_generation, *flags, output="whole")[-1]["rows"][0]
+    lengths = ("--lengths", "1,4,8", "--beside", tmp_path / "beside" / "metrics.json")
+    status, out, _, results = evaluate(evaluate_generation, *flags, *lengths)
+    assert status == 0
+    assert [row["tokens"] for row in results["rows"]] == results["protocol"]["lengths"] == [1, 4, 8]
+    one, _, full = results["rows"]
+    measures = ("fd_efficientnet_lite0", "precision", "recall")
+    assert [full[name] for name in measures] == [whole[name] for name in measures]
+    assert one["fd_efficientnet_lite0"] != full["fd_efficientnet_lite0"]
+    assert "| 8 sampled tokens |" in out and "PSNR" not in out
+    assert f"{reconstructed['rows'][0]['fd_efficientnet_lite0']:.4g}" in out
+    assert (tmp_path / "out" / "curves.png").is_file()
+
+
 @pytest.mark.long
 def test_generation_on_two_processes_is_that_of_one(world, evaluate, tmp_path):
     flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
@@ -232,7 +278,10 @@ def test_generation_says_what_is_wrong(world, evaluate):
     samples = ("--samples", world / "original.npz")
     for flags, message in (
         ([*samples, *reference, "--num_images", 50], "expected 50 images in .*, got 40"),
-        ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint and --sweep"),
+        ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint, --sweep"),
+        ([*samples, *reference, "--lengths", "1"], "leave out .* and --lengths"),
+        ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either it or --lengths"),
+        ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=NUMBER"),
         ([*samples, "--reference", world / "nothing"], "expected a .npy or .npz file or a folder"),

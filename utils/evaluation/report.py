@@ -115,16 +115,20 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
     return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in scored]
 
 
-def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
-    """Draw each measure against bytes per image: a line for each `system` among the rows, a dot where it has one.
+def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: str = "bytes_per_image") -> None:
+    """Draw each measure: a line for each `system` among the rows, a dot where it has one.
 
     The colour is that of a system's name up to the comma ("JPEG, scaled down"), the line that of the rest.
+
+    Args:
+        over: What the rows have of the horizontal axis; those without are left out.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if over in row]
     systems = list(dict.fromkeys(row["system"] for row in rows))
     families, variants = (list(dict.fromkeys(parts)) for parts in zip(*map(_parts, systems), strict=True))
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_measure(name)]
@@ -138,7 +142,7 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> Non
     )
     for axis, name in zip(axes.flat, names, strict=False):
         for system in systems:
-            points = [(row["bytes_per_image"], row[name]) for row in rows if row["system"] == system and name in row]
+            points = [(row[over], row[name]) for row in rows if row["system"] == system and name in row]
             if points:
                 family, variant = _parts(system)
                 line, marker = LINES[variants.index(variant) % len(LINES)]
@@ -146,7 +150,7 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str) -> Non
                 axis.plot(*zip(*sorted(points), strict=True), label=system, **style)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_xlabel("bytes per image")
+        axis.set_xlabel(over.replace("_", " "))
         axis.set_ylabel(title_of(name))
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(names) :]:
