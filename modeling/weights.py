@@ -244,6 +244,20 @@ def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
     load_strict(model, read_state_dict(located.weights), located.description)
 
 
+def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
+    """Load a stage-1 tokenizer from a tokenizer of either stage, to train its tokens further.
+
+    What stage 2 adds, `pixel_quantize` and `pixel_decoder`, is left out.
+
+    Raises:
+        WeightsError: As `load_weights`.
+    """
+    located = locate(source)
+    state = read_state_dict(located.weights)
+    own = {name: value for name, value in state.items() if not name.startswith(("pixel_quantize.", "pixel_decoder."))}
+    load_strict(model, own, located.description)
+
+
 def stage2_start(model: nn.Module, stage1_source: str | os.PathLike, teacher_source: str | os.PathLike) -> None:
     """Load a stage-2 tokenizer from stage-1 weights and the pixel VQGAN that taught them.
 

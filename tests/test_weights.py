@@ -25,6 +25,7 @@ from modeling.weights import (
     load_teacher,
     locate,
     read_state_dict,
+    stage1_start,
     stage2_start,
 )
 from utils.cli import ROOT
@@ -498,6 +499,14 @@ def test_titok_weights_become_a_one_d_piece_only_by_a_config(tmp_path):
 
 
 # Starts
+
+
+@pytest.mark.parametrize("is_stage2", [False, True])
+def test_a_tokenizer_of_either_stage_starts_stage_1(tmp_path, is_stage2):
+    source, model = (OneDPiece(tokenizer_config(finetune_decoder=stage2)) for stage2 in (is_stage2, False))
+    source.save_pretrained(tmp_path / "tokenizer")
+    stage1_start(model, tmp_path / "tokenizer")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_stage_1_and_the_teacher_make_a_stage_2_start(tmp_path):

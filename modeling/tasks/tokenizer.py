@@ -12,7 +12,7 @@ from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer, default_lengths
-from modeling.weights import load_teacher, load_weights, stage2_start
+from modeling.weights import load_teacher, stage1_start, stage2_start
 from utils.cli import UserError
 from utils.evaluation.metrics import psnr, ssim
 
@@ -37,7 +37,7 @@ class Stage1Task:
 
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
-            load_weights(self.model, self.config.experiment.init_weight)
+            stage1_start(self.model, self.config.experiment.init_weight)
         self.teacher = load_teacher(self.config, self.config.model.vq_model.pretrained_tokenizer_weight)
 
     def first_step(self, player: str) -> int:
