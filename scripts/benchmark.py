@@ -13,6 +13,12 @@ Weights and pictures are random: neither changes the amount of work.
 
 times each item in turn here and in another revision of this repository (with this script), or done plainly: eagerly,
 in float32, in torch's default layouts, by torch's own choice of library and memory.
+
+    python3 scripts/benchmark.py --model S --only decode --lengths 1 2 4 8 16 32 64 128 256 --figure lengths.png
+    python3 scripts/benchmark.py --model S --only reconstruct stage1 --processes 1 2 --figure processes.png
+
+show how cost grows. Several processes share the threads, take every turn together, and train as data-parallel ranks;
+their images, arithmetic and memory are added up, and a turn lasts until the slowest has done it.
 """
 
 import argparse
@@ -21,6 +27,7 @@ import io
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +39,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, cycle, islice
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -44,10 +52,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.shard_files import Sample, write_shard
 from modeling.analysis import replacement_changes
-from modeling.modules.blocks import attention
+from modeling.modules import blocks
 from modeling.tokenizers import build_tokenizer, encode_tokens
 from utils.cli import ROOT, UserError, pick_device, run
 from utils.config import load_config
+from utils.figures import plotting, write_figure
 from utils.images import to_array
 
 PUBLISHED = {
@@ -61,26 +70,28 @@ CONFIGS = {
 }
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
-LENGTHS = (8, 64, 256)
 # Side of the matrices; batch, channels and side of the images: large enough to keep the device busy.
 CEILING_SIZES = {"cpu": (2048, 4, 128, 64), "other": (8192, 32, 256, 128)}
 PLAIN = "plain"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 COPIED = 2**28  # bytes
-COLUMNS = ("model", "item", "batch", "ms", "images/s", "GFLOP", "GFLOP/s", "of ceiling", "peak MiB")
+NUM_OPERATORS = 12  # of a profile
+COLUMNS = ("model", "item", "batch", "processes", "ms", "images/s", "GFLOP", "GFLOP/s", "of ceiling", "peak MiB")
 
 
 @dataclass(frozen=True)
 class Work:
     """Something to time: what it is called, one turn of it, and how many images a turn handles (0: none).
 
-    Training does it after every so many turns of the item's work before it, if `every` is not 0.
+    Training does it after every so many turns of the item's work before it, if `every` is not 0. Where the number of
+    tokens varies, `length` is that.
     """
 
     name: str
     turn: Callable[[], object]
     num_images: int = 0
     every: int = 0
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Setting:
     device: torch.device
     precision: str
     batch_size: int
+    lengths: Sequence[int]
     compile: bool = False
     clock: str = "wall"
 
@@ -125,12 +137,15 @@ class Setting:
 class Measurement:
     """What was found of one item; times in seconds, work in floating-point operations, memory in bytes.
 
-    Memory is that of tensors, at its peak, beyond what there was before.
+    Memory is that of tensors, at its peak, beyond what there was before. Rates, work and memory are of all processes,
+    the batch is that of each.
     """
 
     model: str
     item: str
+    length: int | None
     batch_size: int
+    processes: int
     seconds: float
     images_per_second: float | None
     flops: int
@@ -161,14 +176,14 @@ def decode(setting: Setting) -> Iterator[Work]:
     model = setting.tokenizer(config)
     total = model.num_latent_tokens
     tokens = torch.randint(model.codebook_size, (setting.batch_size, total), device=setting.device)
-    for length in sorted({min(length, total) for length in LENGTHS}):
+    for length in sorted({min(length, total) for length in setting.lengths}):
 
         @torch.no_grad()
         def turn(length=length):
             with setting.autocast():
                 return model.decode_tokens(tokens, length=length)
 
-        yield Work(f"decode {length}", turn, setting.batch_size)
+        yield Work(f"decode {length}", turn, setting.batch_size, length=length)
 
 
 def attend(setting: Setting) -> Iterator[Work]:
@@ -181,7 +196,7 @@ def attend(setting: Setting) -> Iterator[Work]:
     # In memory as a block's packed projection leaves them: the layout is part of the cost.
     shape = (setting.batch_size, positions, 3, num_heads, width // num_heads)
     packed = torch.randn(shape, device=setting.device, dtype=DTYPES[setting.precision], requires_grad=True)
-    for name, function in (("attention", attention), ("attention, fused", F.scaled_dot_product_attention)):
+    for name, function in (("attention", blocks.attention), ("attention, fused", F.scaled_dot_product_attention)):
 
         def turn(function=function):
             output = function(*packed.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)  # (B, T, W)
@@ -314,6 +329,7 @@ def save(setting: Setting) -> Iterator[Work]:
     """A whole checkpoint: weights, EMA, optimiser state, checksums, flush; and a step, of which it is a share."""
     with tempfile.TemporaryDirectory() as folder:
         training, turn, num_images = tokenizer_step(setting, "stage1", folder)
+        training.output_dir = training.ranks.gather(training.output_dir)[0]  # one folder of all
         yield Work("step", turn, num_images)  # first, since the optimiser has no state before it
         yield Work("checkpoint", training.save, every=training.config.experiment.save_every)
 
@@ -438,15 +454,14 @@ def ceilings(setting: Setting) -> dict[str, Work]:
     images = torch.randn(batch, channels, pixels, pixels, **kind).contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(channels, channels, 3, 3, **kind).contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
-    def product():
-        if setting.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")  # more than twice MKL's on AMD
-        return left @ right
-
+    products = {"torch": lambda: F.linear(left, right)}
+    if setting.device.type == "cpu" and left.dtype in blocks.ONEDNN_DTYPES:
+        products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    # Which of them is faster depends on the processor.
+    library = min(products, key=lambda library: min(time_turns(products[library], setting) for _ in range(3)))
     return {
-        "matmul": Work("matrix product", product),
-        "convolution": Work("convolution", torch.no_grad()(lambda: F.conv2d(images, kernel, padding=1))),
+        "matmul": Work(f"matmul ({library})", products[library]),
+        "convolution": Work("convolution", lambda: F.conv2d(images, kernel, padding=1)),
     }
 
 
@@ -489,6 +504,15 @@ def peak_memory(turn: Callable[[], object], device: torch.device) -> int:
     return max(accumulate(changes, initial=0))
 
 
+def operators(turn: Callable[[], object], device: torch.device) -> str:
+    """A table of the operators of one turn that take the most time by themselves."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        turn()
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=order, row_limit=NUM_OPERATORS, max_name_column_width=40)
+
+
 def time_turns(turn: Callable[[], object], setting: Setting, count: int = 1) -> float:
     """Seconds a turn, of `count` turns in a row."""
     if setting.device.type == "cuda":
@@ -509,14 +533,18 @@ def time_turns(turn: Callable[[], object], setting: Setting, count: int = 1) -> 
 
 
 class Timer:
-    """Seconds a turn of a work that is warm; what is short is timed several times in a row."""
+    """Seconds a turn of a work, warm; what is short is timed several times in a row. `flops` are those of a turn."""
 
     def __init__(self, work: Work, setting: Setting):
-        self.turn, self.setting = work.turn, setting
-        self.count = max(1, round(SHORTEST / time_turns(self.turn, setting)))
+        self.work, self.setting = work, setting
+        self.flops = count_flops(work.turn)  # this warms up, too
+        self.count = max(1, round(SHORTEST / time_turns(work.turn, setting)))
 
     def __call__(self) -> float:
-        return time_turns(self.turn, self.setting, self.count)
+        return time_turns(self.work.turn, self.setting, self.count)
+
+
+Timers = dict[str, Timer]  # of the two ceilings, and of the "work" that takes turns with them
 
 
 def medians(timers: dict[str, Callable[[], float]], num_repeats: int) -> dict[str, float]:
@@ -525,43 +553,133 @@ def medians(timers: dict[str, Callable[[], float]], num_repeats: int) -> dict[st
     return {name: statistics.median(time[name] for time in times) for name in timers}
 
 
-class Benchmark:
-    """Times works of one setting, each in turns with the ceilings."""
+def ceiling_timers(setting: Setting) -> Timers:
+    return {name: Timer(work, setting) for name, work in ceilings(setting).items()}
 
-    def __init__(self, setting: Setting, num_repeats: int):
-        self.setting = setting
-        self.num_repeats = num_repeats
-        works = ceilings(setting)
-        self.flops = {name: sum(count_flops(work.turn).values()) for name, work in works.items()}
-        self.ceilings = {name: Timer(work, setting) for name, work in works.items()}
 
-    def measure_ceilings(self) -> dict[str, float]:
-        """Floating-point operations a second, by kind."""
-        seconds = medians(self.ceilings, self.num_repeats)
-        return {name: self.flops[name] / seconds[name] for name in self.ceilings}
+def timed_works(arguments: argparse.Namespace, beside: Timers) -> Iterator[tuple[dict[str, Any], Timers]]:
+    """Build every work: what there is to say of it but its time, and what times it and what is `beside` it."""
+    for setting in settings(arguments):
+        for work in (work for item in arguments.only for work in ITEMS[item](setting)):
+            timers = {"work": Timer(work, setting), **beside}
+            about = {
+                "model": setting.model,
+                "item": work.name,
+                "length": work.length,
+                "batch_size": setting.batch_size,
+                "num_images": work.num_images,
+                "every": work.every,
+                "flops": {name: timer.flops for name, timer in timers.items()},
+                "counts": {name: timer.count for name, timer in timers.items()},
+                "peak_memory": peak_memory(work.turn, setting.device),
+                "profile": operators(work.turn, setting.device) if arguments.profile else "",
+            }
+            yield about, timers
 
-    def measure(self, item: str) -> Iterator[Measurement]:
-        """Build an item and time its works."""
+
+def measure(arguments: argparse.Namespace, beside: Timers) -> Iterator[tuple[Measurement, str]]:
+    """Time every work, each in turns with the ceilings; with its profile where that is asked for."""
+    for num_processes in arguments.processes:
         seconds = 0.0
-        for work in ITEMS[item](self.setting):
-            flops = count_flops(work.turn)  # this warms up, too
-            peak = peak_memory(work.turn, self.setting.device)
-            times = medians({"work": Timer(work, self.setting), **self.ceilings}, self.num_repeats)
+        if arguments.processes == [1]:
+            works = timed_works(arguments, beside)
+        else:
+            works = together(arguments, num_processes)
+        for about, timers in works:
+            times = medians(timers, arguments.repeats)
             before, seconds = seconds, times["work"]
-            at_ceilings = sum(flops[name] / self.flops[name] * times[name] for name in self.ceilings)
-            total = sum(flops.values())
-            yield Measurement(
-                model=self.setting.model,
-                item=work.name,
-                batch_size=self.setting.batch_size,
+            flops, num_images = about["flops"], num_processes * about["num_images"]
+            at_ceilings = sum(count / flops[name][name] * times[name] for name, count in flops["work"].items())
+            total = num_processes * sum(flops["work"].values())
+            found = Measurement(
+                model=about["model"],
+                item=about["item"],
+                length=about["length"],
+                batch_size=about["batch_size"],
+                processes=num_processes,
                 seconds=seconds,
-                images_per_second=work.num_images / seconds if work.num_images else None,
+                images_per_second=num_images / seconds if num_images else None,
                 flops=total,
                 flops_per_second=total / seconds,
                 share_of_ceiling=at_ceilings / seconds if total else None,
-                peak_memory=peak,
-                share_of_training=seconds / (seconds + work.every * before) if work.every else None,
+                peak_memory=about["peak_memory"],
+                share_of_training=seconds / (seconds + about["every"] * before) if about["every"] else None,
             )
+            yield found, about["profile"]
+
+
+# ---------------------------------------------------------------------------------------------- several processes
+
+
+def together(
+    arguments: argparse.Namespace, num_processes: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Callable[[], float]]]]:
+    """`timed_works` of several processes at the same time: the slowest's seconds, and the memory of all."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    servers = [start(ROOT, world=world | {"RANK": rank, "LOCAL_RANK": rank}) for rank in range(num_processes)]
+    with running(servers):
+        found = [receive(server) for server in servers]
+        while found[0] is not None:
+            # Ranks that train must do the same number of turns: the first one's.
+            requests = {name: f"{name} {count}" for name, count in found[0]["counts"].items()}
+            timers = {name: lambda request=request: max(ask(servers, request)) for name, request in requests.items()}
+            yield found[0] | {"peak_memory": sum(one["peak_memory"] for one in found)}, timers
+            found = ask(servers, "next")
+
+
+@contextlib.contextmanager
+def running(servers: Sequence[subprocess.Popen]) -> Iterator[None]:
+    """Servers that end at the latest with what stands inside."""
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+        stack.callback(lambda: [server.kill() for server in servers])
+        yield
+
+
+def start(tree: Path, *flags: str, world: dict[str, Any] | None = None) -> subprocess.Popen:
+    """This script as a server, with the modules of `tree`; it has this command's own flags, and `flags` after them.
+
+    `world` is the environment by which processes know each other.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], *flags, "--serve"]
+    environment = os.environ | {name: str(value) for name, value in (world or {}).items()}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def receive(server: subprocess.Popen):
+    """What a server says next; None at its end."""
+    line = server.stdout.readline()
+    if not line and server.wait():
+        raise UserError(
+            "a process could not do this item (see above): name with --only what it can, with --against what both can"
+        )
+    return json.loads(line) if line else None
+
+
+def ask(servers: Sequence[subprocess.Popen], request: str) -> list:
+    """What servers answer to a request that they hear at the same time."""
+    for server in servers:
+        server.stdin.write(request + "\n")
+        server.stdin.flush()
+    return [receive(server) for server in servers]
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """The other end of `ask`: tell what the work is, then time as many turns as asked for, until the next is wanted."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), plainly() if arguments.plain else contextlib.nullcontext():
+        beside = {} if arguments.against else ceiling_timers(settings(arguments)[0])
+        for about, timers in timed_works(arguments, beside):
+            print(json.dumps(about), file=answers, flush=True)
+            while (request := sys.stdin.readline().split()) and request != ["next"]:
+                name, count = request
+                timers[name].count = int(count)
+                print(json.dumps(timers[name]()), file=answers, flush=True)
 
 
 # ------------------------------------------------------------------------------------------- against something else
@@ -610,11 +728,17 @@ def compare(arguments: argparse.Namespace) -> Iterator[Comparison]:
             there = start(ROOT, "--plain", "--precision=fp32")
         else:
             there = start(stack.enter_context(checkout(arguments.against)))
-        both = [stack.enter_context(process) for process in (start(ROOT), there)]
-        stack.callback(lambda: [process.kill() for process in both])
-        while (found := [receive(process) for process in both])[0] is not None:
-            times = [[ask(process, "turn") for process in both] for _ in range(arguments.repeats)]
+        both = [start(ROOT), there]
+        stack.enter_context(running(both))
+        found = [receive(server) for server in both]
+        while found[0] is not None:
+            requests = [f"work {about['counts']['work']}" for about in found]
+            times = [
+                [ask([server], request)[0] for server, request in zip(both, requests, strict=True)]
+                for _ in range(arguments.repeats)
+            ]
             seconds = [statistics.median(column) for column in zip(*times, strict=True)]
+            flops = [sum(about["flops"]["work"].values()) for about in found]
             here, other = found
             yield Comparison(
                 model=here["model"],
@@ -623,52 +747,12 @@ def compare(arguments: argparse.Namespace) -> Iterator[Comparison]:
                 seconds=seconds[0],
                 seconds_there=seconds[1],
                 ratio=seconds[1] / seconds[0],
-                flops=here["flops"],
-                flops_there=other["flops"],
+                flops=flops[0],
+                flops_there=flops[1],
                 peak_memory=here["peak_memory"],
                 peak_memory_there=other["peak_memory"],
             )
-            for process in both:
-                process.stdin.write("next\n")
-                process.stdin.flush()
-
-
-def start(tree: Path, *flags: str) -> subprocess.Popen:
-    """This script as a server, with the modules of `tree`; it has this command's own flags, and `flags` after them."""
-    command = [sys.executable, __file__, *sys.argv[1:], *flags, "--serve"]
-    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def receive(process: subprocess.Popen):
-    """What a server says next; None at its end."""
-    line = process.stdout.readline()
-    if not line and process.wait():
-        raise UserError("one of the two could not do this item (see above): name what both can with --only")
-    return json.loads(line) if line else None
-
-
-def ask(process: subprocess.Popen, request: str):
-    process.stdin.write(request + "\n")
-    process.stdin.flush()
-    return receive(process)
-
-
-def serve(arguments: argparse.Namespace) -> None:
-    """The other end of `compare`: tell what the item is, then time a turn whenever asked for one."""
-    answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), plainly() if arguments.plain else contextlib.nullcontext():
-        for setting in settings(arguments):
-            for work in (work for item in arguments.only for work in ITEMS[item](setting)):
-                about = {"model": setting.model, "item": work.name, "batch_size": setting.batch_size}
-                about["flops"] = sum(count_flops(work.turn).values())  # this warms up, too
-                about["peak_memory"] = peak_memory(work.turn, setting.device)
-                timer = Timer(work, setting)
-                print(json.dumps(about), file=answers, flush=True)
-                while sys.stdin.readline().strip() == "turn":
-                    print(json.dumps(timer()), file=answers, flush=True)
+            found = ask(both, "next")
 
 
 @contextlib.contextmanager
@@ -688,17 +772,27 @@ def plainly() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- the command line
 
 
-def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+def settings(arguments: argparse.Namespace) -> list[Setting]:
     device = pick_device(arguments.device)
     if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.precision == "tf32"
-    for model in arguments.model:
-        default = 32 if device.type != "cpu" else 16 if model == "tiny" else 4
-        yield Setting(
-            model, device, arguments.precision, arguments.batch_size or default, arguments.compile, arguments.clock
+    return [
+        Setting(
+            model=model,
+            device=device,
+            precision=arguments.precision,
+            batch_size=batch_size,
+            lengths=arguments.lengths,
+            compile=arguments.compile,
+            clock=arguments.clock,
         )
+        for model in arguments.model
+        for batch_size in arguments.batch_size or [32 if device.type != "cpu" else 16 if model == "tiny" else 4]
+    ]
 
 
 def main() -> None:
@@ -708,10 +802,12 @@ def main() -> None:
     if arguments.serve:
         serve(arguments)
         return
+    torch.set_num_threads(max(1, torch.get_num_threads() // max(arguments.processes)))
     device = pick_device(arguments.device)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     how = f"{arguments.precision}, {'compiled' if arguments.compile else 'eager'}, {arguments.clock} clock"
-    print(f"{place}, {torch.get_num_threads()} threads, {how}, torch {torch.__version__}")
+    title = f"{place}, threads: {torch.get_num_threads()}, {how}, torch {torch.__version__}"
+    print(title)
     record = {
         "device": place,
         "threads": torch.get_num_threads(),
@@ -723,31 +819,36 @@ def main() -> None:
     if arguments.against:
         record |= {"against": arguments.against, "results": against(arguments)}
     else:
-        record |= alone(arguments)
+        record |= alone(arguments, title)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def alone(arguments: argparse.Namespace) -> dict:
-    record, found = {}, []
-    for setting in settings(arguments):
-        benchmark = Benchmark(setting, arguments.repeats)
-        if not record:
-            record = {
-                "ceilings_flops_per_second": benchmark.measure_ceilings(),
-                "copied_bytes_per_second": copy_bandwidth(setting),
-            }
-            limits = [f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in record["ceilings_flops_per_second"].items()]
-            print("ceilings: " + ", ".join([*limits, f"copy {record['copied_bytes_per_second'] / 1e9:,.1f} GB/s"]))
-            print("\n" + line(COLUMNS))
-        for item in arguments.only:
-            for measurement in benchmark.measure(item):
-                found.append(measurement)
-                print(line(row(measurement)), flush=True)
-                if (share := measurement.share_of_training) is not None:
-                    print(f"{'':7}as often as the configuration wants: {share:.2%} of training time")
-    return record | {"results": [asdict(one) for one in found]}
+def alone(arguments: argparse.Namespace, title: str) -> dict:
+    setting, found = settings(arguments)[0], []
+    beside = ceiling_timers(setting)
+    seconds = medians(beside, arguments.repeats)
+    rates = {name: timer.flops[name] / seconds[name] for name, timer in beside.items()}
+    copied = copy_bandwidth(setting)
+    limits = [f"{timer.work.name} {rates[name] / 1e9:,.0f} GFLOP/s" for name, timer in beside.items()]
+    print("ceilings: " + ", ".join([*limits, f"copy {copied / 1e9:,.1f} GB/s"]))
+    print("\n" + line(COLUMNS))
+    for measurement, profiled in measure(arguments, beside):
+        found.append(measurement)
+        print(line(row(measurement)), flush=True)
+        if (share := measurement.share_of_training) is not None:
+            print(f"{'':7}as often as the configuration wants: {share:.2%} of training time")
+        if profiled:
+            print(profiled, flush=True)
+    if arguments.figure:
+        figure = draw(found, varied(arguments), title=f"{', '.join(arguments.model)}: {title}")
+        write_figure(figure, arguments.figure.with_suffix(""))
+    return {
+        "ceilings_flops_per_second": rates,
+        "copied_bytes_per_second": copied,
+        "results": [asdict(one) for one in found],
+    }
 
 
 def against(arguments: argparse.Namespace) -> list[dict]:
@@ -767,6 +868,7 @@ def row(found: Measurement) -> tuple[str, ...]:
         found.model,
         found.item,
         str(found.batch_size),
+        str(found.processes),
         f"{found.seconds * 1000:.2f}",
         f"{found.images_per_second:.1f}" if found.images_per_second else "-",
         f"{found.flops / 1e9:.2f}",
@@ -780,12 +882,75 @@ def line(cells: Sequence[str]) -> str:
     return f"{cells[0]:7}{cells[1]:21}" + "".join(f"{cell:>11}" for cell in cells[2:])
 
 
+def varied(arguments: argparse.Namespace) -> str | None:
+    """What a figure goes along: a field of `Measurement`."""
+    if len(arguments.processes) > 1:
+        return "processes"
+    if len(arguments.batch_size or []) > 1:
+        return "batch_size"
+    return "length" if len(arguments.lengths) > 1 and "decode" in arguments.only else None
+
+
+def draw(found: Sequence[Measurement], along: str, title: str) -> Any:
+    """Speed and memory of what handles images; dashed, how they would grow from the first point on by the work alone.
+
+    That is: every process at the first point's speed of arithmetic (of images, where there is none), and memory in
+    proportion to the images.
+    """
+
+    def images(one: Measurement) -> int:
+        return one.processes * one.batch_size
+
+    def rate(one: Measurement) -> float:
+        return one.processes * images(one) / (one.flops or images(one))
+
+    texts = {"model": "{}", "batch_size": "batch of {}", "processes": "{} processes"}
+    differing = [name for name in texts if name != along and len({getattr(one, name) for one in found}) > 1]
+    curves: dict[str, list[Measurement]] = {}
+    for one in sorted(found, key=lambda one: getattr(one, along) or 0):
+        if one.images_per_second and getattr(one, along) is not None:
+            item = one.item.removesuffix(f" {one.length}") if along == "length" else one.item
+            label = ", ".join([item, *(texts[name].format(getattr(one, name)) for name in differing)])
+            curves.setdefault(label, []).append(one)
+    pyplot = plotting()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    panels = (
+        (axes[0], lambda one: one.images_per_second, rate),
+        (axes[1], lambda one: one.peak_memory / 2**20, images),
+    )
+    for label, ones in curves.items():
+        places = [getattr(one, along) for one in ones]
+        for axis, measured, growth in panels:
+            values = [measured(one) for one in ones]
+            ideal = [values[0] * growth(one) / growth(ones[0]) for one in ones]
+            (solid,) = axis.plot(places, values, label=label, marker="o", markersize=4)
+            axis.plot(places, ideal, color=solid.get_color(), linestyle="--", linewidth=1)
+    axes[0].set(ylabel="images/s", title="Speed (dashed: by the arithmetic alone)")
+    axes[1].set(ylabel="MiB of tensors", title="Peak memory (dashed: in proportion to the images)")
+    for axis in axes:
+        axis.set(xlabel={"length": "tokens", "batch_size": "images in a batch"}.get(along, along))
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        if along == "length":
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+        else:
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    return figure
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
     add("--only", nargs="+", choices=ITEMS, default=list(ITEMS), help="what to measure (default: everything)")
-    add("--batch_size", type=int, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
+    numbers = {"nargs": "+", "type": int, "metavar": "N"}
+    add("--batch_size", **numbers, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
+    default = [8, 64, 256]
+    add("--lengths", **numbers, default=default, help="tokens to decode; all, if a model has fewer (default: 8 64 256)")
+    add("--processes", **numbers, default=[1], help="how many at the same time, in training as ranks (default: 1)")
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timings to take the median of (default: %(default)s)")
@@ -799,12 +964,25 @@ def parse_arguments() -> argparse.Namespace:
     add("--against", metavar="REVISION", help=f"time a git revision as well, or {PLAIN}: print ratios")
     add("--serve", action="store_true", help=argparse.SUPPRESS)
     add("--plain", action="store_true", help=argparse.SUPPRESS)
+    add("--profile", action="store_true", help=f"print the {NUM_OPERATORS} most expensive operators of a turn")
+    add("--figure", type=Path, metavar="FILE", help="draw the growth along several values as FILE.png and FILE.pdf")
     add("--json", type=Path, metavar="FILE", help="write the results there as well")
     arguments = parser.parse_args()
-    for name in ("batch_size", "repeats"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be 1 or more, got {value}")
+    counts = {name: getattr(arguments, name) or [] for name in ("batch_size", "lengths", "processes")}
+    for name, values in (counts | {"repeats": [arguments.repeats]}).items():
+        if any(value < 1 for value in values):
+            raise UserError(f"--{name} must be 1 or more, got {min(values)}")
+    alone_only = arguments.figure or arguments.profile
+    if arguments.against and (alone_only or len(counts["batch_size"]) > 1 or counts["processes"] != [1]):
+        raise UserError(
+            "--against compares one process here with one there: give it a single --batch_size, and no --processes, "
+            "--figure or --profile"
+        )
+    if arguments.figure and varied(arguments) is None:
+        raise UserError(
+            "--figure needs something that varies, got one of each: give several --processes, several --batch_size, or "
+            "--only decode with several --lengths"
+        )
     return arguments
 
 

@@ -3,15 +3,18 @@
 import json
 import math
 import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
 from modeling.tokenizers import build_tokenizer
 from scripts import benchmark
 from utils.cli import ROOT, run
 from utils.config import load_config
+from utils.figures import plotting
 
 
 @pytest.fixture
@@ -48,7 +51,8 @@ def test_every_item_runs_on_the_tiny_model(measure):
     assert set(found["ceilings_flops_per_second"]) == {"matmul", "convolution"}
     assert found["copied_bytes_per_second"] > 0
     for one in found["results"]:
-        assert one["model"] == "tiny" and one["batch_size"] == 1 and one["seconds"] > 0 and one["peak_memory"] > 0
+        assert one["model"] == "tiny" and one["batch_size"] == one["processes"] == 1
+        assert one["seconds"] > 0 and one["peak_memory"] > 0
         assert one["item"] in printed
         if one["item"] == "checkpoint":
             assert one["images_per_second"] is None
@@ -117,6 +121,63 @@ def test_the_count_of_operations_of_the_published_models(name, size):
     assert sum(decode.values()) == pytest.approx(expected, rel=0.02)
 
 
+def test_cost_is_measured_along_lengths_and_batch_sizes(measure, tmp_path):
+    figure = tmp_path / "figures/growth.png"
+    lengths = ("--lengths", "4", "16", "999")
+    status, found, printed, error = measure(
+        "--only", "encode", "decode", *lengths, "--batch_size", "1", "3", "--figure", figure
+    )
+    assert status == 0, error
+    lengths = [None, 4, 16, 32]  # all of the tiny model's, where there are no more
+    rows = [(one["batch_size"], one["length"]) for one in found["results"]]
+    assert rows == [(batch, length) for batch in (1, 3) for length in lengths]
+    flops = {row: one["flops"] for row, one in zip(rows, found["results"], strict=True)}
+    assert all(flops[3, length] == 3 * flops[1, length] for length in lengths)
+    assert flops[1, 4] < flops[1, 16] < flops[1, 32]
+    assert "decode 16" in printed and figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_work_at_the_same_time_and_train_together(measure):
+    status, found, _, error = measure("--only", "decode", "stage1", "--lengths=8", "--processes", "1", "2")
+    assert status == 0, error
+    alone, together = found["results"][:2], found["results"][2:]
+    for one, two in zip(alone, together, strict=True):
+        assert one["item"] == two["item"] and (one["processes"], two["processes"]) == (1, 2)
+        assert two["flops"] == 2 * one["flops"] and two["peak_memory"] > 1.5 * one["peak_memory"]
+        assert two["images_per_second"] == pytest.approx(2 / two["seconds"])
+        assert two["share_of_ceiling"] > 0
+
+
+@pytest.mark.parametrize(
+    ("along", "flops", "rate", "memory"),
+    [("length", 30, 10 / 3, 1), ("batch_size", 20, 10, 2), ("processes", 20, 20, 2)],
+)
+def test_a_figure_shows_how_cost_would_grow_by_the_work_alone(along, flops, rate, memory):
+    values = {field.name: 1 for field in fields(benchmark.Measurement)}
+    values |= {"item": "decode 1", "flops": 10, "images_per_second": 10.0, "peak_memory": 2**20}
+    first = benchmark.Measurement(**values)
+    second = replace(first, **{along: 2}, flops=flops, images_per_second=7.0, peak_memory=5 * 2**20)
+    second = replace(second, item=f"decode {second.length}")
+    figure = benchmark.draw([first, second], along, title="")
+    for axis, measured, ideal in zip(figure.axes, ([10, 7], [1, 5]), ([10, rate], [1, memory]), strict=True):
+        lines = [list(line.get_ydata()) for line in axis.lines]
+        assert lines == [measured, pytest.approx(ideal)]
+    plotting().close(figure)
+
+
+def test_a_profile_names_the_operators(measure):
+    status, _, printed, error = measure("--only=encode", "--profile")
+    assert status == 0, error
+    assert "Self CPU %" in printed and printed.count("::") == benchmark.NUM_OPERATORS
+
+
+def test_the_ceiling_is_by_a_library_that_has_the_precision(measure, monkeypatch):
+    monkeypatch.setattr(blocks, "ONEDNN_DTYPES", ())
+    status, _, printed, error = measure("--only=encode", "--precision=bf16")
+    assert status == 0, error
+    assert "matmul (torch)" in printed
+
+
 def test_memory_is_counted_at_its_peak():
     def turn():
         first = torch.ones(1000)
@@ -156,12 +217,20 @@ def test_training_costs_three_times_what_is_trained(measure):
     ("arguments", "message"),
     [
         (("--batch_size", "0"), "error: --batch_size must be 1 or more, got 0\n"),
+        (("--batch_size", "2", "-1"), "error: --batch_size must be 1 or more, got -1\n"),
+        (("--lengths", "8", "0"), "error: --lengths must be 1 or more, got 0\n"),
+        (("--processes", "0"), "error: --processes must be 1 or more, got 0\n"),
         (("--repeats", "0"), "error: --repeats must be 1 or more, got 0\n"),
+        (("--against=plain", "--batch_size", "1", "2"), "error: --against compares one process here with one there: "),
+        (("--against=plain", "--processes", "2"), "error: --against compares one process here with one there: "),
+        (("--against=plain", "--figure=a.png"), "error: --against compares one process here with one there: "),
+        (("--figure=a.png", "--lengths=8"), "error: --figure needs something that varies, got one of each: "),
+        (("--figure=a.png", "--only=encode"), "error: --figure needs something that varies, got one of each: "),
     ],
 )
-def test_bad_numbers_are_explained(measure, arguments, message):
+def test_what_cannot_be_measured_is_explained(measure, arguments, message):
     status, _, _, error = measure(*arguments)
-    assert status == 1 and error == message
+    assert status == 1 and error.startswith(message) and error.count("\n") == 1
 
 
 def test_help_comes_with_an_example(measure):
