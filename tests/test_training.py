@@ -16,7 +16,7 @@ from torch import nn
 
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
-from modeling.tasks.tokenizer import evaluation_lengths
+from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.cli import ROOT, UserError
@@ -298,6 +298,13 @@ def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(trained, tmp
     if accelerator.device.type == "cpu":
         assert accelerator.mixed_precision == "no"
         assert "emulates bfloat16" in capsys.readouterr().out
+
+
+def test_compiling_reaches_the_frozen_teacher_too(trained, tmp_path):
+    task = Stage1Task(job_config("stage1", trained, tmp_path, "training.compile=True"))
+    task.start()
+    # Set by torch.nn.Module.compile, which compiles at the first call.
+    assert all(level._compiled_call_impl is not None for level in task.teacher.encoder.down)
 
 
 # Schedules

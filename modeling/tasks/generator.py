@@ -14,6 +14,7 @@ from modeling.modules.masking import image_seeds, random_mask
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
 from modeling.weights import load_weights
 from utils.cli import UserError
+from utils.speed import compile_blocks
 
 NUM_BANDS = 8
 NUM_PREVIEW_CLASSES = 10
@@ -47,6 +48,8 @@ class GeneratorTask:
             load_weights(self.model, self.config.experiment.init_weight)
         source = self.config.experiment.tokenizer_checkpoint
         self.tokenizer = frozen_tokenizer(source, self.config)
+        if self.config.training.compile:
+            compile_blocks(self.tokenizer)
         check_sizes(self.model, self.tokenizer, source)
         if not self.tokenizer.finetune_decoder and self.config.experiment.generate_every:
             raise UserError(

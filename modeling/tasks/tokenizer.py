@@ -15,6 +15,7 @@ from modeling.tokenizers import build_tokenizer, default_lengths
 from modeling.weights import load_teacher, stage1_start, stage2_start
 from utils.cli import UserError
 from utils.evaluation.metrics import psnr, ssim
+from utils.speed import compile_blocks
 
 
 def evaluation_lengths(config: DictConfig, model: TiTok) -> list[int]:
@@ -39,6 +40,8 @@ class Stage1Task:
         if self.config.experiment.get("init_weight"):
             stage1_start(self.model, self.config.experiment.init_weight)
         self.teacher = load_teacher(self.config, self.config.model.vq_model.pretrained_tokenizer_weight)
+        if self.config.training.compile:
+            compile_blocks(self.teacher)
 
     def first_step(self, player: str) -> int:
         return 0
