@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,7 +66,12 @@ def main() -> None:
     size = config.dataset.preprocessing.crop_size
     if size > LARGEST:
         raise UserError(f"these baselines are for pictures of up to {LARGEST} pixels a side, the config has {size}")
-    vq_model = config.model.vq_model
+    vq_model = OmegaConf.select(config, "model.vq_model")
+    if vq_model is None:
+        raise UserError(
+            f"--config must be a tokenizer's, whose tokens and codes the VQ gets, but {arguments.config} has no "
+            "model.vq_model"
+        )
     grid = patch_grid(vq_model.num_latent_tokens, size)
     exact_arithmetic()
     processes = Processes(arguments.device)

@@ -165,6 +165,8 @@ def test_baselines_that_cannot_be_fitted_are_refused(world, evaluate):
         fit = ("--num_components", 4, "--num_codes", 6, "--features", "none", override)
         status, _, err, _ = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit)
         assert status == 1 and message in err, err
+    status, _, err, _ = evaluate(evaluate_baselines, "--config", ROOT / "configs/fashion/teacher.yaml")
+    assert status == 1 and "must be a tokenizer's" in err, err
 
 
 def test_wrong_counts_and_broken_shards_stop_the_run(world, evaluate, tmp_path):
