@@ -90,7 +90,7 @@ def mean_of_one_token(tokenizer: TiTok, counts: Tensor, batch_size: int) -> Tens
 def pictures_of(tokenizer: TiTok, tokens: Tensor) -> Tensor:
     """Pictures (B, 3, P, P) of tokens (B, K) as people see them: clamped to [0, 1], not rounded, since small changes
     would be lost."""
-    return tokenizer.decode_tokens(tokens).clamp(0, 1)
+    return tokenizer.decode_tokens(tokens).float().clamp(0, 1)
 
 
 class Contributions:

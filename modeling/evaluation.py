@@ -15,10 +15,11 @@ from modeling.modules.features import (
 from utils.cli import UserError
 from utils.evaluation.comparison import Comparison, Measure, against
 from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, psnr, ssim
+from utils.inference import add_batch_size_argument, parse_batch_size
 from utils.processes import Processes
 
 
-def add_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
+def add_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_batch_size: bool = False) -> None:
     """The arguments of every command that evaluates."""
     add_feature_arguments(parser)
     parser.add_argument(
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
         default=["efficientnet_lite0"],
         help="perceptual distances (default: efficientnet_lite0, which needs no download)",
     )
-    add_common_arguments(parser, output_dir)
+    add_common_arguments(parser, output_dir, auto_batch_size)
 
 
 def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +61,14 @@ def _results_file(path: str) -> str:
     return path
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str) -> None:
+def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_batch_size: bool = False) -> None:
+    """--output_dir, --batch_size and --device; with `auto_batch_size` a command whose --batch_size may be auto."""
     parser.add_argument("--output_dir", default=output_dir, help="where results go (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, help="images at once (default: the configuration's, or 64)")
+    default = "the configuration's, or 64"
+    if auto_batch_size:
+        add_batch_size_argument(parser, "images at once", default_is=default)
+    else:
+        parser.add_argument("--batch_size", type=parse_batch_size, help=f"images at once (default: {default})")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 
 

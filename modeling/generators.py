@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from modeling.tokenizers import load_tokenizer
 from modeling.weights import Located, WeightsError, locate, locate_configured
 from utils.cli import UserError
 from utils.config import lenient_config, load_config
+from utils.inference import Arithmetic
 
 BUNDLED_GENERATOR = "maskgit_fashion"
 
@@ -112,6 +114,7 @@ def sample(
     *,
     seed: int,
     batch_size: int,
+    arithmetic: Arithmetic = nullcontext,
     **settings: Any,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Sample images in batches: (tokens (b, N), pixels (b, 3, P, P) clamped to [0, 1]).
@@ -119,13 +122,14 @@ def sample(
     Args:
         images: (class label, number of the sample within its class). These two and `seed` decide an image; the others
             of its batch do not, up to rounding.
+        arithmetic: The context in which the networks compute, see `utils.inference.prepared`.
         settings: Keyword arguments of `MaskGIT.generate`.
     """
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
         seeds = image_seeds(seed, [f"{label}/{number}" for label, number in batch])
-        tokens = generator.generate(torch.tensor([label for label, _ in batch]), seeds=seeds, **settings)
-        with torch.no_grad():
+        with torch.no_grad(), arithmetic():
+            tokens = generator.generate(torch.tensor([label for label, _ in batch]), seeds=seeds, **settings)
             pixels = tokenizer.decode_tokens(tokens).float().clamp(0, 1)
         yield tokens, pixels
 

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from modeling.evaluation import Networks, add_arguments, add_beside_argument, parse_lengths
 from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.cli import UserError, run
 from utils.config import load_config
+from utils.evaluation.comparison import Comparison
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
 from utils.evaluation.report import Row, plot_curves, read_results, table, write_results
 from utils.evaluation.statistics import add_up, code_statistics
+from utils.inference import add_speed_arguments, choose_batch_size, prepared
 from utils.processes import Processes
 
 
@@ -37,7 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--original", help="pictures to compare with: .npy, .npz or a folder, in place of --config")
     parser.add_argument("--target", help="pictures to score: .npy, .npz or a folder")
     add_beside_argument(parser)
-    add_arguments(parser, output_dir="output/evaluate_reconstruction")
+    add_arguments(parser, output_dir="output/evaluate_reconstruction", auto_batch_size=True)
+    add_speed_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()
     if arguments.config is not None and (arguments.original or arguments.target):
@@ -46,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("give --config CONFIG (a tokenizer is scored), or --original A --target B (pictures are)")
     if arguments.config is None and (arguments.checkpoint or arguments.lengths or arguments.overrides):
         raise UserError("--checkpoint, --lengths and a.b=c go with --config")
+    if arguments.config is None and (arguments.compile or arguments.precision != "fp32"):
+        raise UserError("--precision and --compile are for a tokenizer: they go with --config")
     return arguments
 
 
@@ -67,21 +73,31 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
     config = load_config(arguments.config, arguments.overrides)
     networks = Networks(arguments, processes)
     model, located = load_tokenizer(config, arguments.checkpoint, device=processes.device)
+    arithmetic = prepared(arguments, model)
     lengths = parse_lengths(arguments.lengths) if arguments.lengths else default_lengths(model)
     names = {length: f"{length} token{'s' if length > 1 else ''}" for length in lengths}
     comparison = networks.comparison(model.image_size)
     counts = torch.zeros(model.num_latent_tokens, model.codebook_size, dtype=torch.long)
     positions = torch.arange(model.num_latent_tokens)
-    batches = evaluation_loader(
-        config, rank=processes.rank, world_size=processes.world_size, batch_size=arguments.batch_size
-    )
-    for batch in progress(batches, batches.expected, processes):
-        pixels = batch["image"].to(processes.device)
-        with torch.no_grad():
-            z_quantized, result = model.encode(pixels.float() / 255)
+
+    @torch.no_grad()
+    def score(comparison: Comparison, pixels: Tensor, keys: list[str]) -> Tensor:
+        """Add pictures (B, 3, P, P) uint8 to the comparison; their tokens, (B, N)."""
+        z_quantized, result = model.encode(pixels.float() / 255)
+        with arithmetic():
             versions = {name: to_uint8(model.decode(z_quantized, length=length)) for length, name in names.items()}
-        comparison.update(pixels, versions, batch["__key__"])
-        codes = result["min_encoding_indices"][:, 0].cpu()  # (B, N)
+        comparison.update(pixels, versions, keys)
+        return result["min_encoding_indices"][:, 0].cpu()
+
+    def try_batch(num: int) -> None:
+        pixels = torch.zeros(num, 3, model.image_size, model.image_size, dtype=torch.uint8, device=processes.device)
+        score(networks.comparison(model.image_size), pixels, [str(number) for number in range(num)])
+
+    batch_size = arguments.batch_size or config.training.per_gpu_batch_size
+    batch_size = choose_batch_size(batch_size, try_batch, processes.device)
+    batches = evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
+    for batch in progress(batches, batches.expected, processes):
+        codes = score(comparison, batch["image"].to(processes.device), batch["__key__"])
         counts.index_put_((positions.expand_as(codes), codes), torch.ones(()).long(), accumulate=True)
 
     num_bad = int(add_up(torch.tensor(batches.num_bad), processes))
@@ -109,6 +125,9 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
         checkpoint=located.name,
         checkpoint_sha256=sha256_of(located.weights),
         lengths=lengths,
+        tokenizer_precision=arguments.precision,
+        compiled=arguments.compile,
+        batch_size=batch_size,
         bits_per_token=bits_per_token,
         seed="none is used: nothing in it is random",
         **networks.record(),
@@ -125,7 +144,13 @@ def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
     originals.check_pairs(targets)
     comparison = networks.comparison(min(originals.height, originals.width))
     name = Path(arguments.target).stem
-    batch_size = arguments.batch_size or 64
+
+    def try_batch(num: int) -> None:
+        pixels = torch.zeros(num, 3, originals.height, originals.width, dtype=torch.uint8, device=processes.device)
+        keys = [str(number) for number in range(num)]
+        networks.comparison(min(originals.height, originals.width)).update(pixels, {name: pixels}, keys)
+
+    batch_size = choose_batch_size(arguments.batch_size or 64, try_batch, processes.device, most=len(originals))
     share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
     pairs = zip(originals.batches(**share), targets.batches(**share), strict=True)
     with tqdm(total=len(originals), unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:

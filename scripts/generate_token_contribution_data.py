@@ -36,6 +36,7 @@ from modeling.analysis import (
     contributions,
     mean_of_one_token,
     other_codes,
+    pictures_of,
     prefix_changes,
     replacement_changes,
 )
@@ -44,8 +45,9 @@ from modeling.tokenizers import encode_tokens, load_tokenizer
 from modeling.weights import Located, fingerprint
 from utils.cli import UserError, run
 from utils.config import load_config
-from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.protocol import protocol, sha256_of
 from utils.evaluation.statistics import add_up, gather
+from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
 from utils.parts import Parts, check_plan, write_arrays
 from utils.processes import Processes
 
@@ -56,7 +58,6 @@ NUM_TRIED = 8  # pictures of a dry run
 
 def main() -> None:
     arguments = parse_arguments()
-    exact_arithmetic()
     processes = Processes(arguments.device)
     try:
         measure(arguments, processes)
@@ -74,9 +75,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, default="replace", help="default: %(default)s")
     parser.add_argument("--num_images", type=int, help="so many pictures, drawn by --seed (default: all)")
     parser.add_argument("--replacements", type=int, default=1, metavar="K", help="codes that replace each token")
-    parser.add_argument(
-        "--batch_size", type=int, default=64, help="token sequences decoded at once (default: %(default)s)"
-    )
+    add_batch_size_argument(parser, "token sequences decoded at once", default=64)
+    add_speed_arguments(parser)
     parser.add_argument(
         "--save_every",
         type=int,
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()
-    for name, smallest in {"num_images": 1, "replacements": 1, "batch_size": 1, "save_every": 1, "seed": 0}.items():
+    for name, smallest in {"num_images": 1, "replacements": 1, "save_every": 1, "seed": 0}.items():
         value = getattr(arguments, name)
         if value is not None and value < smallest:
             raise UserError(f"--{name} must be {smallest} or more, got {value}")
@@ -108,6 +108,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
             f"--mode prefix needs a tokenizer that decodes prefixes, and {located.description} takes all of its "
             f"{tokenizer.num_latent_tokens} tokens or none: take --mode replace"
         )
+    arithmetic = prepared(arguments, tokenizer)
     pictures = Pictures(config, tokenizer.image_size, processes)
     chosen = choose(len(pictures), arguments.num_images, arguments.seed)
     plan = {
@@ -119,10 +120,12 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
         "tokenizer": fingerprint(tokenizer.state_dict()),
         "pictures": pictures.names,
         "preparation": pictures.preparation,
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
     }
     path = arguments.output_dir / RESULT
     if arguments.dry_run:
-        try_some(tokenizer, pictures, chosen, arguments, processes)
+        try_some(tokenizer, pictures, chosen, arguments, arithmetic, processes)
         return
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
@@ -131,7 +134,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> None:
             print(f"{path} is there already")
         return
 
-    sums = sums_of(tokenizer, pictures, chosen, arguments, processes)
+    sums = sums_of(tokenizer, pictures, chosen, arguments, arithmetic, processes)
     portions = [chosen[first : first + arguments.save_every] for first in range(0, len(chosen), arguments.save_every)]
     parts = Parts(arguments.output_dir, plan, len(portions), processes)
     todo = list(parts.mine())
@@ -220,10 +223,15 @@ def choose(total: int, num_images: int | None, seed: int) -> np.ndarray:
 
 
 def try_some(
-    tokenizer: TiTok, pictures: Pictures, chosen: np.ndarray, arguments: argparse.Namespace, processes: Processes
+    tokenizer: TiTok,
+    pictures: Pictures,
+    chosen: np.ndarray,
+    arguments: argparse.Namespace,
+    arithmetic: Arithmetic,
+    processes: Processes,
 ) -> None:
     """Do a few pictures, and tell how long all of them would take."""
-    sums = sums_of(tokenizer, pictures, chosen[:NUM_TRIED], arguments, processes)
+    sums = sums_of(tokenizer, pictures, chosen[:NUM_TRIED], arguments, arithmetic, processes)
     sums(chosen[:1])  # the first one is slow
     start = time.monotonic()
     tried = int(sums(chosen[:NUM_TRIED])["count"])
@@ -236,18 +244,31 @@ def try_some(
 
 
 def sums_of(
-    tokenizer: TiTok, pictures: Pictures, chosen: np.ndarray, arguments: argparse.Namespace, processes: Processes
+    tokenizer: TiTok,
+    pictures: Pictures,
+    chosen: np.ndarray,
+    arguments: argparse.Namespace,
+    arithmetic: Arithmetic,
+    processes: Processes,
 ) -> Callable[..., dict[str, np.ndarray]]:
     """The function of picture indices (and a progress bar) that adds up what the tokens of those pictures change.
 
     Args:
         chosen: Indices of all pictures of this run, of all processes.
+        arithmetic: The context in which the tokenizer decodes.
     """
     device = tokenizer.latent_tokens.device
-    batch_size = max(1, arguments.batch_size // arguments.replacements)
+
+    @torch.no_grad()
+    def try_batch(num: int) -> None:
+        with arithmetic():
+            pictures_of(tokenizer, torch.zeros(num, tokenizer.num_latent_tokens, dtype=torch.long, device=device))
+
+    batch_size = choose_batch_size(arguments.batch_size, try_batch, device)
+    num_pictures = max(1, batch_size // arguments.replacements)
 
     def encoded(indices: np.ndarray) -> Iterator[tuple[list[str], Tensor]]:
-        for examples in pictures.read(indices, batch_size):
+        for examples in pictures.read(indices, num_pictures):
             images = torch.cat([example.image for example in examples]).to(device)  # (B, 3, P, P)
             yield [example.key for example in examples], encode_tokens(tokenizer, images.float() / 255)
 
@@ -255,20 +276,22 @@ def sums_of(
         counts = torch.zeros(tokenizer.codebook_size, dtype=torch.long)
         for _, tokens in encoded(chosen[processes.rank :: processes.world_size]):
             counts += tokens[:, 0].cpu().bincount(minlength=len(counts))
-        no_tokens = mean_of_one_token(tokenizer, add_up(counts, processes), arguments.batch_size)
+        with arithmetic():
+            no_tokens = mean_of_one_token(tokenizer, add_up(counts, processes), batch_size)
 
     def changes(keys: list[str], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if arguments.mode == "prefix":
             return prefix_changes(tokenizer, tokens, no_tokens)
         draws = {"codebook_size": tokenizer.codebook_size, "num_draws": arguments.replacements}
         codes = other_codes(tokens, keys, seed=arguments.seed, **draws)
-        return replacement_changes(tokenizer, tokens, codes, arguments.batch_size)
+        return replacement_changes(tokenizer, tokens, codes, batch_size)
 
     def sums(indices: np.ndarray, bar: tqdm | None = None) -> dict[str, np.ndarray]:
         total = Contributions(tokenizer.num_latent_tokens, tokenizer.image_size, device)
         for keys, tokens in encoded(indices):
-            for places, change in changes(keys, tokens):
-                total.update(places, change)
+            with arithmetic():
+                for places, change in changes(keys, tokens):
+                    total.update(places, change)
             total.count += len(keys)
             if bar is not None:
                 bar.update(len(keys))

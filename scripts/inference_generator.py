@@ -13,6 +13,7 @@ removed. --seed, the class and the number decide an image: asking for others bes
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from modeling.generators import (
 from modeling.titok import TiTok
 from utils.cli import UserError, pick_device, run
 from utils.images import contact_sheet, to_pil, write_picture
+from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
 from utils.parts import write_arrays
 from utils.result_folder import ResultFolder
 
@@ -49,6 +51,7 @@ def main() -> None:
     labels = parse_labels(arguments.labels, names)
     tokenizer, tokenizer_located = load_its_tokenizer(generator, located, arguments.tokenizer_checkpoint, device=device)
     check_lengths(lengths, tokenizer)
+    arithmetic = prepared(arguments, generator, tokenizer)
     settings = chosen_settings(generator.config, arguments)
     print(
         f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image"
@@ -58,11 +61,13 @@ def main() -> None:
 
     wanted = [(label, number) for label in labels for number in range(arguments.num_images)]
     stems = {label: file_stem(label, names) for label in labels}
+    draw = partial(sample, generator, tokenizer, seed=arguments.seed, arithmetic=arithmetic, **settings)
+    batch_size = choose_batch_size(
+        arguments.batch_size, lambda num: list(draw(wanted[:num], batch_size=num)), device, most=len(wanted)
+    )
     tokens, pictures = [], []
     with tqdm(total=len(wanted), unit="image", leave=False, dynamic_ncols=True, disable=None) as progress:
-        for codes, pixels in sample(
-            generator, tokenizer, wanted, seed=arguments.seed, batch_size=arguments.batch_size, **settings
-        ):
+        for codes, pixels in draw(wanted, batch_size=batch_size):
             for picture in pixels:
                 label, number = wanted[len(pictures)]
                 pictures.append(to_pil(picture))
@@ -85,7 +90,7 @@ def main() -> None:
         show(rows, folder / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
         print(f"grid           {arguments.output_dir / 'grid.png'}")
     if lengths:
-        rows = prefixes(tokenizer, tokens[:: arguments.num_images].to(device), lengths, arguments.batch_size)
+        rows = prefixes(tokenizer, tokens[:: arguments.num_images].to(device), lengths, batch_size, arithmetic)
         columns = [f"{length} token{'s' if length > 1 else ''}" for length in lengths]
         show(rows, folder / "lengths.png", row_titles=titles, column_titles=columns)
         print(f"lengths        {arguments.output_dir / 'lengths.png'}")
@@ -103,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
     parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names (default: ten of the classes)")
     parser.add_argument("--num_images", type=int, default=8, help="images of each class (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at a time (default: %(default)s)")
+    add_batch_size_argument(parser, "images at a time", default=16)
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="numbers of tokens to decode, such as 1,4,16")
     parser.add_argument(
@@ -113,11 +118,11 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir", type=Path, default=Path("output/inference_generator"), help="default: %(default)s"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add_speed_arguments(parser)
     add_sampler_arguments(parser)
     arguments = parser.parse_args()
-    for name in ("num_images", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
+    if arguments.num_images < 1:
+        raise UserError(f"--num_images must be 1 or more, got {arguments.num_images}")
     return arguments
 
 
@@ -166,12 +171,13 @@ def file_stem(label: int, names: Sequence[str]) -> str:
 
 @torch.no_grad()
 def prefixes(
-    tokenizer: TiTok, tokens: torch.Tensor, lengths: Sequence[int], batch_size: int
+    tokenizer: TiTok, tokens: torch.Tensor, lengths: Sequence[int], batch_size: int, arithmetic: Arithmetic
 ) -> list[list[Image.Image]]:
     """A row of pictures for each of `tokens` (n, N), from so many of its first tokens."""
     rows = []
     for batch in tokens.split(batch_size):
-        columns = [tokenizer.decode_tokens(batch, length=length) for length in lengths]
+        with arithmetic():
+            columns = [tokenizer.decode_tokens(batch, length=length) for length in lengths]
         rows += [[to_pil(pixels) for pixels in row] for row in zip(*columns, strict=True)]
     return rows
 

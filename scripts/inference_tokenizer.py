@@ -31,6 +31,7 @@ from modeling.weights import BUNDLED, Located
 from utils.cli import ROOT, UserError, pick_device, run
 from utils.evaluation.metrics import psnr, ssim
 from utils.images import contact_sheet, to_pil, write_picture
+from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
 from utils.result_folder import ResultFolder
 
 MOST_SHOWN = 16  # pictures on the contact sheet and in the second table
@@ -68,16 +69,22 @@ def main() -> None:
     folder = ResultFolder(arguments.output_dir)
     device = pick_device(arguments.device)
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint, device=device)
+    arithmetic = prepared(arguments, tokenizer)
     lengths = lengths or default_lengths(tokenizer)
     bits = math.log2(tokenizer.codebook_size)
     size = tokenizer.image_size
     name = model_name(located)
     print(f"model          {name}: {size} x {size} pixels, up to {tokenizer.num_latent_tokens} tokens of {bits:g} bits")
 
+    def try_batch(num_pictures: int) -> None:
+        black = (files[0], torch.zeros(3, size, size, dtype=torch.uint8))
+        list(reconstruct_batch(tokenizer, [black] * num_pictures, lengths, arithmetic))
+
+    batch_size = choose_batch_size(arguments.batch_size, try_batch, device, most=len(files))
     broken: list[tuple[PictureFile, str]] = []
     keys, tokens, scores, shown, coloured = [], [], [], [], []
     to_show = choose(files, arguments.seed)
-    for result in reconstruct(tokenizer, files, lengths, arguments.batch_size, broken):
+    for result in reconstruct(tokenizer, files, lengths, batch_size, arithmetic, broken):
         for length, picture in result.pictures.items():
             write_picture(picture, folder / f"{result.file.key}_{length}.png")
         keys.append(result.file.key)
@@ -136,17 +143,15 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir", type=Path, default=Path("output/inference_tokenizer"), help="default: %(default)s"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="pictures at a time (default: %(default)s)")
+    add_batch_size_argument(parser, "pictures at a time", default=16)
+    add_speed_arguments(parser)
     parser.add_argument(
         "--seed",
         type=int,
         default=42,
         help=f"draws the pictures on the contact sheet where there are more than {MOST_SHOWN} (default: %(default)s)",
     )
-    arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size must be 1 or more, got {arguments.batch_size}")
-    return arguments
+    return parser.parse_args()
 
 
 def find_pictures(paths: Sequence[Path]) -> list[PictureFile]:
@@ -193,6 +198,7 @@ def reconstruct(
     files: Sequence[PictureFile],
     lengths: Sequence[int],
     batch_size: int,
+    arithmetic: Arithmetic,
     broken: list[tuple[PictureFile, str]],
 ) -> Iterator[Result]:
     """Read, encode and decode a batch at a time; files that cannot be read are added to `broken` with the reason."""
@@ -207,20 +213,24 @@ def reconstruct(
         except (DataError, OSError) as error:
             broken.append((file, str(error)))
         if len(batch) == batch_size:
-            yield from reconstruct_batch(tokenizer, batch, lengths)
+            yield from reconstruct_batch(tokenizer, batch, lengths, arithmetic)
             batch = []
     if batch:
-        yield from reconstruct_batch(tokenizer, batch, lengths)
+        yield from reconstruct_batch(tokenizer, batch, lengths, arithmetic)
 
 
 @torch.inference_mode()
 def reconstruct_batch(
-    tokenizer: TiTok, batch: Sequence[tuple[PictureFile, Tensor]], lengths: Sequence[int]
+    tokenizer: TiTok,
+    batch: Sequence[tuple[PictureFile, Tensor]],
+    lengths: Sequence[int],
+    arithmetic: Arithmetic,
 ) -> Iterator[Result]:
     device = tokenizer.latent_tokens.device
     images = torch.stack([pixels for _, pixels in batch]).to(device) / 255  # (B, 3, P, P)
     z_quantized, encoded = tokenizer.encode(images)
-    decoded = {length: tokenizer.decode(z_quantized, length=length).clamp(0, 1) for length in lengths}
+    with arithmetic():
+        decoded = {length: tokenizer.decode(z_quantized, length).float().clamp(0, 1) for length in lengths}
     psnrs = {length: psnr(pictures, images).tolist() for length, pictures in decoded.items()}
     ssims = {length: ssim(pictures, images).tolist() for length, pictures in decoded.items()}
     for index, (file, _) in enumerate(batch):

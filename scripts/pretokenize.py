@@ -27,8 +27,10 @@ from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
 from utils.cli import UserError, run
 from utils.config import load_config
+from utils.inference import add_batch_size_argument, add_compile_argument, choose_batch_size
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
+from utils.speed import compile_blocks
 
 if TYPE_CHECKING:
     from data.token_source import Part
@@ -66,13 +68,18 @@ def tokenize_split(
             print(f"{folder} is there already")
         return
 
+    def try_batch(num_pictures: int) -> None:
+        shape = (num_pictures * len(transform.names), 3, tokenizer.image_size, tokenizer.image_size)
+        encode_tokens(tokenizer, torch.zeros(shape, device=processes.device))
+
+    batch_size = choose_batch_size(options.batch_size, try_batch, processes.device)
     parts = Parts(folder, plan, len(source.parts), processes)
     strict = split == "eval" and not config.dataset.params.get("eval_skip_broken", False)
     todo = list(parts.mine())
     with tqdm(desc=split, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for number, index in enumerate(todo, start=1):
             progress.set_postfix_str(f"part {number} of this process's {len(todo)}")
-            arrays = tokenize_part(source.parts[index], tokenizer, config, options, strict, processes, progress)
+            arrays = tokenize_part(source.parts[index], tokenizer, config, batch_size, strict, processes, progress)
             parts.write(index, **arrays)
     processes.wait()
     if processes.is_main:
@@ -98,7 +105,7 @@ def tokenize_part(
     part: "Part",
     tokenizer: TiTok,
     config: DictConfig,
-    options: argparse.Namespace,
+    batch_size: int,
     strict: bool,
     processes: Processes,
     progress: tqdm,
@@ -112,7 +119,7 @@ def tokenize_part(
     dtype = token_dtype(tokenizer.codebook_size)
     tokens = [np.zeros((0, part.num_variants, tokenizer.num_latent_tokens), dtype)]
     labels, keys = [], []
-    for examples in decoded(part, batch_size=options.batch_size, num_threads=num_threads, faults=faults):
+    for examples in decoded(part, batch_size=batch_size, num_threads=num_threads, faults=faults):
         images = torch.stack([example.image for example in examples])  # (B, variants, 3, P, P) uint8
         codes = encode_tokens(tokenizer, images.flatten(0, 1).to(processes.device).float() / 255)
         tokens.append(codes.unflatten(0, images.shape[:2]).cpu().numpy().astype(dtype))
@@ -134,12 +141,12 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=SPLITS, help="default: both")
     parser.add_argument("--crops", type=int, default=0, metavar="K", help="random crops beside the centre one")
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures encoded at once, with all their variants")
+    add_batch_size_argument(parser, "pictures encoded at once, with all their variants", default=64)
+    add_compile_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     options = parser.parse_args()
-    for name, smallest in (("crops", 0), ("batch_size", 1)):
-        if getattr(options, name) < smallest:
-            raise UserError(f"--{name} must be at least {smallest}, got {getattr(options, name)}")
+    if options.crops < 0:
+        raise UserError(f"--crops must be at least 0, got {options.crops}")
 
     config = load_config(options.config)
     checkpoint = options.checkpoint or config.experiment.get("tokenizer_checkpoint")
@@ -149,6 +156,8 @@ def main() -> None:
     # As training does: tokens made here and on the fly are then the same.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.enable_tf32
     tokenizer = frozen_tokenizer(checkpoint, config, processes.device)
+    if options.compile:
+        compile_blocks(tokenizer)
     for split in options.split:
         tokenize_split(config, tokenizer, checkpoint, split, options, processes)
     processes.close()

@@ -6,15 +6,15 @@
 
 images.npy is (n, P, P, 3) uint8, rounded. With --lengths each length has a folder of its own, DIR/length_8 and so on.
 --original, --jp2, --jpg and --webp write the cropped originals, or what an image format leaves of them, in place of the
-tokenizer's images. The files are the same for any number of processes; with --precision float64 also for any
---batch_size and device, which in float32 move about one value in a thousand by one grey level.
+tokenizer's images. The files are the same for any number of processes; with --precision fp64 also for any
+--batch_size and device, which in fp32 move about one value in a thousand by one grey level.
 """
 
 import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,19 @@ from utils.evaluation.report import write_results
 from utils.evaluation.sorted_rows import SortedRows, sorted_places, write_array
 from utils.evaluation.statistics import add_up, gather
 from utils.images import to_array
+from utils.inference import (
+    AUTO,
+    DOUBLE,
+    add_batch_size_argument,
+    add_speed_arguments,
+    choose_batch_size,
+    prepared,
+)
 from utils.parts import write_arrays
 from utils.processes import Processes
 
 ALL_TOKENS = None
 FORMATS = ("jp2", "jpg", "webp")
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,10 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--jpg_compression_rate", type=int, default=75, help="quality 0-100 (default: %(default)s)")
     parser.add_argument("--webp_compression_rate", type=int, default=75, help="quality 0-100 (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, help="images at once (default: the configuration's)")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of the tokenizer (default: %(default)s)"
-    )
+    add_batch_size_argument(parser, "images at once", default_is="the configuration's")
+    add_speed_arguments(parser, with_double=True)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()
@@ -111,11 +116,16 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
     output_dir = Path(arguments.output_dir)
     size = config.dataset.preprocessing.crop_size
     instead = in_place_of_tokenizer(arguments)
-    model = located = None
-    precision = PRECISIONS[arguments.precision]
+    model = located = arithmetic = None
+    dtype = torch.float64 if arguments.precision == DOUBLE else torch.float32
     if arguments.tokens or not (instead or arguments.without_image):
         model, located = load_tokenizer(config, arguments.checkpoint, device=processes.device)
-        model.to(precision)
+        model.to(dtype)
+        arithmetic = prepared(arguments, model)
+    elif arguments.batch_size == AUTO or arguments.compile or arguments.precision != "fp32":
+        raise UserError(
+            "--precision, --compile and --batch_size auto are for a tokenizer, and none is needed here: leave them out"
+        )
     lengths = parse_lengths(arguments.lengths) if arguments.lengths else [arguments.length]
     folders = {length: output_dir / f"length_{length}" if arguments.lengths else output_dir for length in lengths}
     images, raws = {}, {}
@@ -129,11 +139,26 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
     labels: list[np.ndarray] = []
     tokens: list[np.ndarray] = []
     num_stored_bytes = 0
+
+    def encode(pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return model.encode(pictures.to(processes.device, dtype) / 255)
+
+    def decode(z_quantized: Tensor) -> Iterator[tuple[int | None, Tensor]]:
+        for length in lengths if instead is None and images else ():
+            with arithmetic():
+                decoded = model.decode(z_quantized.to(dtype), length=length)
+            yield length, decoded
+
+    @torch.no_grad()
+    def try_batch(num: int) -> None:
+        for _, decoded in decode(encode(torch.zeros(num, 3, size, size))[0]):
+            to_array(decoded)
+
     try:
-        batches = evaluation_loader(
-            config, rank=processes.rank, world_size=processes.world_size, batch_size=arguments.batch_size
-        )
-        batch_size = min(arguments.batch_size or config.training.per_gpu_batch_size, batches.expected or sys.maxsize)
+        batch_size = arguments.batch_size or config.training.per_gpu_batch_size
+        batch_size = choose_batch_size(batch_size, try_batch, processes.device)
+        batches = evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
+        batch_size = min(batch_size, batches.expected or sys.maxsize)
         for batch in itertools.islice(shown(batches, processes), 1 if arguments.dry_run else None):
             keys += batch["__key__"]
             labels.append(batch["class_id"].numpy())
@@ -144,17 +169,15 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
             if model is None:
                 continue
             count = len(batch["__key__"])
-            pixels = padded(batch["image"], batch_size).to(processes.device, precision) / 255
             with torch.no_grad():
-                z_quantized, encoded = model.encode(pixels)
+                z_quantized, encoded = encode(padded(batch["image"], batch_size))
                 if arguments.tokens:
                     codes = encoded["min_encoding_indices"][:count, 0]  # (B, N)
                     tokens.append(codes.cpu().numpy().astype(np.int32))
-                for length in lengths if instead is None and images else ():
-                    decoded = model.decode(z_quantized.to(precision), length=length)[:count]
-                    images[length].append(to_array(decoded))
+                for length, decoded in decode(z_quantized):
+                    images[length].append(to_array(decoded[:count]))
                     if raws:
-                        raws[length].append(decoded.float().permute(0, 2, 3, 1).cpu().numpy())
+                        raws[length].append(decoded[:count].float().permute(0, 2, 3, 1).cpu().numpy())
         for rows in waiting:
             rows.close()
         names, places = sorted_places(keys, processes, arguments.config)
@@ -199,6 +222,8 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
             checkpoint_sha256=located and sha256_of(located.weights),
             lengths=[length or model.num_latent_tokens for length in lengths] if instead is None and images else None,
             tokenizer_precision=arguments.precision,
+            compiled=arguments.compile,
+            batch_size=batch_size,
             stored_as=stored_as(arguments),
             stored_bytes_per_image=stored_bytes / len(names) if stored_as(arguments) else None,
         )

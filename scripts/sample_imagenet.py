@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from modeling.titok import TiTok
 from modeling.weights import fingerprint
 from utils.cli import UserError, run
 from utils.images import to_array, write_picture
+from utils.inference import add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
 from utils.parts import Parts, check_plan, write_json
 from utils.processes import Processes
 
@@ -47,12 +47,11 @@ NPZ = "samples.npz"
 def main() -> None:
     arguments = parse_arguments()
     processes = Processes(arguments.device)
-    # As the published evaluation: ten times faster on the GPUs that have it.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     generator, located = load_generator(arguments.config, arguments.checkpoint, device=processes.device)
     tokenizer, tokenizer_located = load_its_tokenizer(
         generator, located, arguments.tokenizer_checkpoint, device=processes.device
     )
+    arithmetic = prepared(arguments, generator, tokenizer)
     settings = chosen_settings(generator.config, arguments)
     num_images = arguments.num_images
     if arguments.num_images_per_class is not None:
@@ -63,6 +62,8 @@ def main() -> None:
         "image_size": tokenizer.image_size,
         "seed": arguments.seed,
         "sampler": settings,
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
         "generator": fingerprint(generator.state_dict()),
         "tokenizer": fingerprint(tokenizer.state_dict()),
         "device": processes.device.type,  # others draw other noise
@@ -85,9 +86,16 @@ def main() -> None:
     parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes)
     shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
     total = sum(map(len, shares.values()))
+    drawing = {"seed": arguments.seed, "arithmetic": arithmetic, **settings}
+
+    def try_batch(num: int) -> None:
+        list(sample(generator, tokenizer, [(0, number) for number in range(num)], batch_size=num, **drawing))
+
+    most = min(num_images, IMAGES_PER_PART)
+    drawing["batch_size"] = choose_batch_size(arguments.batch_size, try_batch, processes.device, most)
     with tqdm(total=total, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for part, indices in shares.items():
-            images = sample_part(generator, tokenizer, indices, arguments, settings, progress)
+            images = sample_part(generator, tokenizer, indices, arguments, drawing, progress)
             parts.write(part, images=images)
     processes.wait()
     if processes.is_main:
@@ -116,16 +124,18 @@ def parse_arguments() -> argparse.Namespace:
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--num_images", type=int, default=50_000, help="of all classes together (default: %(default)s)")
     count.add_argument("--num_images_per_class", type=int, help="instead of --num_images")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    add_batch_size_argument(parser, "images at a time", default=64)
     parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
         "--npz", action=argparse.BooleanOptionalAction, default=True, help=f"write {NPZ} (default: yes)"
     )
     parser.add_argument("--png", action="store_true", help="write PNG files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
+    add_speed_arguments(parser, default="tf32")
     add_sampler_arguments(parser)
     arguments = parser.parse_args()
-    for name in ("num_images", "num_images_per_class", "batch_size"):
+    for name in ("num_images", "num_images_per_class"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be 1 or more, got {value}")
@@ -139,15 +149,17 @@ def sample_part(
     tokenizer: TiTok,
     indices: Sequence[int],
     arguments: argparse.Namespace,
-    settings: dict[str, Any],
+    drawing: dict[str, Any],
     progress: tqdm,
 ) -> np.ndarray:
-    """(n, P, P, 3) uint8 of the images with these numbers, written as PNG too where asked for."""
+    """(n, P, P, 3) uint8 of the images with these numbers, written as PNG too where asked for.
+
+    Args:
+        drawing: Keyword arguments of `sample`.
+    """
     wanted = [(index % generator.num_classes, index // generator.num_classes) for index in indices]
     arrays = []
-    for _, pixels in sample(
-        generator, tokenizer, wanted, seed=arguments.seed, batch_size=arguments.batch_size, **settings
-    ):
+    for _, pixels in sample(generator, tokenizer, wanted, **drawing):
         arrays.append(to_array(pixels))
         progress.update(len(pixels))
     images = np.concatenate(arrays)

@@ -205,6 +205,15 @@ def test_any_count_and_batch_give_the_same_means(measure):
         assert_same(result, expected, rtol=1e-4)  # decoded in other batches, in float32
 
 
+def test_half_precision_and_a_batch_size_of_its_own_measure_nearly_the_same(measure):
+    _, _, _, expected = measure("expected")
+    status, printed, _, result = measure("half", precision="bf16", batch_size="auto")
+    assert status == 0 and "batch size     " in printed
+    plan = json.loads(str(result["protocol"]))["plan"]
+    assert (plan["precision"], plan["compiled"]) == ("bf16", False)
+    np.testing.assert_allclose(result["mean_l1"], expected["mean_l1"], rtol=0.3)
+
+
 def test_a_subset_is_drawn_by_the_seed(measure):
     results = [measure(f"{seed}-{copy}", num_images=4, seed=seed)[-1] for seed, copy in ((1, 1), (1, 2), (2, 1))]
     assert all(int(result["count"]) == 4 for result in results)
@@ -237,6 +246,7 @@ def test_a_run_that_was_killed_goes_on(measure, monkeypatch, tmp_path):
     assert_same(result, expected)
     assert "is there already" in measure(save_every=2)[1]
     assert "another run, with mode" in measure(save_every=2, mode="prefix")[2]
+    assert "another run, with precision" in measure(save_every=2, precision="bf16")[2]
 
 
 def test_two_processes_equal_one(measure, setup, tmp_path):

@@ -1,5 +1,6 @@
 """The commands that generate images: what they write, and that it follows from seed, class and number alone."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -189,6 +190,18 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     assert "are in" in capsys.readouterr().out and len(parts) == 1
     with pytest.raises(UserError, match="with sampler .* is wanted now"):
         sample("--num_images", 20, "--guidance_scale", 9)
+
+
+def test_samples_are_of_one_precision(sample):
+    folder = sample("--num_images", 8)
+    plan = json.loads((folder / "samples.json").read_text())["plan"]
+    assert (plan["precision"], plan["compiled"]) == ("tf32", False)
+    with pytest.raises(UserError, match='with precision "tf32" where "bf16" is wanted now'):
+        sample("--num_images", 8, "--precision", "bf16")
+    with pytest.raises(UserError, match="with compiled false where true is wanted now"):
+        sample("--num_images", 8, "--compile")
+    half = sample("--num_images", 8, "--precision", "bf16", "--batch_size", "auto", output="half")
+    assert np.load(half / "samples.npz")["arr_0"].shape == (8, 8, 8, 3)
 
 
 def test_two_processes_sample_what_one_samples(world, tmp_path, monkeypatch):

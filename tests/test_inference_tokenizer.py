@@ -21,6 +21,7 @@ from tests.fill import fill
 from utils.cli import ROOT, UserError, run
 from utils.config import load_config
 from utils.result_folder import LIST
+from utils.speed import cpu_has_bfloat16
 
 SIDE, NUM_TOKENS, CODEBOOK = 16, 4, 32
 MODEL = {
@@ -143,6 +144,26 @@ def test_batches_do_not_show(infer, pictures):
     assert np.array_equal(*tokens)
 
 
+def test_half_precision_changes_pictures_a_little_and_tokens_never(infer, pictures):
+    out = infer("--image", pictures)[-1]
+    tokens, whole = np.load(out / "tokens.npz")["tokens"], np.asarray(Image.open(out / "wide_4.png")).astype(int)
+    status, _, warning, _ = infer("--image", pictures, precision="bf16", batch_size="auto")
+    assert status == 0 and cpu_has_bfloat16() != warning.startswith("warning: --precision bf16 is emulated")
+    assert np.array_equal(np.load(out / "tokens.npz")["tokens"], tokens)
+    assert 0 < np.abs(np.asarray(Image.open(out / "wide_4.png")) - whole).mean() < 8
+
+
+@pytest.mark.long  # the compiler takes half a minute
+def test_the_compiled_model_gives_the_same(infer):
+    scores = []
+    for flags in ([], ["--compile"]):
+        status, printed, _, out = infer("--image", ROOT / "assets/fashion/bag.png", *flags, checkpoint=None)
+        assert status == 0
+        scores.append(re.findall(r"[\d.]+", printed.partition("PSNR (dB)     SSIM")[2].partition("contact")[0]))
+    assert len(scores[0]) == 6 * 5
+    np.testing.assert_allclose(*np.array(scores, dtype=float), atol=0.02)
+
+
 def test_of_many_pictures_the_seed_draws_those_on_the_sheet(infer, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_tokenizer, "MOST_SHOWN", 2)
     folder = tmp_path / "many"
@@ -181,7 +202,6 @@ def test_a_broken_picture_that_was_named_is_an_error_after_the_others_are_done(i
         ([], {"lengths": "1,x"}, "--lengths takes whole numbers such as 1,4,16, got 1,x"),
         ([], {"lengths": "1,5"}, "length must be in 1..4, got 5"),
         ([], {"lengths": "0"}, "length must be in 1..4, got 0"),
-        ([], {"batch_size": "0"}, "--batch_size must be 1 or more, got 0"),
         ([], {"device": "toaster"}, "--device toaster cannot be used here"),
         ([], {"output_dir": "{tmp}/notes.txt"}, "notes.txt cannot be made"),
         ([], {"checkpoint": "nowhere/at/all"}, "no checkpoint nowhere/at/all"),

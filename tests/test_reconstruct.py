@@ -51,6 +51,7 @@ def test_images_tokens_and_labels_are_complete_and_sorted_by_key(world, reconstr
     record = json.loads((folder / "reconstruction.json").read_text())
     assert record["images"] == {"expected": NUM_IMAGES, "written": NUM_IMAGES, "skipped": 0}
     assert record["lengths"] == [NUM_TOKENS] and len(record["checkpoint_sha256"]) == 64
+    assert (record["tokenizer_precision"], record["compiled"], record["batch_size"]) == ("fp32", False, 8)
     assert not [path for path in folder.rglob(".*")]
 
 
@@ -76,10 +77,33 @@ def test_two_processes_write_the_same_files(world, reconstruct, tmp_path):
 
 
 def test_in_double_precision_the_batch_size_does_not_matter(reconstruct):
-    reconstruct("--precision", "float64", "--tokens", "--batch_size", 1, output="one")
-    _, _, _, folder = reconstruct("--precision", "float64", "--tokens", "--batch_size", 16)
+    reconstruct("--precision", "fp64", "--tokens", "--batch_size", 1, output="one")
+    _, _, _, folder = reconstruct("--precision", "fp64", "--tokens", "--batch_size", 16)
     for name in ("images.npy", "tokens.npz"):
         assert (folder / name).read_bytes() == (folder.parent / "one" / name).read_bytes()
+
+
+def test_half_precision_is_for_decoding_alone(reconstruct):
+    _, _, _, whole = reconstruct("--tokens", output="whole")
+    _, _, _, half = reconstruct("--tokens", "--precision", "bf16")
+    assert (half / "tokens.npz").read_bytes() == (whole / "tokens.npz").read_bytes()
+    images = [np.load(folder / "images.npy").astype(int) for folder in (whole, half)]
+    assert 0 < np.abs(images[0] - images[1]).mean() < 8
+    assert json.loads((half / "reconstruction.json").read_text())["tokenizer_precision"] == "bf16"
+
+
+def test_two_processes_find_one_batch_size(world, reconstruct, tmp_path):
+    place = ("--config", world / "config.yaml", "--device", "cpu", "--output_dir", tmp_path / "two")
+    on_two_processes("scripts/reconstruct_tokenizer.py", *place, "--batch_size", "auto")
+    found = json.loads((tmp_path / "two/reconstruction.json").read_text())["batch_size"]
+    _, _, _, folder = reconstruct("--batch_size", found)
+    assert (folder / "images.npy").read_bytes() == (tmp_path / "two/images.npy").read_bytes()
+
+
+def test_what_is_for_a_tokenizer_is_refused_without_one(reconstruct):
+    for flags in (["--batch_size", "auto"], ["--precision", "bf16"], ["--compile"]):
+        status, _, err, _ = reconstruct("--original", *flags)
+        assert status == 1 and err.startswith("error: --precision, --compile and --batch_size auto are for a tokenizer")
 
 
 def test_png_files_are_the_array_numbered(reconstruct):

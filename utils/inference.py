@@ -1,0 +1,183 @@
+"""How a command runs its networks: in which precision, compiled or not, and how many images at once."""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+import psutil
+import torch
+import torch.distributed
+from torch import nn
+
+from utils.evaluation.protocol import exact_arithmetic
+from utils.speed import compile_blocks, cpu_has_bfloat16
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+DOUBLE = "fp64"
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Arithmetic = Callable[[], AbstractContextManager[None]]
+
+AUTO = "auto"
+LARGEST_BATCH = 1024  # that `largest_batch` tries
+LEAST_GAIN = 1.05  # in images/s, for which a batch is worth its double size
+MEMORY_SHARE = 0.5  # of what is free that a batch may add
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser, default: str = "fp32", with_double: bool = False) -> None:
+    """--precision and --compile, which `prepared` obeys; with `with_double` also fp64, left to the caller."""
+    parser.add_argument(
+        "--precision",
+        choices=[*PRECISIONS, DOUBLE] if with_double else PRECISIONS,
+        default=default,
+        help="arithmetic of decoding and of generators; images are encoded in float32, since bf16 changes 1.4%% of the "
+        f"tokens{f' ({DOUBLE}: in float64)' if with_double else ''} (default: %(default)s)",
+    )
+    add_compile_argument(parser)
+
+
+def add_compile_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks' blocks first (torch.compile): worth its minute for many images",
+    )
+
+
+def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:
+    """Compile `models` if --compile says so, and give the context in which they compute as --precision says.
+
+    Outside that context, where images are encoded, everything is in full float32.
+    """
+    device = next(models[0].parameters()).device
+    if arguments.compile:
+        for model in models:
+            compile_blocks(model)
+    if _is_main() and not _has_arithmetic(arguments.precision, device):
+        print(
+            f"warning: --precision {arguments.precision} is emulated here and slower than fp32 "
+            f"(this {device.type} has no arithmetic for it)",
+            file=sys.stderr,
+        )
+    exact_arithmetic()
+    return partial(_arithmetic, arguments.precision, device)
+
+
+@contextmanager
+def _arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    if precision == "tf32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        with torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF):
+            yield
+    finally:
+        exact_arithmetic()
+
+
+def _has_arithmetic(precision: str, device: torch.device) -> bool:
+    if device.type == "cpu" and precision == "bf16":
+        return cpu_has_bfloat16()
+    if device.type == "cpu" and precision == "fp16":
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if device.type == "cuda" and precision == "bf16":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def add_batch_size_argument(
+    parser: argparse.ArgumentParser, what: str, default: int | None = None, default_is: str = "%(default)s"
+) -> None:
+    """A --batch_size that may be auto, for `choose_batch_size`."""
+    parser.add_argument(
+        "--batch_size",
+        type=parse_batch_size_or_auto,
+        default=default,
+        metavar="N|auto",
+        help=f"{what}; auto finds the largest that pays (default: {default_is})",
+    )
+
+
+def parse_batch_size(text: str) -> int:
+    """The value of a --batch_size that must be a number."""
+    return _batch_size(text, "a whole number of 1 or more")
+
+
+def parse_batch_size_or_auto(text: str) -> int | str:
+    """The value of a --batch_size that `choose_batch_size` reads."""
+    return AUTO if text == AUTO else _batch_size(text, "a whole number of 1 or more, or auto")
+
+
+def _batch_size(text: str, expected: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    return int(text)
+
+
+def choose_batch_size(
+    asked: int | str, turn: Callable[[int], object], device: torch.device, most: int = LARGEST_BATCH
+) -> int:
+    """The number of images at once: the one asked for or, for "auto", the largest that pays, found by trying.
+
+    All processes come here together and leave with the same, the least of what they find.
+
+    Args:
+        turn: Does the work of a batch of so many images.
+        most: As many as there are.
+    """
+    if asked != AUTO:
+        return asked
+    size = torch.tensor(largest_batch(turn, device, most))
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MIN)
+    if _is_main():
+        print(f"batch size     {size}: the largest that fits and pays", flush=True)
+    return int(size)
+
+
+def largest_batch(turn: Callable[[int], object], device: torch.device, most: int = LARGEST_BATCH) -> int:
+    """The batch size, doubled from 1 on while the next one fits and gives `LEAST_GAIN` times the images/s."""
+    most = min(most, LARGEST_BATCH)
+    before = psutil.Process().memory_info().rss
+    size, speed = 1, _images_per_second(turn, 1, device)
+    while 2 * size <= most and (device.type == "cuda" or _peak_memory() - before <= _memory_to_add()):
+        try:
+            doubled = _images_per_second(turn, 2 * size, device)
+        except torch.OutOfMemoryError:
+            break
+        if doubled < LEAST_GAIN * speed:
+            break
+        size, speed = 2 * size, doubled
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what larger batches needed, the features of other networks may need now
+    return size
+
+
+def _images_per_second(turn: Callable[[int], object], size: int, device: torch.device) -> float:
+    """The better of two turns, after one that compiles and takes memory."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        turn(size)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds[1:])
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _memory_to_add() -> float:
+    """Bytes that this process may take beyond what it holds: twice the images take twice the memory."""
+    return MEMORY_SHARE * psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _is_main() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
