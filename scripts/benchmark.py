@@ -929,7 +929,7 @@ def draw(found: Sequence[Measurement], along: str, title: str) -> Any:
     axes[1].set(ylabel="MiB of tensors", title="Peak memory (dashed: in proportion to the images)")
     for axis in axes:
         axis.set(xlabel={"length": "tokens", "batch_size": "images in a batch"}.get(along, along))
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
         axis.grid(alpha=0.3)
         if along == "length":
             axis.set_xscale("log", base=2)
