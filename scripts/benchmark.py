@@ -870,7 +870,7 @@ def row(found: Measurement) -> tuple[str, ...]:
         str(found.batch_size),
         str(found.processes),
         f"{found.seconds * 1000:.2f}",
-        f"{found.images_per_second:.1f}" if found.images_per_second else "-",
+        f"{found.images_per_second:.3g}" if found.images_per_second else "-",
         f"{found.flops / 1e9:.2f}",
         f"{found.flops_per_second / 1e9:.1f}",
         f"{found.share_of_ceiling:.0%}" if found.share_of_ceiling is not None else "-",

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from utils.speed import cpu_has_bfloat16
 
-# What oneDNN's linear layers take here; in bfloat16 they fail on a processor that has no arithmetic for it.
-ONEDNN_DTYPES = () if not torch.backends.mkldnn.is_available() else (torch.float32,)
-if cpu_has_bfloat16():
-    ONEDNN_DTYPES += (torch.bfloat16,)
+# What oneDNN's linear layers compute here faster than torch's own: with AVX-512 2.2 x on AMD's processors; without it,
+# up to 1.6 x slower where GELU follows (docs/benchmarks.md).
+ONEDNN_DTYPES: tuple[torch.dtype, ...] = ()
+if torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_supported():
+    ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if cpu_has_bfloat16() else (torch.float32,)
 
 
 def attention(
@@ -44,8 +45,8 @@ def attention(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, with `gelu` followed by exact GELU, by the arithmetic that is fastest on the device.
 
-    That is oneDNN's for inference on CPUs: in float32 `F.linear` calls MKL, which leaves AVX-512 of AMD's processors
-    unused and took 2.2 x as long; in bfloat16 it copies the bias over the output first.
+    That is oneDNN's for inference on CPUs with AVX-512: in float32 `F.linear` calls MKL, which leaves AVX-512 of AMD's
+    processors unused and took 2.2 x as long; in bfloat16 it copies the bias over the output first.
     """
     if x.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.is_grad_enabled()):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
