@@ -36,7 +36,9 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TRAINING_OUTPUTS = "checkpoints"
 HUB_TIMEOUT = 10  # seconds until the hub counts as unreachable
 
-BUNDLED = {name: ROOT / "assets/models" / name for name in ("one-d-piece_fashion", "maskgit_fashion")}
+BUNDLED = {
+    name: ROOT / "assets/models" / name for name in ("one-d-piece_fashion", "maskgit_fashion", "pixel_vqgan_fashion")
+}
 
 # The published repositories that hold no config.json, and the loose files, get their configuration from this project.
 PUBLISHED = {
