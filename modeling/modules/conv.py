@@ -30,10 +30,11 @@ def _enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    weight = conv.weight.permute(2, 3, 1, 0).flip(0, 1)  # (3, 3, in, out)
-    kernel = weight.new_zeros(4, 4, *weight.shape[2:])
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        kernel[row : row + 3, column : column + 3] += weight
+    weight = conv.weight.permute(2, 3, 1, 0).flip(0, 1).contiguous()  # (3, 3, in, out)
+    # Padded first: of additions to slices torch.compile makes an expression that takes it more than a minute.
+    kernel = F.pad(weight, (0, 0, 0, 0, 0, 1, 0, 1))  # (4, 4, in, out)
+    for row, column in ((0, 1), (1, 0), (1, 1)):
+        kernel += F.pad(weight, (0, 0, 0, 0, column, 1 - column, row, 1 - row))
     return F.conv_transpose2d(x, kernel.permute(2, 3, 0, 1), conv.bias, stride=2, padding=1)
 
 
