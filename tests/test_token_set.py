@@ -65,6 +65,13 @@ def test_the_set_holds_every_picture_once_in_the_order_of_the_keys(world):
     assert not (world / "tokens/train/parts").exists()
 
 
+@pytest.mark.long  # the compiler takes some seconds for each size of the batch
+def test_compiled_and_in_other_batches_the_tokens_are_the_same(world, tmp_path, monkeypatch, capsys):
+    pretokenize(monkeypatch, world, tmp_path, "--split", "eval", "--compile", "--batch_size", "auto")
+    assert "batch size     " in capsys.readouterr().out
+    assert contents(tmp_path / "eval") == contents(world / "tokens/eval")
+
+
 def test_the_tokens_are_those_made_on_the_fly(world):
     train, evaluation = TokenSet(world / "tokens/train"), TokenSet(world / "tokens/eval")
     images = torch.stack([picture(key) for key in train.keys])
