@@ -3,10 +3,10 @@
     python3 scripts/benchmark.py
     python3 scripts/benchmark.py --model S L --only encode decode --precision bf16 --batch_size 64 --json speed.json
 
-A large matrix product and a channels-last convolution give the machine's ceilings in the same precision. An item's
-share of the ceiling is the time that its arithmetic (counted by torch) would take at the ceilings, over the time that
-it took. Times are medians after a warm-up, items and ceilings taking turns, so that a busy machine slows both alike.
-Weights and pictures are random: neither changes the amount of work.
+A large matrix product and a convolution give the machine's ceilings in the same precision. An item's share of the
+ceiling is the time that its arithmetic (counted by torch) would take at the ceilings, over the time that it took.
+Times are medians after a warm-up, items and ceilings taking turns, so that a busy machine slows both alike. Weights and
+pictures are random: neither changes the amount of work.
 
     python3 scripts/benchmark.py --only reconstruct sample --against HEAD~20
     python3 scripts/benchmark.py --only reconstruct sample --precision bf16 --against plain
@@ -23,6 +23,7 @@ their images, arithmetic and memory are added up, and a turn lasts until the slo
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import math
@@ -264,14 +265,17 @@ def sample(setting: Setting) -> Iterator[Work]:
 
 
 def reconstruct(setting: Setting) -> Iterator[Work]:
-    """From shards to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; in batches and one by one."""
+    """From a loader's pictures to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; also one by one.
+
+    The loader is an item of its own: one process of it is slower than a GPU.
+    """
     from data.image_shards import evaluation_loader
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage2", *picture_shards(setting, Path(folder)))
         model = setting.tokenizer(config)
         for name, batch_size in (("reconstruct", setting.batch_size), ("reconstruct, 1 by 1", 1)):
-            batches = evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size)
+            batches = list(evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size))
 
             @torch.no_grad()
             def turn(batches=batches):
@@ -411,6 +415,8 @@ def make_run(setting: Setting, config: DictConfig, task):
     from utils.training import Run
 
     mixed_precision = setting.precision if setting.precision in ("bf16", "fp16") else "no"
+    if mixed_precision != "no":  # what autocast leaves in float32 is as in training
+        allow_tf32(config.training.enable_tf32)
     return Run(task, config, Accelerator(mixed_precision=mixed_precision, cpu=setting.device.type == "cpu"))
 
 
@@ -447,21 +453,31 @@ def stage2_task(config: DictConfig, folder: str):
 
 
 def ceilings(setting: Setting) -> dict[str, Work]:
-    """Arithmetic that this machine does best: a matrix product, and a 3 x 3 convolution in channels-last layout."""
+    """Arithmetic that this machine does best: a matrix product, and a 3 x 3 convolution.
+
+    By the library and in the layout that are faster: which ones depends on the processor and the precision.
+    """
     kind = {"device": setting.device, "dtype": DTYPES[setting.precision]}
     side, batch, channels, pixels = CEILING_SIZES["cpu" if setting.device.type == "cpu" else "other"]
     left, right = torch.randn(side, side, **kind), torch.randn(side, side, **kind)
-    images = torch.randn(batch, channels, pixels, pixels, **kind).contiguous(memory_format=torch.channels_last)
-    kernel = torch.randn(channels, channels, 3, 3, **kind).contiguous(memory_format=torch.channels_last)
+    images, kernel = torch.randn(batch, channels, pixels, pixels, **kind), torch.randn(channels, channels, 3, 3, **kind)
+
+    def convolution(layout: torch.memory_format) -> Callable[[], Tensor]:
+        operands = [operand.contiguous(memory_format=layout) for operand in (images, kernel)]
+        return lambda: F.conv2d(*operands, padding=1)
+
+    def fastest(ways: dict[str, Callable[[], Tensor]]) -> str:
+        return min(ways, key=lambda name: min(time_turns(ways[name], setting) for _ in range(3)))
 
     products = {"torch": lambda: F.linear(left, right)}
     if setting.device.type == "cpu" and left.dtype in blocks.ONEDNN_DTYPES:
         products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    # Which of them is faster depends on the processor.
-    library = min(products, key=lambda library: min(time_turns(products[library], setting) for _ in range(3)))
+    layouts = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+    convolutions = {name: convolution(layout) for name, layout in layouts.items()}
+    library, layout = fastest(products), fastest(convolutions)
     return {
         "matmul": Work(f"matmul ({library})", products[library]),
-        "convolution": Work("convolution", lambda: F.conv2d(images, kernel, padding=1)),
+        "convolution": Work(f"convolution ({layout})", convolutions[layout]),
     }
 
 
@@ -469,9 +485,8 @@ def copy_bandwidth(setting: Setting) -> float:
     """Bytes a second, read and written, of a copy that no cache holds."""
     source = torch.zeros(COPIED, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
-    turn = partial(target.copy_, source)
-    turn()
-    return 2 * COPIED / statistics.median(time_turns(turn, setting) for _ in range(5))
+    timer = Timer(Work("copy", partial(target.copy_, source)), setting)
+    return 2 * COPIED / statistics.median(timer() for _ in range(5))
 
 
 def count_flops(turn: Callable[[], object]) -> dict[str, int]:
@@ -493,6 +508,7 @@ ONEDNN_FLOPS = {torch.ops.mkldnn._linear_pointwise: linear_flops} if torch.backe
 def peak_memory(turn: Callable[[], object], device: torch.device) -> int:
     """Most bytes of tensors that one turn adds to those there were."""
     if device.type == "cuda":
+        gc.collect()  # what earlier items left behind, which could be freed meanwhile
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         turn()
@@ -538,6 +554,8 @@ class Timer:
     def __init__(self, work: Work, setting: Setting):
         self.work, self.setting = work, setting
         self.flops = count_flops(work.turn)  # this warms up, too
+        if setting.compile:
+            work.turn()  # but torch.compile does nothing while operations are counted
         self.count = max(1, round(SHORTEST / time_turns(work.turn, setting)))
 
     def __call__(self) -> float:
@@ -560,21 +578,28 @@ def ceiling_timers(setting: Setting) -> Timers:
 def timed_works(arguments: argparse.Namespace, beside: Timers) -> Iterator[tuple[dict[str, Any], Timers]]:
     """Build every work: what there is to say of it but its time, and what times it and what is `beside` it."""
     for setting in settings(arguments):
-        for work in (work for item in arguments.only for work in ITEMS[item](setting)):
-            timers = {"work": Timer(work, setting), **beside}
-            about = {
-                "model": setting.model,
-                "item": work.name,
-                "length": work.length,
-                "batch_size": setting.batch_size,
-                "num_images": work.num_images,
-                "every": work.every,
-                "flops": {name: timer.flops for name, timer in timers.items()},
-                "counts": {name: timer.count for name, timer in timers.items()},
-                "peak_memory": peak_memory(work.turn, setting.device),
-                "profile": operators(work.turn, setting.device) if arguments.profile else "",
-            }
-            yield about, timers
+        for item in arguments.only:
+            allow_tf32(setting.precision == "tf32")  # training may have changed it
+            try:
+                for work in ITEMS[item](setting):
+                    timers = {"work": Timer(work, setting), **beside}
+                    about = {
+                        "model": setting.model,
+                        "item": work.name,
+                        "length": work.length,
+                        "batch_size": setting.batch_size,
+                        "num_images": work.num_images,
+                        "every": work.every,
+                        "flops": {name: timer.flops for name, timer in timers.items()},
+                        "counts": {name: timer.count for name, timer in timers.items()},
+                        "peak_memory": peak_memory(work.turn, setting.device),
+                        "profile": operators(work.turn, setting.device) if arguments.profile else "",
+                    }
+                    yield about, timers
+            except torch.OutOfMemoryError:
+                if arguments.serve:  # the others would go on to another item
+                    raise
+                print(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory", flush=True)
 
 
 def measure(arguments: argparse.Namespace, beside: Timers) -> Iterator[tuple[Measurement, str]]:
@@ -779,7 +804,7 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.precision == "tf32"
+    allow_tf32(arguments.precision == "tf32")
     return [
         Setting(
             model=model,
@@ -787,12 +812,16 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
             precision=arguments.precision,
             batch_size=batch_size,
             lengths=arguments.lengths,
-            compile=arguments.compile,
+            compile=arguments.compile and not arguments.plain,
             clock=arguments.clock,
         )
         for model in arguments.model
         for batch_size in arguments.batch_size or [32 if device.type != "cpu" else 16 if model == "tiny" else 4]
     ]
+
+
+def allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def main() -> None:
@@ -804,6 +833,8 @@ def main() -> None:
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // max(arguments.processes)))
     device = pick_device(arguments.device)
+    if arguments.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"--clock cpu cannot time what {device} does: leave it out, or give --device cpu")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     how = f"{arguments.precision}, {'compiled' if arguments.compile else 'eager'}, {arguments.clock} clock"
     title = f"{place}, threads: {torch.get_num_threads()}, {how}, torch {torch.__version__}"
@@ -870,12 +901,16 @@ def row(found: Measurement) -> tuple[str, ...]:
         str(found.batch_size),
         str(found.processes),
         f"{found.seconds * 1000:.2f}",
-        f"{found.images_per_second:.3g}" if found.images_per_second else "-",
+        three_digits(found.images_per_second) if found.images_per_second else "-",
         f"{found.flops / 1e9:.2f}",
         f"{found.flops_per_second / 1e9:.1f}",
         f"{found.share_of_ceiling:.0%}" if found.share_of_ceiling is not None else "-",
         f"{found.peak_memory / 2**20:,.0f}",
     )
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def line(cells: Sequence[str]) -> str:

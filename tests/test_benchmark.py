@@ -3,10 +3,12 @@
 import json
 import math
 import sys
+import time
 from dataclasses import fields, replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
@@ -176,6 +178,69 @@ def test_the_ceiling_is_by_a_library_that_has_the_precision(measure, monkeypatch
     status, _, printed, error = measure("--only=encode", "--precision=bf16")
     assert status == 0, error
     assert "matmul (torch)" in printed
+
+
+def test_the_ceiling_of_convolutions_is_in_the_faster_layout(measure, monkeypatch):
+    layouts = []
+
+    def conv2d(images, kernel, padding):
+        layouts.append(images.is_contiguous())
+        time.sleep(0.02 if images.is_contiguous() else 0.0)
+        return torch.conv2d(images, kernel, padding=padding)
+
+    monkeypatch.setattr(benchmark.F, "conv2d", conv2d)
+    _, _, printed, _ = measure("--only=attention")
+    assert set(layouts) == {True, False} and "convolution (channels last)" in printed
+
+
+def test_an_item_too_large_for_the_memory_leaves_the_others(measure, monkeypatch):
+    def greedy(setting):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setitem(benchmark.ITEMS, "encode", greedy)
+    status, found, printed, error = measure("--only", "encode", "decode", "--lengths=8")
+    assert status == 0, error
+    assert [one["item"] for one in found["results"]] == ["decode 8"]
+    assert "encode: a batch of 1 does not fit into memory" in printed
+
+
+@pytest.mark.parametrize(("precision", "trains_in_tf32"), [("fp32", False), ("tf32", True), ("bf16", True)])
+def test_half_precision_leaves_training_the_tf32_of_its_configuration(measure, monkeypatch, precision, trains_in_tf32):
+    """The perceptual distance, and a generator's tokenizer, compute in float32 under autocast."""
+    allowed = {}
+
+    def note(work, setting):
+        allowed[work.name] = torch.backends.cuda.matmul.allow_tf32
+        return timer(work, setting)
+
+    timer = benchmark.Timer
+    monkeypatch.setattr(benchmark, "Timer", note)
+    AcceleratorState._reset_state()
+    try:
+        status, _, _, error = measure("--only", "encode", "stage1", "attention", f"--precision={precision}")
+    finally:
+        AcceleratorState._reset_state()
+        benchmark.allow_tf32(False)
+    assert status == 0, error
+    assert allowed["stage-1 step"] == trains_in_tf32
+    assert allowed["encode"] == allowed["attention"] == (precision == "tf32")
+
+
+def test_plain_is_eager(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--device=cpu", "--compile"])
+    assert benchmark.settings(benchmark.parse_arguments())[0].compile
+    sys.argv.append("--plain")
+    assert not benchmark.settings(benchmark.parse_arguments())[0].compile
+
+
+def test_an_accelerator_is_not_timed_by_the_processors_clock(measure):
+    status, _, _, error = measure("--only=encode", "--device=meta", "--clock=cpu")
+    assert status == 1 and error.startswith("error: --clock cpu cannot time what meta does: ")
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.07567, "0.0757"), (85.04, "85"), (999.4, "999"), (12345.6, "12,346")])
+def test_rates_are_written_without_exponents(rate, text):
+    assert benchmark.three_digits(rate) == text
 
 
 def test_memory_is_counted_at_its_peak():
