@@ -140,6 +140,14 @@ def test_measures_give_one_number_a_picture():
     assert psnr(pictures, pictures)[0] == math.inf
 
 
+def test_measures_are_float32_also_where_training_evaluates_under_autocast():
+    pictures = torch.rand(2, 3, 176, 176, generator=torch.Generator().manual_seed(0))
+    for measure in (psnr, ssim, ms_ssim):
+        expected = measure(0.9 * pictures, pictures)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(measure(0.9 * pictures, pictures), expected)
+
+
 def test_means_are_over_images_not_batches(alone):
     means = Means()
     means.update({"psnr": torch.tensor([1.0, 2.0, 3.0])})
