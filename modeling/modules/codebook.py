@@ -55,7 +55,8 @@ class CodebookCare:
             return
         vectors = quantizer.normalize(inputs[0].detach().float().movedim(1, -1)).flatten(0, -2)
         pool, filled, used = self.state["pool"], self.state["filled"], self.state["used"]
-        some = vectors[torch.randperm(len(vectors))[: len(pool) // 8].to(vectors.device)]
+        chosen = torch.randperm(len(vectors))[: len(pool) // 8]
+        some = vectors[chosen.to(vectors.device, non_blocking=True)]
         where = (filled + torch.arange(len(some), device=pool.device)) % len(pool)
         pool[where] = some
         filled += len(some)

@@ -130,7 +130,8 @@ class ViTDecoder(nn.Module):
         mask = None
         if lengths is not None:
             position = torch.arange(x.shape[1], device=x.device)
-            mask = (position < 1 + self.grid**2 + lengths.to(x.device)[:, None])[:, None, None]  # (B, 1, 1, T)
+            lengths = lengths.to(x.device, non_blocking=True)  # a step waits for no accelerator
+            mask = (position < 1 + self.grid**2 + lengths[:, None])[:, None, None]  # (B, 1, 1, T)
         x = self.ln_pre(x)
         for block in self.transformer:
             x = block(x, mask)
