@@ -19,7 +19,7 @@ class TiTok(Pretrained, nn.Module):
 
     Stage 1 (`model.vq_model.finetune_decoder: False`) decodes to logits over the codebook of the pixel VQGAN that
     teaches it. Stage 2 (`True`, also for inference) holds that VQGAN's codebook and decoder, and decodes to images;
-    encoder, latent tokens and quantizer are then frozen.
+    encoder, latent tokens and quantizer are then frozen (`model.vq_model.freeze_tokens: False` trains them on).
 
     Args:
         config: dict or DictConfig with the published nesting: `model.vq_model.*` (sizes), `model.pixel_vqgan.*`
@@ -36,6 +36,7 @@ class TiTok(Pretrained, nn.Module):
         self.num_latent_tokens = vq_model.num_latent_tokens
         self.codebook_size = vq_model.codebook_size
         self.finetune_decoder = vq_model.get("finetune_decoder", True)
+        self.freeze_tokens = self.finetune_decoder and vq_model.get("freeze_tokens", True)
         self.strict_length_assertion = vq_model.get("strict_length_assertion", self.demands_full_length)
         for name in ("vit_enc_patch_size", "vit_dec_patch_size"):
             if self.image_size % vq_model[name]:
@@ -69,10 +70,11 @@ class TiTok(Pretrained, nn.Module):
             commitment_cost=vq_model.get("commitment_cost", 0.25),
             use_l2_norm=vq_model.get("use_l2_norm", True),
         )
-        if self.finetune_decoder:
+        if self.freeze_tokens:
             for frozen in (self.encoder, self.quantize):
                 frozen.requires_grad_(False)
             self.latent_tokens.requires_grad_(False)
+        if self.finetune_decoder:
             factor = 2 ** (len(pixel_vqgan.conv["channel_multipliers"]) - 1)
             if factor != vq_model.vit_dec_patch_size:
                 raise UserError(
@@ -94,7 +96,7 @@ class TiTok(Pretrained, nn.Module):
 
         Returns:
             z_quantized (B, C, 1, N), and a dict with `min_encoding_indices` (B, 1, N), the tokens, 0..V-1, and the
-            scalars `quantizer_loss`, `commitment_loss`, `codebook_loss` (0 in stage 2).
+            scalars `quantizer_loss`, `commitment_loss`, `codebook_loss` (0 where the tokens are frozen).
         """
         expected = (3, self.image_size, self.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
@@ -102,9 +104,9 @@ class TiTok(Pretrained, nn.Module):
                 f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), "
                 f"got {tuple(pixels.shape)}: resize and crop them first"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.finetune_decoder):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_tokens):
             z_quantized, result = self.quantize(self.encoder(pixels, self.latent_tokens))
-        if self.finetune_decoder:
+        if self.freeze_tokens:
             result = {name: value * 0 if name.endswith("_loss") else value for name, value in result.items()}
         return z_quantized, result
 

@@ -263,6 +263,16 @@ def test_stage_2_trains_the_decoding_half_only():
     assert float(result["quantizer_loss"]) == 0
 
 
+def test_stage_2_trains_the_tokens_too_where_they_are_not_frozen():
+    model = OneDPiece(tiny_config(freeze_tokens=False)).train()
+    output, result = model(torch.rand(2, 3, 16, 16))
+    quantizer_loss = result["quantizer_loss"]
+    (output.square().mean() + quantizer_loss).backward()
+    untrained = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+    assert untrained == []
+    assert float(quantizer_loss.detach()) > 0
+
+
 def test_half_precision_training_keeps_the_quantizer_in_float32():
     model = OneDPiece(tiny_config(finetune_decoder=False)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -140,6 +140,11 @@ def test_stage_2_needs_stage_1(trained, tmp_path):
         run_job("stage2", trained, tmp_path / "none", f"experiment.init_weight={trained / 'stage2'}")
 
 
+def test_tokens_that_stage_2_trains_need_their_own_loss(trained, tmp_path):
+    with pytest.raises(UserError, match="losses.quantizer_weight"):
+        run_job("stage2", trained, tmp_path / "none", "model.vq_model.freeze_tokens=False")
+
+
 def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
     with pytest.raises(UserError, match="expected 25 evaluation samples, got 24"):
         run_job("teacher", trained, tmp_path / "run", "dataset.params.num_eval_examples=25")

@@ -103,7 +103,7 @@ class Stage1Task:
 
 
 class Stage2Task(ReconstructionTask):
-    """Decoder, pixel codebook and pixel decoder, trained on pixels through frozen tokens.
+    """Decoder, pixel codebook and pixel decoder, trained on pixels through frozen tokens; the tokens too where asked.
 
     Starts from stage-1 weights (`experiment.init_weight`) and the teacher
     (`model.vq_model.pretrained_tokenizer_weight`).
@@ -113,6 +113,11 @@ class Stage2Task(ReconstructionTask):
         self.config = config
         self.model = build_tokenizer(config)
         self.lengths = evaluation_lengths(config, self.model)
+        if not (self.model.freeze_tokens or config.losses.quantizer_weight):
+            raise UserError(
+                "model.vq_model.freeze_tokens: False trains the codebook, which needs losses.quantizer_weight above 0 "
+                "(1.0 in stage 1)"
+            )
         super().__init__(self.model, self.model.quantize, config)
 
     def start(self) -> None:
