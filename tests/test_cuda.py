@@ -27,13 +27,13 @@ from tests import evaluation_data, generator_data
 from tests.fill import assert_close, fill, image, integers
 from tests.test_maskgit import CLASSES, SAMPLES, golden_inputs, small
 from tests.test_tokenizer import published_config
-from tests.training_runs import differences, make_pictures, run_and_resume, run_job
+from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
 from utils import inference
 from utils.cli import ROOT
 from utils.config import save_config
 from utils.evaluation.protocol import exact_arithmetic
 from utils.inference import add_speed_arguments, largest_batch, prepared
-from utils.training import Run
+from utils.training import Run, make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -224,6 +224,15 @@ def test_training_is_that_of_a_cpu(trained, tmp_path, monkeypatch):
     for ours, theirs in zip(losses_of(tmp_path / "gpu"), losses_of(tmp_path / "cpu"), strict=True):
         assert ours["loss/model"] == pytest.approx(theirs["loss/model"], rel=1e-2)
         assert ours["grad_norm/model"] == pytest.approx(theirs["grad_norm/model"], rel=5e-2)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tf32_is_on_or_off_in_convolutions_and_matrix_products_alike(tmp_path, enabled):
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for backend in backends:
+        backend.allow_tf32 = not enabled
+    make_accelerator(job_config("teacher", tmp_path, tmp_path, f"training.enable_tf32={enabled}"))
+    assert [backend.allow_tf32 for backend in backends] == [enabled, enabled]
 
 
 @pytest.mark.parametrize("tail_drop", ["per_sample", "prefix_to_full"])

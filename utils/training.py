@@ -560,9 +560,9 @@ def _fitting(checkpoint: Path) -> Iterator[None]:
 def make_accelerator(config: DictConfig) -> Accelerator:
     """Accelerate with the config's precision; seeds, so that initial weights are the same on every process."""
     training = config.training
-    if training.enable_tf32 and torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    if torch.cuda.is_available():
+        # Both said, because torch by itself has TF32 on in convolutions and off in matrix products.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
     on_cpu = pick_device().type == "cpu"
     precision = training.mixed_precision
     if on_cpu and precision == "bf16" and not cpu_has_bfloat16():
