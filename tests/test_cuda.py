@@ -20,6 +20,7 @@ import scripts.train_generator
 from data.token_set import evaluation_tokens
 from data.transforms import EvalTransform
 from modeling.maskgit import ImageBert, UViTBert
+from modeling.modules.features import LITE0_PACKAGE
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from scripts import evaluate_reconstruction
@@ -297,6 +298,48 @@ def test_a_training_step_does_not_wait_for_the_gpu(trained, tmp_path, monkeypatc
     run_job(job, trained, tmp_path / "run", *SHORT, *(options if job != "teacher" else options[:2]))
 
 
+def test_the_largest_batch_is_found_and_the_memory_given_back(garments, monkeypatch):
+    monkeypatch.setattr(inference, "LARGEST_BATCH", 64)
+    model, pictures = garments[0], garments[1][:1].to(CUDA)
+    model = on_gpu(model)
+    try:
+        with torch.no_grad():
+            assert largest_batch(lambda size: model(pictures.expand(size, -1, -1, -1)), CUDA) > 1
+    finally:
+        model.to("cpu")
+    limit = 2**32  # bytes, so that nobody else on this GPU is short of memory
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    monkeypatch.setattr(inference, "LEAST_GAIN", 0)  # memory alone decides
+    try:
+        assert largest_batch(lambda size: torch.empty(size * (limit // 5), dtype=torch.uint8, device=CUDA), CUDA) == 4
+        assert torch.cuda.memory_reserved() < limit // 5
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# Evaluation
+
+
+def test_a_tokenizer_scores_as_on_a_cpu(tmp_path, monkeypatch, capsys):
+    pytest.importorskip(LITE0_PACKAGE)
+    config = evaluation_data.make_world(tmp_path) / "config.yaml"
+    rows = []
+    for device in ("cpu", CUDA.type):
+        place = ("--config", config, "--device", device, "--output_dir", tmp_path / f"scores-{device}")
+        options = ("--features", "efficientnet_lite0", "--lengths", "2,8")
+        status, _, error = evaluation_data.command(monkeypatch, capsys, evaluate_reconstruction.main, *place, *options)
+        assert status == 0, error
+        results = json.loads((tmp_path / f"scores-{device}/metrics.json").read_text())
+        rows.append(results["rows"])
+    for theirs, ours in zip(*rows, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, rel=1e-2) if isinstance(value, float) else value)
+
+
+# Compiling: last, because it takes longest
+
+
 def test_compiled_training_has_the_losses_of_eager_training(trained, tmp_path):
     options = (*SHORT, "experiment.log_every=1", "training.enable_tf32=False")
     run_job("stage1", trained, tmp_path / "eager", *options)
@@ -318,37 +361,3 @@ def test_a_compiled_tokenizer_gives_the_same_pictures(garments):
         for length in (4, 32):
             expected = plain.decode_tokens(tokens, length=length)
             torch.testing.assert_close(compiled.decode_tokens(tokens, length=length), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_the_largest_batch_is_found_and_the_memory_given_back(garments, monkeypatch):
-    monkeypatch.setattr(inference, "LARGEST_BATCH", 64)
-    model, pictures = garments[0], garments[1][:1].to(CUDA)
-    model = on_gpu(model)
-    try:
-        with torch.no_grad():
-            assert largest_batch(lambda size: model(pictures.expand(size, -1, -1, -1)), CUDA) > 1
-    finally:
-        model.to("cpu")
-    free, _ = torch.cuda.mem_get_info()
-    monkeypatch.setattr(inference, "LEAST_GAIN", 0)  # memory alone decides
-    assert largest_batch(lambda size: torch.empty(size * (free // 5), dtype=torch.uint8, device=CUDA), CUDA) == 4
-    assert torch.cuda.memory_reserved() < free // 5
-
-
-# Evaluation
-
-
-def test_a_tokenizer_scores_as_on_a_cpu(tmp_path, monkeypatch, capsys):
-    config = evaluation_data.make_world(tmp_path) / "config.yaml"
-    rows = []
-    for device in ("cpu", CUDA.type):
-        place = ("--config", config, "--device", device, "--output_dir", tmp_path / f"scores-{device}")
-        options = ("--features", "efficientnet_lite0", "--lengths", "2,8")
-        status, _, error = evaluation_data.command(monkeypatch, capsys, evaluate_reconstruction.main, *place, *options)
-        assert status == 0, error
-        results = json.loads((tmp_path / f"scores-{device}/metrics.json").read_text())
-        rows.append(results["rows"])
-    for theirs, ours in zip(*rows, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert ours[name] == (pytest.approx(value, rel=1e-2) if isinstance(value, float) else value)
