@@ -17,6 +17,7 @@ PUBLISHED_SIZES = {
     "channel_multipliers": [1, 1, 2, 2, 4],
     "num_res_blocks": 2,
     "latent_channels": 256,
+    "norm_groups": 32,
     "codebook_size": 1024,
 }
 

@@ -114,6 +114,21 @@ def test_the_teacher_gives_the_published_numbers():
     assert_close(model.decode(codes.view(2, 16, 16)), golden, "decode_bhw")
 
 
+def test_a_small_teacher_sees_colours_with_fewer_groups():
+    """A group of one channel loses its mean: two plain colours then have almost the same latents."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    pictures = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1).expand(2, 3, 96, 96)
+    distances = []
+    for norm_groups in (32, 8):
+        config.model.pixel_vqgan["norm_groups"] = norm_groups
+        model = PixelVQGAN(config).eval()
+        with torch.no_grad():
+            one, other = model.encoder(pictures)[:, :, 12, 12]  # in the middle, far from the zeros around a picture
+        distances.append(float((one - other).norm() / one.norm()))
+    assert distances[1] > 3 * distances[0], distances
+
+
 def test_the_stage_1_loss_and_its_gradients_are_the_published_ones():
     golden = np.load(HERE / "golden" / "loss_stage1.npz")
     codes = integers(11, "codes", (2, 256), 0, 1024)

@@ -13,8 +13,8 @@ def _conv(inputs: int, outputs: int, kernel_size: int = 3, bias: bool = False) -
     return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _silu(x: Tensor) -> Tensor:
@@ -45,11 +45,11 @@ class ResidualBlock(nn.Module):
     weights were trained so.
     """
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, norm_groups: int):
         super().__init__()
-        self.norm1 = _norm(inputs)
+        self.norm1 = _norm(inputs, norm_groups)
         self.conv1 = _conv(inputs, outputs)
-        self.norm2 = _norm(outputs)
+        self.norm2 = _norm(outputs, norm_groups)
         self.conv2 = _conv(outputs, outputs)
         self.nin_shortcut = _conv(outputs, outputs, kernel_size=1) if inputs != outputs else None
 
@@ -62,10 +62,10 @@ class ResidualBlock(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution and, going up, the convolution after the enlargement."""
 
-    def __init__(self, inputs: int, outputs: int, num_res_blocks: int, upsample: bool = False):
+    def __init__(self, inputs: int, outputs: int, num_res_blocks: int, norm_groups: int, upsample: bool = False):
         super().__init__()
         self.block = nn.Sequential(
-            *(ResidualBlock(inputs if index == 0 else outputs, outputs) for index in range(num_res_blocks))
+            *(ResidualBlock(inputs if index == 0 else outputs, outputs, norm_groups) for index in range(num_res_blocks))
         )
         self.upsample_conv = _conv(outputs, outputs, bias=True) if upsample else None
 
@@ -78,21 +78,32 @@ class ConvEncoder(nn.Module):
     """Image to a grid of vectors: a level per multiplier, halved between levels by average pooling.
 
     Args:
-        channels: Channels at full resolution, a multiple of 32.
+        channels: Channels at full resolution, a multiple of `norm_groups`.
         channel_multipliers: One per level, finest first.
         num_res_blocks: Residual blocks a level.
         latent_channels: Channels of the output.
+        norm_groups: Groups of each GroupNorm. With as many as there are channels, each loses its mean, and the
+            network what colour a picture has all over.
     """
 
-    def __init__(self, *, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, latent_channels: int):
+    def __init__(
+        self,
+        *,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        norm_groups: int = 32,
+    ):
         super().__init__()
         widths = [channels * multiplier for multiplier in (1, *channel_multipliers)]
         self.conv_in = _conv(3, channels)
         self.down = nn.ModuleList(
-            Level(inputs, outputs, num_res_blocks) for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
+            Level(inputs, outputs, num_res_blocks, norm_groups)
+            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(num_res_blocks)))
-        self.norm_out = _norm(widths[-1])
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], norm_groups) for _ in range(num_res_blocks)))
+        self.norm_out = _norm(widths[-1], norm_groups)
         self.conv_out = _conv(widths[-1], latent_channels, kernel_size=1, bias=True)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -106,16 +117,24 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Grid of vectors to an image; arguments as for `ConvEncoder`."""
 
-    def __init__(self, *, channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, latent_channels: int):
+    def __init__(
+        self,
+        *,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        norm_groups: int = 32,
+    ):
         super().__init__()
         widths = [channels * multiplier for multiplier in (*channel_multipliers, channel_multipliers[-1])]
         self.conv_in = _conv(latent_channels, widths[-1], bias=True)
-        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(num_res_blocks)))
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], norm_groups) for _ in range(num_res_blocks)))
         self.up = nn.ModuleList(
-            Level(widths[index + 1], widths[index], num_res_blocks, upsample=index > 0)
+            Level(widths[index + 1], widths[index], num_res_blocks, norm_groups, upsample=index > 0)
             for index in range(len(channel_multipliers))
         )
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], norm_groups)
         self.conv_out = _conv(widths[0], 3, bias=True)
 
     def forward(self, z: Tensor) -> Tensor:
