@@ -70,6 +70,7 @@ CONFIGS = {
     **{size: {phase: path.format(size.lower()) for phase, path in PUBLISHED.items()} for size in "SBL"},
 }
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ASSETS = ROOT / "assets"
 SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
 # Side of the matrices; batch, channels and side of the images: large enough to keep the device busy.
 CEILING_SIZES = {"cpu": (2048, 4, 128, 64), "other": (8192, 32, 256, 128)}
@@ -359,11 +360,12 @@ def picture_shards(setting: Setting, folder: Path) -> list[str]:
 
     They are the bundled ones: photographs as JPEG of ImageNet's usual size, garments as they are.
     """
-    if setting.config("stage2").dataset.preprocessing.crop_size > 32:
-        pictures = [jpeg(path) for path in sorted((ROOT / "assets/photos").glob("*.png"))]
-    else:
-        pictures = [path.read_bytes() for path in sorted((ROOT / "assets/fashion").glob("*.png"))]
-    chosen = islice(cycle(pictures), setting.batch_size)
+    large = setting.config("stage2").dataset.preprocessing.crop_size > 32
+    source, read = (ASSETS / "photos", jpeg) if large else (ASSETS / "fashion", Path.read_bytes)
+    paths = sorted(source.glob("*.png"))
+    if not paths:
+        raise UserError(f"{source} must hold the bundled pictures, *.png, and has none: copy them from the repository")
+    chosen = islice(cycle(map(read, paths)), setting.batch_size)
     write_shard(folder / "0.tar", (Sample(str(index), picture, 0) for index, picture in enumerate(chosen)))
     return [
         "dataset.type=shards",

@@ -298,6 +298,14 @@ def test_what_cannot_be_measured_is_explained(measure, arguments, message):
     assert status == 1 and error.startswith(message) and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("item", ["reconstruct", "loader", "pretokenize"])
+def test_pictures_that_are_not_there_are_explained(measure, monkeypatch, tmp_path, item):
+    monkeypatch.setattr(benchmark, "ASSETS", tmp_path)
+    status, found, _, error = measure("--only", item)
+    assert status == 1 and found is None
+    assert error.startswith(f"error: {tmp_path}/fashion must hold the bundled pictures, ") and error.count("\n") == 1
+
+
 def test_help_comes_with_an_example(measure):
     status, _, printed, _ = measure("--help")
     assert status == 0 and "python3 scripts/benchmark.py --model S L" in printed
