@@ -260,25 +260,24 @@ def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
     load_strict(model, own, located.description)
 
 
-def stage2_start(model: nn.Module, stage1_source: str | os.PathLike, teacher_source: str | os.PathLike) -> None:
-    """Load a stage-2 tokenizer from stage-1 weights and the pixel VQGAN that taught them.
+def stage2_start(model: nn.Module, source: str | os.PathLike, teacher_source: str | os.PathLike) -> None:
+    """Load a stage-2 tokenizer from stage-1 weights and the pixel VQGAN that taught them, or from a finished tokenizer.
 
-    The teacher's `quantize` and `decoder` become the tokenizer's `pixel_quantize` and `pixel_decoder`.
+    The teacher's `quantize` and `decoder` become the tokenizer's `pixel_quantize` and `pixel_decoder`. A tokenizer that
+    has been through stage 2 has its own, to be trained further, for example on other pictures; no teacher is read then.
 
     Raises:
-        WeightsError: Either is missing or damaged, or the two together do not fill the model exactly.
+        WeightsError: Either is missing or damaged, or they do not fill the model exactly.
     """
-    stage1, teacher = locate(stage1_source), locate(teacher_source)
-    state = read_state_dict(stage1.weights)
-    if any(name.startswith("pixel_decoder.") for name in state):
-        raise WeightsError(
-            f"a stage-2 start needs stage-1 weights, but {stage1.description} holds a pixel decoder already: "
-            "it is a stage-2 checkpoint, to be resumed or evaluated"
-        )
-    for name, value in read_state_dict(teacher.weights).items():
-        if name.startswith(("quantize.", "decoder.")):
-            state[f"pixel_{name}"] = value
-    load_strict(model, state, f"{stage1.description} with the teacher {teacher.description}")
+    located = locate(source)
+    state, description = read_state_dict(located.weights), located.description
+    if not any(name.startswith("pixel_decoder.") for name in state):
+        teacher = locate(teacher_source)
+        description = f"{description} with the teacher {teacher.description}"
+        for name, value in read_state_dict(teacher.weights).items():
+            if name.startswith(("quantize.", "decoder.")):
+                state[f"pixel_{name}"] = value
+    load_strict(model, state, description)
 
 
 def load_teacher(config: Mapping | DictConfig, source: str | os.PathLike) -> nn.Module:

@@ -131,9 +131,7 @@ def test_evaluation_records_how_the_tokenizer_computed(tmp_path, monkeypatch, ca
 
     def evaluate(*flags):
         place = ("--config", config, "--device", "cpu", "--output_dir", tmp_path / "out", "--features", "none")
-        status, _, error = command(
-            monkeypatch, capsys, evaluate_reconstruction.main, *place, "--lengths", "8", *flags
-        )
+        status, _, error = command(monkeypatch, capsys, evaluate_reconstruction.main, *place, "--lengths", "8", *flags)
         assert status == 0, error
         results = json.loads((tmp_path / "out/metrics.json").read_text())
         chosen = [results["protocol"][name] for name in ("tokenizer_precision", "compiled", "batch_size")]

@@ -106,7 +106,7 @@ class Stage2Task(ReconstructionTask):
     """Decoder, pixel codebook and pixel decoder, trained on pixels through frozen tokens; the tokens too where asked.
 
     Starts from stage-1 weights (`experiment.init_weight`) and the teacher
-    (`model.vq_model.pretrained_tokenizer_weight`).
+    (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone.
     """
 
     def __init__(self, config: DictConfig):
@@ -121,10 +121,12 @@ class Stage2Task(ReconstructionTask):
         super().__init__(self.model, self.model.quantize, config)
 
     def start(self) -> None:
-        stage1 = self.config.experiment.get("init_weight")
-        if not stage1:
-            raise UserError("stage 2 starts from stage-1 weights: set experiment.init_weight to a stage-1 run or file")
-        stage2_start(self.model, stage1, self.config.model.vq_model.pretrained_tokenizer_weight)
+        source = self.config.experiment.get("init_weight")
+        if not source:
+            raise UserError(
+                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one"
+            )
+        stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
