@@ -53,9 +53,7 @@ def main() -> None:
     check_lengths(lengths, tokenizer)
     arithmetic = prepared(arguments, generator, tokenizer)
     settings = chosen_settings(generator.config, arguments)
-    print(
-        f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image"
-    )
+    print(f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image")
     print(f"tokenizer      {tokenizer_located.name}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
     print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
 

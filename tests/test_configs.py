@@ -140,7 +140,7 @@ def test_each_step_reads_where_the_step_before_wrote(name):
     assert evaluation.output_dir == stage2.output_dir
 
 
-@pytest.mark.parametrize("folder", ["fashion", "emoji", "emoji/64"])
+@pytest.mark.parametrize("folder", ["fashion", "emoji/64"])
 def test_the_small_runs_read_where_the_run_before_wrote(folder):
     teacher, stage1, stage2, evaluation, generator = (
         load_config(ROOT / f"configs/{folder}/{name}.yaml")
@@ -152,6 +152,15 @@ def test_the_small_runs_read_where_the_run_before_wrote(folder):
     assert stage2.experiment.init_weight == stage1.experiment.output_dir
     assert evaluation.experiment.output_dir == stage2.experiment.output_dir
     assert generator.experiment.tokenizer_checkpoint == stage2.experiment.output_dir
+
+
+def test_the_emoji_runs_read_where_the_tokenizer_wrote():
+    tokenizer, evaluation, generator = (
+        load_config(ROOT / f"configs/emoji/{name}.yaml") for name in ("tokenizer", "eval", "generator")
+    )
+    assert evaluation.experiment.output_dir == tokenizer.experiment.output_dir
+    assert generator.experiment.tokenizer_checkpoint == tokenizer.experiment.output_dir
+    assert tokenizer.model.vq_model == load_config(ROOT / "configs/fashion/stage2.yaml").model.vq_model
 
 
 def test_every_key_is_read_by_code():
