@@ -37,7 +37,8 @@ TRAINING_OUTPUTS = "checkpoints"
 HUB_TIMEOUT = 10  # seconds until the hub counts as unreachable
 
 BUNDLED = {
-    name: ROOT / "assets/models" / name for name in ("one-d-piece_fashion", "maskgit_fashion", "pixel_vqgan_fashion")
+    name: ROOT / "assets/models" / name
+    for name in ("one-d-piece_fashion", "maskgit_fashion", "pixel_vqgan_fashion", "one-d-piece_emoji")
 }
 
 # The published repositories that hold no config.json, and the loose files, get their configuration from this project.
@@ -445,7 +446,8 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
         if weights is None:
             raise WeightsError(
                 f"{' or '.join(names)} of {repository} could not be fetched from the hub ({reason}) and is not in its "
-                f"cache ({constants.HF_HUB_CACHE}): connect to the network, or copy the files here and give their path"
+                f"cache ({constants.HF_HUB_CACHE}): connect to the network, or copy its files into a folder and give "
+                "that folder as the checkpoint"
             ) from error
         config = cached[CONFIG] if isinstance(cached[CONFIG], str) else None
         log.warning("The hub could not be reached (%s): using the cached copy of %s.", reason, repository)
