@@ -204,7 +204,7 @@ def test_three_steps_and_three_more_equal_six(trained, job):
     share = drift(
         straight / "checkpoint-6/unwrapped_model",
         resumed / "checkpoint-6/unwrapped_model",
-        (straight / "checkpoint-3/unwrapped_model"),
+        straight / "checkpoint-3/unwrapped_model",
     )
     different = differences(straight, resumed)
     print(f"{job}: {len(different)} tensors differ, by {share:.1e} of the way of three steps")
