@@ -13,7 +13,7 @@ from torch import Tensor
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import GUIDANCE_DECAYS, image_seeds
 from modeling.titok import TiTok
-from modeling.tokenizers import load_tokenizer
+from modeling.tokenizers import has_mean_code, load_tokenizer
 from modeling.weights import Located, WeightsError, locate, locate_configured
 from utils.cli import UserError
 from utils.config import lenient_config, load_config
@@ -81,6 +81,13 @@ def load_its_tokenizer(
             "as --tokenizer_checkpoint"
         ) from error
     check_sizes(generator, tokenizer, named)
+    expected = OmegaConf.select(own, "experiment.tokenizer_mean_code")
+    if expected and not has_mean_code(tokenizer, expected):
+        raise WeightsError(
+            f"the tokenizer {named} has other codes than the one that the generator was trained with, as after another "
+            "training: the generator's tokens mean nothing to it. Give the one it was trained with as "
+            "--tokenizer_checkpoint, or train the generator again"
+        )
     return tokenizer, tokenizer_located
 
 

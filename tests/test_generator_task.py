@@ -12,13 +12,13 @@ import scripts.pretokenize
 import scripts.train_generator
 from data.image_shards import evaluation_loader
 from data.token_set import evaluation_tokens
-from modeling.generators import class_names
+from modeling.generators import class_names, load_generator, load_its_tokenizer
 from modeling.losses import masked_token_loss
 from modeling.maskgit import ImageBert
 from modeling.modules.masking import random_mask
 from modeling.tasks.generator import GeneratorTask
 from modeling.tokenizers import encode_tokens
-from modeling.weights import locate
+from modeling.weights import WeightsError, locate
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, small_config, tokenizer_of
 from tests.training_runs import differences
 from utils.cli import UserError
@@ -174,6 +174,15 @@ def test_training_refuses_tokens_of_another_tokenizer(world, monkeypatch):
 def test_a_tokenizer_of_other_sizes_is_refused(world):
     with pytest.raises(UserError, match=rf"makes {NUM_TOKENS} tokens of 32 codes, .* has {NUM_TOKENS} tokens of 64"):
         started_task(world, "model.vq_model.codebook_size=32")
+
+
+def test_a_trained_generator_knows_its_tokenizer_again(world, tmp_path):
+    generator, located = load_generator(checkpoint=world / "tokens")
+    for dtype in (torch.float16, torch.bfloat16):
+        tokenizer_of(world).save_pretrained(tmp_path / str(dtype), dtype=dtype)
+        load_its_tokenizer(generator, located, tmp_path / str(dtype))
+    with pytest.raises(WeightsError, match=f"the tokenizer {world}/other has other codes than the one"):
+        load_its_tokenizer(generator, located, world / "other")
 
 
 def test_a_stage_1_tokenizer_serves_without_previews(world, tmp_path):

@@ -11,7 +11,7 @@ from modeling.generators import check_sizes, class_names
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import image_seeds, random_mask
-from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
+from modeling.tokenizers import encode_tokens, frozen_tokenizer, mean_code, tokenizer_fingerprint
 from modeling.weights import load_weights
 from utils.cli import UserError
 from utils.speed import compile_blocks
@@ -51,6 +51,7 @@ class GeneratorTask:
         if self.config.training.compile:
             compile_blocks(self.tokenizer)
         check_sizes(self.model, self.tokenizer, source)
+        self.config.experiment.tokenizer_mean_code = mean_code(self.tokenizer)
         if not self.tokenizer.finetune_decoder and self.config.experiment.generate_every:
             raise UserError(
                 f"previews need a tokenizer that decodes to pixels, and {source} is one of stage 1: take its stage 2, "
