@@ -12,6 +12,23 @@ def repeat_like(target: Tensor, decoded: Tensor) -> Tensor:
     return torch.cat([target] * (len(decoded) // len(target)))
 
 
+def mean_of_decodings(
+    loss: Callable[[Tensor, Tensor], Tensor], decoded: Tensor, target: Tensor, full_weight: float = 1.0
+) -> Tensor:
+    """A loss of a batch that may have been decoded twice: the mean over both decodings, the whole's weighed.
+
+    Args:
+        loss: Of what is decoded and its target, a scalar: a mean over the batch.
+        decoded: (B, ...), or (2B, ...): from prefixes, then from all tokens.
+        target: (B, ...).
+        full_weight: Weight of the decoding from all tokens, where that from a prefix weighs 1.
+    """
+    if len(decoded) == len(target):
+        return loss(decoded, target)
+    prefix, full = decoded.chunk(2)
+    return (loss(prefix, target) + full_weight * loss(full, target)) / (1 + full_weight)
+
+
 def code_prediction_loss(logits: Tensor, codes: Tensor) -> Tensor:
     """Stage 1: cross-entropy of the decoder's logits against the teacher's codes, mean over all positions.
 

@@ -58,7 +58,7 @@ def test_a_variant_is_a_few_lines_over_a_published_run(write):
         ("training.max_train_step", "did you mean training.max_train_steps?"),
         ("per_gpu_batch_size", "did you mean training.per_gpu_batch_size?"),
         ("optimizer.learning_rate", "did you mean optimizer.params.learning_rate"),
-        ("losses.entirely_other", "the keys of losses are prefix_weight, quantizer_weight, target_codebook_size"),
+        ("losses.entirely_other", "the keys of losses are full_weight, prefix_weight, quantizer_weight, target_"),
     ],
 )
 def test_a_misspelt_key_is_an_error_with_a_suggestion(write, where, key, meant):

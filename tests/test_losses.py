@@ -13,6 +13,7 @@ from modeling.losses import (
     generator_adversarial_loss,
     hinge_discriminator_loss,
     lecam_loss,
+    mean_of_decodings,
 )
 from tests.fill import integers, tensor
 
@@ -36,6 +37,16 @@ def test_reconstruction_losses_are_means_over_everything():
     image, reconstruction = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
     assert RECONSTRUCTION_LOSSES["l1"](reconstruction, image) == 0.5
     assert RECONSTRUCTION_LOSSES["l2"](reconstruction, image) == 0.25
+
+
+def test_the_whole_weighs_what_it_is_told_to_beside_the_prefix():
+    image = torch.zeros(2, 3, 4, 4)
+    prefix, full = torch.full_like(image, 3.0), torch.full_like(image, 1.0)
+    loss = RECONSTRUCTION_LOSSES["l1"]
+    twice = torch.cat([prefix, full])
+    assert mean_of_decodings(loss, twice, image) == loss(twice, image.repeat(2, 1, 1, 1)) == 2
+    assert mean_of_decodings(loss, twice, image, full_weight=3) == (3 + 3 * 1) / 4
+    assert mean_of_decodings(loss, full, image, full_weight=3) == 1
 
 
 def test_hinge_is_zero_beyond_its_margins():

@@ -13,6 +13,7 @@ from modeling.losses import (
     generator_adversarial_loss,
     hinge_discriminator_loss,
     lecam_loss,
+    mean_of_decodings,
     repeat_like,
 )
 from modeling.modules.codebook import CodebookCare, codebook_summary
@@ -60,8 +61,8 @@ class ReconstructionTask:
         _to_device(self.perceptual, images)
         reconstruction, result = self.modules["model"](images)
         self._count(result["min_encoding_indices"])
-        images = repeat_like(images, reconstruction)
-        logs = {"reconstruction_loss": self.reconstruction_loss(reconstruction, images)}
+        decoded, full_weight = reconstruction.float(), weights.get("full_weight", 1.0)  # a teacher decodes once
+        logs = {"reconstruction_loss": mean_of_decodings(self.reconstruction_loss, decoded, images, full_weight)}
         loss = weights.reconstruction_weight * logs["reconstruction_loss"]
         quantizer_loss = result["commitment_loss"] + weights.get("codebook_weight", 1.0) * result["codebook_loss"]
         logs["quantizer_loss"] = quantizer_loss
@@ -70,20 +71,20 @@ class ReconstructionTask:
             logs["prefix_loss"] = result["prefix_loss"]
             loss = loss + weights.prefix_weight * logs["prefix_loss"]
         if self.perceptual is not None:
-            logs["perceptual_loss"] = self.perceptual(reconstruction.float(), images)
+            logs["perceptual_loss"] = mean_of_decodings(self.perceptual, decoded, images, full_weight)
             loss = loss + weights.perceptual_weight * logs["perceptual_loss"]
         adversarial = self.discriminator is not None and step >= weights.discriminator_start
         if adversarial:
             # Detached parameters: the adversary is scored with, not trained, and its wrapper hears nothing of it.
             frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-            score = functional_call(self.discriminator, frozen, (reconstruction.float(),))
+            score = functional_call(self.discriminator, frozen, (decoded,))
             logs["adversarial_loss"] = generator_adversarial_loss(score)
             loss = loss + weights.discriminator_weight * weights.discriminator_factor * logs["adversarial_loss"]
         yield "model", loss, {"loss/model": loss, **logs}
 
         if adversarial:
             # One pass for both kinds: the wrapper synchronises once, and GroupNorm keeps the images apart.
-            both = torch.cat([images, reconstruction.detach().float()])
+            both = torch.cat([repeat_like(images, decoded), decoded.detach()])
             real, fake = self.modules["discriminator"](both).float().chunk(2)
             hinge = hinge_discriminator_loss(real, fake)
             means = real.mean(), fake.mean()

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from modeling.losses import code_prediction_loss, repeat_like
+from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
@@ -53,8 +53,8 @@ class Stage1Task:
         logits, result = self.modules["model"](images)
         codes = result["min_encoding_indices"].flatten()
         self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
-        pixel_codes = repeat_like(pixel_codes, logits)
-        prediction_loss = code_prediction_loss(logits, pixel_codes)
+        prediction_loss = mean_of_decodings(code_prediction_loss, logits, pixel_codes, self.weights.full_weight)
+        predicted = logits.detach().argmax(dim=1).flatten(1)
         quantizer_weight = 0.0 if self.care.quantizer.bypass else self.weights.quantizer_weight
         loss = prediction_loss + quantizer_weight * result["quantizer_loss"]
         logs = {}
@@ -71,7 +71,7 @@ class Stage1Task:
                 "quantizer_loss": result["quantizer_loss"],
                 "commitment_loss": result["commitment_loss"],
                 "codebook_loss": result["codebook_loss"],
-                "code_accuracy": (logits.detach().argmax(dim=1).flatten(1) == pixel_codes).float().mean(),
+                "code_accuracy": (predicted == repeat_like(pixel_codes, logits)).float().mean(),
             },
         )
 
