@@ -108,7 +108,7 @@ def tokenizer_fingerprint(tokenizer: TiTok) -> str:
 
 def mean_code(tokenizer: TiTok) -> list[float]:
     """The mean vector of the codebook, (token_size,): tells codebooks apart, and is the same in half precision."""
-    return [round(value, 6) for value in tokenizer.quantize.embedding.weight.float().mean(dim=0).tolist()]
+    return [round(value, 6) for value in _codes(tokenizer).mean(dim=0).tolist()]
 
 
 def has_mean_code(tokenizer: TiTok, expected: Sequence[float]) -> bool:
@@ -117,5 +117,9 @@ def has_mean_code(tokenizer: TiTok, expected: Sequence[float]) -> bool:
     Rounding moves the mean of 1,024 codes by less than 1e-4 of a number's usual size, another codebook by some 3e-2.
     """
     ours, theirs = torch.tensor(mean_code(tokenizer)), torch.tensor(expected)
-    tolerance = 1e-3 * float(tokenizer.quantize.embedding.weight.float().square().mean().sqrt())
+    tolerance = 1e-3 * float(_codes(tokenizer).square().mean().sqrt())
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance)
+
+
+def _codes(tokenizer: TiTok) -> Tensor:
+    return tokenizer.quantize.embedding.weight.detach().float()

@@ -85,7 +85,11 @@ class Located:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and records: its path, from the repository where it lies inside."""
+        """What it is called in tables and records: a bundled model by its name, others by their path, from the
+        repository where they lie inside."""
+        for name, folder in BUNDLED.items():
+            if self.weights.parent == folder:
+                return name
         return self.description.replace(f"{ROOT}/", "")
 
 

@@ -50,6 +50,7 @@ from utils.evaluation.metrics import to_uint8
 from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
 from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid, read_results, table, write_results
 from utils.evaluation.statistics import Gaussian, add_up, frechet_distance, precision_recall
+from utils.inference import Arithmetic, add_speed_arguments, prepared
 from utils.processes import Processes
 
 INCEPTION = "fid"
@@ -72,12 +73,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Source:
-    """A generator with its tokenizer."""
+    """A generator with its tokenizer, and how they compute."""
 
     generator: MaskGIT
     tokenizer: TiTok
     generator_located: Located
     tokenizer_located: Located
+    arithmetic: Arithmetic
 
     def record(self) -> dict[str, Any]:
         return {
@@ -109,9 +111,12 @@ def parse_arguments() -> argparse.Namespace:
     add_feature_arguments(parser)
     add_common_arguments(parser, output_dir="output/evaluate_generation")
     add_sampler_arguments(parser)
+    add_speed_arguments(parser)
     arguments = parser.parse_args()
     if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep or arguments.lengths):
         raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
+    if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
+        raise UserError("--samples are there already: --precision and --compile are for a generator")
     if arguments.sweep and arguments.lengths:
         raise UserError("--sweep scores all tokens: leave out either it or --lengths")
     if arguments.features == "none":
@@ -179,6 +184,8 @@ def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: P
             "sweep": sweep or None,
             "lengths": lengths,
             **source.record(),
+            "sampler_precision": arguments.precision,
+            "compiled": arguments.compile,
         }
     record = protocol(processes, **facts, reference=reference.record, feature_network=feature_record(network))
     report(arguments, processes, rows, beside, record, sweep, network)
@@ -195,7 +202,7 @@ def load_source(arguments: argparse.Namespace, processes: Processes) -> Source:
     tokenizer, tokenizer_located = load_its_tokenizer(
         generator, located, arguments.tokenizer_checkpoint, device=processes.device
     )
-    return Source(generator, tokenizer, located, tokenizer_located)
+    return Source(generator, tokenizer, located, tokenizer_located, prepared(arguments, generator, tokenizer))
 
 
 def lengths_of(tokenizer: TiTok, text: str | None) -> list[int]:
@@ -222,16 +229,15 @@ def generated(
     classes = source.generator.num_classes
     wanted = [(index % classes, index // classes) for index in mine]
     done = 0
-    for tokens, pixels in sample(
-        source.generator, source.tokenizer, wanted, seed=seed, batch_size=batch_size, **settings
-    ):
+    drawing = {"seed": seed, "batch_size": batch_size, "arithmetic": source.arithmetic, **settings}
+    for tokens, pixels in sample(source.generator, source.tokenizer, wanted, **drawing):
         indices = mine[done : done + len(pixels)]
         done += len(pixels)
         versions = {tokens.shape[1]: pixels}
-        with torch.no_grad():
+        with torch.no_grad(), source.arithmetic():
             for length in lengths:
                 if length not in versions:
-                    versions[length] = source.tokenizer.decode_tokens(tokens, length)
+                    versions[length] = source.tokenizer.decode_tokens(tokens, length).float()
         yield [f"{index:08d}" for index in indices], {length: to_uint8(versions[length]) for length in lengths}
 
 

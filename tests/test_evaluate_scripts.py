@@ -262,6 +262,18 @@ def test_images_of_the_first_tokens_of_the_same_samples_stand_beside_reconstruct
     assert (tmp_path / "out" / "curves.png").is_file()
 
 
+def test_samples_in_half_precision_are_scored_and_said_to_be(world, evaluate):
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    results = {
+        precision: evaluate(evaluate_generation, *flags, "--lengths", "1,8", "--precision", precision)[-1]
+        for precision in ("fp32", "bf16")
+    }
+    for precision, result in results.items():
+        assert result["protocol"]["sampler_precision"] == precision
+    for single, half in zip(*(result["rows"] for result in results.values()), strict=True):
+        assert single["fd_efficientnet_lite0"] != half["fd_efficientnet_lite0"] > 0
+
+
 @pytest.mark.long
 def test_generation_on_two_processes_is_that_of_one(world, evaluate, tmp_path):
     flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
@@ -282,6 +294,7 @@ def test_generation_says_what_is_wrong(world, evaluate):
         ([*samples, *reference, "--num_images", 50], "expected 50 images in .*, got 40"),
         ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint, --sweep"),
         ([*samples, *reference, "--lengths", "1"], "leave out .* and --lengths"),
+        ([*samples, *reference, "--precision", "bf16"], "--precision and --compile are for a generator"),
         ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either it or --lengths"),
         ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),

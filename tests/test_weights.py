@@ -19,6 +19,7 @@ from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
 from modeling.weights import (
+    BUNDLED,
     Pretrained,
     WeightsError,
     load_strict,
@@ -280,6 +281,12 @@ def test_every_published_checkpoint_has_a_configuration():
 def test_a_published_loose_file_gets_its_configuration_by_name(tmp_path):
     torch.save({}, tmp_path / "tokenizer_titok_l32.bin")
     assert locate(tmp_path / "tokenizer_titok_l32.bin").config["model"]["vq_model"]["num_latent_tokens"] == 32
+
+
+def test_a_bundled_model_is_called_by_its_name_and_another_by_its_path(tmp_path):
+    assert locate("one-d-piece_fashion").name == locate(BUNDLED["one-d-piece_fashion"]).name == "one-d-piece_fashion"
+    toy().save_pretrained(tmp_path)
+    assert locate(tmp_path).name == str(tmp_path)
 
 
 # The hub
