@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision of the file (default float16)")
     parser.add_argument("--tokenizer", help="what others find a generator's tokenizer by: a hub id, a bundled model")
-    parser.add_argument("--card", help="Markdown file with the text of the model card")
+    parser.add_argument("--card", help="Markdown file: the card's text below header and title, which are added")
     arguments = parser.parse_args()
     if arguments.card and not Path(arguments.card).is_file():
         raise UserError(f"--card {arguments.card} is not a file")
