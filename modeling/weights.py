@@ -38,7 +38,13 @@ HUB_TIMEOUT = 10  # seconds until the hub counts as unreachable
 
 BUNDLED = {
     name: ROOT / "assets/models" / name
-    for name in ("one-d-piece_fashion", "maskgit_fashion", "pixel_vqgan_fashion", "one-d-piece_emoji")
+    for name in (
+        "one-d-piece_fashion",
+        "maskgit_fashion",
+        "pixel_vqgan_fashion",
+        "one-d-piece_emoji",
+        "maskgit_emoji",
+    )
 }
 
 # The published repositories that hold no config.json, and the loose files, get their configuration from this project.

@@ -12,10 +12,12 @@ import scripts.inference_generator
 import scripts.sample_imagenet
 from modeling import generators
 from modeling.maskgit import ImageBert
-from modeling.weights import Located, WeightsError, locate
+from modeling.tokenizers import has_mean_code
+from modeling.weights import BUNDLED, Located, WeightsError, locate
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
 from utils.cli import ROOT, UserError
+from utils.images import to_pil
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,16 @@ def test_a_generator_says_which_tokenizer_it_needs(world, tmp_path, monkeypatch)
     assert asked == ["one-d-piece_fashion"]
     with pytest.raises(UserError, match="is no generator's"):
         generators.load_generator(checkpoint=world / "tokenizer")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in BUNDLED if name.startswith("maskgit")))
+def test_a_bundled_generator_has_its_tokenizer_bundled(name):
+    model, located = generators.load_generator(checkpoint=name)
+    tokenizer, its = generators.load_its_tokenizer(model, located)
+    assert its.name in BUNDLED and has_mean_code(tokenizer, located.config["experiment"]["tokenizer_mean_code"])
+    assert len(generators.class_names(located.config)) == model.num_classes
+    pictures = to_pil(tokenizer.decode_tokens(model.generate(torch.tensor([0, model.num_classes - 1])))[0])
+    assert pictures.size == (32, 32)
 
 
 def test_a_published_config_means_the_published_generator(monkeypatch, tmp_path):
