@@ -5,7 +5,8 @@
 Each arm and seed is stage 1 of a tokenizer, whose predicted codes the teacher's decoder makes into pictures. The steps
 are the commands of the README: train_tokenizer, evaluate_reconstruction, generate_token_contribution_data,
 reconstruct_tokenizer --tokens, analyze_tokens. Each writes into OUTPUT_DIR/ARM-SEED and is left out where it is done,
-so a run that was killed goes on where it was, and an arm that is added later is all that is run. At the end stand
+so a run that was killed goes on where it was, and an arm that is added later is all that is run; what was run by
+another list, with other settings under the same name, is refused. At the end stand
 OUTPUT_DIR/ablation.json, ablation.md (the tables) and ablation.png and .pdf (the curves).
 """
 
@@ -34,6 +35,7 @@ from utils.figures import plotting, write_figure
 from utils.parts import write_json
 
 CURVES = ("psnr", "ssim", "perceptual_efficientnet_lite0")
+SETTINGS = "settings.json"
 KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
 
 
@@ -58,6 +60,7 @@ def main() -> None:
     trials = list(trials_of(plan, arguments.output_dir))
     for trial in trials:  # a misspelt key is an error before anything trains
         load_config(ROOT / plan["train"], trial.overrides)
+        refuse_another(trial, plan)
     run_all(trials, plan, arguments)
     arms = {}
     for trial in trials:
@@ -75,7 +78,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=Path, required=True, metavar="FILE", help="the list of arms, a YAML file")
-    parser.add_argument("--output_dir", type=Path, default=Path("output/ablation"), help="default: %(default)s")
+    parser.add_argument("--output_dir", type=Path, help="default: output/ablation/NAME, where FILE is NAME.yaml")
     parser.add_argument(
         "--parallel",
         type=int,
@@ -87,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
         "--beside", nargs="+", default=[], metavar="FILE", help="results on the same pictures to show beside the arms"
     )
     arguments = parser.parse_args()
+    arguments.output_dir = arguments.output_dir or Path("output/ablation") / arguments.arms.stem
     if arguments.parallel < 1:
         raise UserError(f"--parallel must be 1 or more, got {arguments.parallel}")
     return arguments
@@ -117,6 +121,21 @@ def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
 # ------------------------------------------------------------------------------------------------- running the commands
 
 
+def settings_of(trial: Trial, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what a trial gives."""
+    return {key: plan[key] for key in sorted(KEYS - {"seeds", "arms"})} | {"overrides": list(trial.overrides)}
+
+
+def refuse_another(trial: Trial, plan: Mapping[str, Any]) -> None:
+    """Raise where the trial's folder holds results of other settings."""
+    record = trial.folder / SETTINGS
+    if record.exists() and read_json(record) != settings_of(trial, plan):
+        raise UserError(
+            f"{trial.folder} was run with other settings, which are in its {SETTINGS}: give another --output_dir, or "
+            "delete that folder to run it anew"
+        )
+
+
 def run_all(trials: Sequence[Trial], plan: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     """Every step of every trial that is not done yet; the first that fails ends all, and names its log."""
     todo = {trial: list(steps_of(trial, plan)) for trial in trials}
@@ -132,6 +151,9 @@ def run_all(trials: Sequence[Trial], plan: Mapping[str, Any], arguments: argpars
         def work(trial: Trial) -> None:
             place = places.get()
             try:
+                if not failed.is_set():
+                    trial.folder.mkdir(parents=True, exist_ok=True)
+                    write_json(trial.folder / SETTINGS, settings_of(trial, plan))
                 for result, command in todo[trial]:
                     if failed.is_set():
                         return

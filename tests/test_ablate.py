@@ -75,6 +75,14 @@ def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world,
     assert here == [("other-1", "analyze_tokens.py")]
     assert json.loads((tmp_path / "ablation.json").read_text()) == result
 
+    # Another list with an arm of the same name does not take these results for its own.
+    here.clear()
+    plan = yaml.safe_load((world / "arms.yaml").read_text())
+    plan["arms"]["other"]["overrides"] = {"model.vq_model.tail_drop": "per_sample"}
+    (tmp_path / "another.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    status, _, error = command(monkeypatch, capsys, ablate.main, "--arms", tmp_path / "another.yaml", *arguments[2:])
+    assert status == 1 and f"{tmp_path / 'other-1'} was run with other settings" in error and not here
+
 
 def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(ablate, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
@@ -106,8 +114,9 @@ def test_a_mistake_in_the_list_is_told_before_anything_runs(
     assert status == 1 and complaint in error and not here
 
 
-def test_the_committed_list_can_be_trained():
-    plan = ablate.read_arms(ROOT / "configs/ablations/fashion_tail_drop.yaml")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_committed_lists_can_be_trained(path):
+    plan = ablate.read_arms(path)
     for trial in ablate.trials_of(plan, ROOT / "output"):
         load_config(ROOT / plan["train"], trial.overrides)
     load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])
