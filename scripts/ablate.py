@@ -5,9 +5,9 @@
 Each arm and seed is stage 1 of a tokenizer, whose predicted codes the teacher's decoder makes into pictures. The steps
 are the commands of the README: train_tokenizer, evaluate_reconstruction, generate_token_contribution_data,
 reconstruct_tokenizer --tokens, analyze_tokens. Each writes into OUTPUT_DIR/ARM-SEED and is left out where it is done,
-so a run that was killed goes on where it was, and an arm that is added later is all that is run; what was run by
-another list, with other settings under the same name, is refused. At the end stand
-OUTPUT_DIR/ablation.json, ablation.md (the tables) and ablation.png and .pdf (the curves).
+so a run that was killed goes on where it was, and an arm that is added later is all that is run; where a list says
+something else of an arm than the one that ran it, that is an error. At the end stand OUTPUT_DIR/ablation.json,
+ablation.md (the tables) and ablation.png and .pdf (the curves).
 """
 
 import argparse
@@ -122,7 +122,7 @@ def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
 
 
 def settings_of(trial: Trial, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides what a trial gives."""
+    """What the list says of how a trial is run: not what the configurations that it names hold."""
     return {key: plan[key] for key in sorted(KEYS - {"seeds", "arms"})} | {"overrides": list(trial.overrides)}
 
 
