@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## Tokenize pictures and show them at 1, 2, 4, ... tokens
+demo: $(VENV)/.installed  ## Tokenize images and show them at 1, 2, 4, ... tokens
 	$(BIN)/python scripts/inference_tokenizer.py --image $(DEMO_IMAGE) --output_dir $(DEMO_DIR)
 	@echo
 	@echo "The contact sheet is in $(DEMO_DIR): open its PNG."

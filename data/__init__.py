@@ -1,7 +1,7 @@
-"""Pictures on their way to the models: loaders, transforms and the scripts that make shards."""
+"""Images on their way to the models: loaders, transforms and the scripts that make shards."""
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 class DataError(UserError):
-    """Pictures, labels or shards that are not what was expected; the text says which and what to do."""
+    """Images, labels or shards that are not what was expected; the text says which and what to do."""

@@ -1,4 +1,4 @@
-"""What is really in the pictures of an array or folder: labels, masks or boxes, one a picture, in their order."""
+"""What is really in the images of an array or folder: labels, masks or boxes, one an image, in their order."""
 
 import json
 import os
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from data.picture_sets import PictureSet
+from data.image_sets import ImageSet
 
 
-def read_labels(path: str | os.PathLike, pictures: PictureSet) -> np.ndarray:
+def read_labels(path: str | os.PathLike, images: ImageSet) -> np.ndarray:
     """Class ids (n,) of a .npy file, such as scripts/reconstruct_tokenizer.py --labels writes."""
-    return _read_array(path, (len(pictures),), "class ids")
+    return _read_array(path, (len(images),), "class ids")
 
 
-def read_masks(path: str | os.PathLike, pictures: PictureSet) -> np.ndarray:
+def read_masks(path: str | os.PathLike, images: ImageSet) -> np.ndarray:
     """The class of each pixel, (n, H, W), of a .npy file, read as it is needed; 255 where a pixel does not count."""
-    return _read_array(path, (len(pictures), pictures.height, pictures.width), "masks")
+    return _read_array(path, (len(images), images.height, images.width), "masks")
 
 
-def read_boxes(path: str | os.PathLike, pictures: PictureSet) -> list[dict[str, Tensor]]:
-    """Objects in COCO's JSON format, in pixels of the pictures; `images` in their order.
+def read_boxes(path: str | os.PathLike, images: ImageSet) -> list[dict[str, Tensor]]:
+    """Objects in COCO's JSON format, in pixels of the images; `images` in their order.
 
     Returns:
-        For each picture `boxes` (k, 4) as x1, y1, x2, y2, `labels` (k,) and `iscrowd` (k,).
+        For each image `boxes` (k, 4) as x1, y1, x2, y2, `labels` (k,) and `iscrowd` (k,).
     """
     try:
         annotations = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -37,8 +37,8 @@ def read_boxes(path: str | os.PathLike, pictures: PictureSet) -> list[dict[str, 
             objects[item["image_id"]].append((box, item["category_id"], item.get("iscrowd", 0)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"expected COCO annotations in {path}, which cannot be read so ({error!r})") from error
-    if len(objects) != len(pictures):
-        raise DataError(f"expected {len(pictures)} images in {path}, as in {pictures.source}, got {len(objects)}")
+    if len(objects) != len(images):
+        raise DataError(f"expected {len(images)} images in {path}, as in {images.source}, got {len(objects)}")
     return [
         {
             "boxes": torch.tensor([box for box, _, _ in found], dtype=torch.float32).reshape(-1, 4),
@@ -56,5 +56,5 @@ def _read_array(path: str | os.PathLike, shape: tuple[int, ...], what: str) -> n
         raise DataError(f"expected a .npy file of {what} in {path}, which cannot be read ({error})") from error
     if not isinstance(array, np.ndarray) or array.shape != shape or not np.issubdtype(array.dtype, np.integer):
         got = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path} must hold {what} {shape} of integers, one for each picture, got {got}")
+        raise DataError(f"{path} must hold {what} {shape} of integers, one for each image, got {got}")
     return array

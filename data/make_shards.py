@@ -1,6 +1,6 @@
-"""Write pictures into WebDataset shards: from a folder, a Hugging Face data set or an ImageNet folder.
+"""Write images into WebDataset shards: from a folder, a Hugging Face data set or an ImageNet folder.
 
-    python3 data/make_shards.py --source ./pictures --output_dir ./shards
+    python3 data/make_shards.py --source ./images --output_dir ./shards
     python3 data/make_shards.py --source OWNER/DATASET --split train --output_dir ./shards
 
 The files' own bytes are stored, nothing is re-encoded. Run it again after an interruption and it continues.
@@ -19,31 +19,31 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
+from data.image_sources import HubStream, open_source
 from data.shard_files import (
     Sample,
-    picture_extension,
+    image_extension,
     read_manifest,
     write_manifest,
     write_shard,
 )
-from data.sources import HubStream, open_source
 from utils.cli import run
 
 
 class Source(Protocol):
-    """Pictures that can be read by number, in any order and in any process (picklable)."""
+    """Images that can be read by number, in any order and in any process (picklable)."""
 
     classes: list[str]  # names by class id; empty where there are no labels
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Changes when the list of pictures does, so that a restart does not mix two of them."""
+        """Changes when the list of images does, so that a restart does not mix two of them."""
 
     def name(self, index: int) -> str: ...
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """The picture's bytes and its class id."""
+        """The image's bytes and its class id."""
 
 
 def make_shards(
@@ -56,14 +56,14 @@ def make_shards(
     seed: int,
     extension: str = "tar",
 ) -> dict[str, Any]:
-    """Write all pictures of `source` into shards `PREFIX-000000.tar`, ... and into the folder's manifest.
+    """Write all images of `source` into shards `PREFIX-000000.tar`, ... and into the folder's manifest.
 
-    The pictures are mixed by `seed`; the shards' bytes depend on the source, the seed and the size of a shard, and not
+    The images are mixed by `seed`; the shards' bytes depend on the source, the seed and the size of a shard, and not
     on the number of processes. Shards that an earlier, interrupted run finished are kept.
 
     Args:
         num_workers: Processes that write, one shard each at a time; 0 or 1 writes in this one.
-        extension: `tar`, or `tar.gz` for pictures that are not compressed themselves.
+        extension: `tar`, or `tar.gz` for images that are not compressed themselves.
 
     Returns:
         The manifest's entry of this prefix: `num_samples`, `num_skipped`, `plan` and `shards`.
@@ -80,7 +80,7 @@ def make_shards(
         name = f"{prefix}-{first // max_samples_per_shard:06d}.{extension}"
         if not book.has(name):
             jobs[name] = order[first : first + max_samples_per_shard].tolist()
-    with tqdm(total=len(source), initial=book.num_handled(), unit=" pictures", desc=prefix) as progress:
+    with tqdm(total=len(source), initial=book.num_handled(), unit=" images", desc=prefix) as progress:
         for name, record in _write_all(source, output_dir, jobs, num_workers):
             book.enter(name, record)
             progress.update(record["num_samples"] + len(record["skipped"]))
@@ -97,9 +97,9 @@ def make_shards_in_order(
     while book.has(f"{prefix}-{num_shards:06d}.tar"):
         num_shards += 1
     start = num_shards * max_samples_per_shard
-    with tqdm(initial=start, unit=" pictures", desc=prefix) as progress:
-        pictures = ((index, f"row {index}", *read) for index, read in enumerate(stream.read_from(start), start))
-        while picked := list(islice(pictures, max_samples_per_shard)):
+    with tqdm(initial=start, unit=" images", desc=prefix) as progress:
+        images = ((index, f"row {index}", *read) for index, read in enumerate(stream.read_from(start), start))
+        while picked := list(islice(images, max_samples_per_shard)):
             name = f"{prefix}-{num_shards:06d}.tar"
             record = _write_one(output_dir / name, iter(picked))
             book.enter(name, record)
@@ -187,7 +187,7 @@ _worker_source: Source | None = None
 
 
 def _keep_source(source: Source) -> None:
-    """Sent once to each process: the list of a million files is larger than the pictures of a shard."""
+    """Sent once to each process: the list of a million files is larger than the images of a shard."""
     global _worker_source
     _worker_source = source
 
@@ -201,15 +201,15 @@ def _read_each(source: Source, indices: list[int]) -> Iterator[tuple[int, str, b
         yield index, source.name(index), *source.read(index)
 
 
-def _write_one(path: Path, pictures: Iterator[tuple[int, str, bytes, int | None]]) -> dict[str, Any]:
+def _write_one(path: Path, images: Iterator[tuple[int, str, bytes, int | None]]) -> dict[str, Any]:
     skipped = []
 
     def samples() -> Iterator[Sample]:
-        for index, name, picture, class_id in pictures:
-            if picture_extension(picture) is None:
+        for index, name, image, class_id in images:
+            if image_extension(image) is None:
                 skipped.append(name)
                 continue
-            yield Sample(f"{index:08d}", picture, class_id)
+            yield Sample(f"{index:08d}", image, class_id)
 
     return write_shard(path, samples()) | {"skipped": skipped}
 
@@ -220,7 +220,7 @@ def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
     skipped = [name for record in split["shards"].values() for name in record["skipped"]]
     if skipped:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-        print(f"{len(skipped)} left out, because their bytes are no jpg, png or webp picture: {shown}")
+        print(f"{len(skipped)} left out, because their bytes are no jpg, png or webp image: {shown}")
 
 
 def main() -> None:
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument(
         "--source",
         required=True,
-        help="a folder of pictures (a subfolder is a class; no subfolders: no labels), an ImageNet folder (train/, "
+        help="a folder of images (a subfolder is a class; no subfolders: no labels), an ImageNet folder (train/, "
         "val/), or the id of a data set on the Hugging Face hub",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where the shards and manifest.json go")
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--prefix", help="shards are PREFIX-000000.tar, ... (default: the split)")
     parser.add_argument("--max_samples_per_shard", type=int, default=4000)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
-    parser.add_argument("--seed", type=int, default=0, help="mixes the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="mixes the images")
     parser.add_argument(
         "--streaming", action="store_true", help="hub only: do not keep a copy on disk; the hub's order, one process"
     )

@@ -2,30 +2,29 @@
 
 import contextlib
 import gzip
-import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import DataError
+from utils.files import replacing, sha256_of, write_json
 
 MANIFEST = "manifest.json"
-PICTURE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 class Sample(NamedTuple):
-    """One picture as it is stored: its bytes are never re-encoded."""
+    """One image as it is stored: its bytes are never re-encoded."""
 
     key: str
-    picture: bytes
+    image: bytes
     class_id: int | None
 
 
-def picture_extension(data: bytes) -> str | None:
+def image_extension(data: bytes) -> str | None:
     """`jpg`, `png` or `webp` by the first bytes of a file, None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
@@ -41,39 +40,30 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
 
     The bytes depend on the samples alone: no time, user or machine is stored. A name in .gz is compressed.
     """
-    partial = path.with_name(path.name + ".partial")
     num_samples = 0
-    with open(partial, "wb") as file, contextlib.ExitStack() as stack:
-        stream = stack.enter_context(gzip.GzipFile("", "wb", 9, file, mtime=0)) if path.suffix == ".gz" else file
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for sample in samples:
-                extension = picture_extension(sample.picture)
-                if extension is None:
-                    raise ValueError(f"sample {sample.key} is not a jpg, png or webp picture")
-                _add_member(tar, f"{sample.key}.{extension}", sample.picture)
-                if sample.class_id is not None:
-                    _add_member(tar, f"{sample.key}.cls", str(sample.class_id).encode())
-                num_samples += 1
-        stack.close()
-        file.flush()
-        os.fsync(file.fileno())
-    record = {"num_samples": num_samples, "num_bytes": partial.stat().st_size, "sha256": sha256(partial)}
-    os.replace(partial, path)
-    return record
+    with replacing(path) as partial:
+        with open(partial, "wb") as file, contextlib.ExitStack() as stack:
+            stream = stack.enter_context(gzip.GzipFile("", "wb", 9, file, mtime=0)) if path.suffix == ".gz" else file
+            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for sample in samples:
+                    _add_sample(tar, sample)
+                    num_samples += 1
+        return {"num_samples": num_samples, "num_bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
+    extension = image_extension(sample.image)
+    if extension is None:
+        raise ValueError(f"sample {sample.key} is not a jpg, png or webp image")
+    _add_member(tar, f"{sample.key}.{extension}", sample.image)
+    if sample.class_id is not None:
+        _add_member(tar, f"{sample.key}.cls", str(sample.class_id).encode())
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -101,10 +91,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a folder of shards, whole or not at all."""
-    partial = folder / (MANIFEST + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from webdataset.shardlists import expand_urls
 
 from data import DataError
-from utils.cli import ROOT
+from utils.paths import ROOT
 
 ALLOW_PIPE = "ODP_ALLOW_PIPE"  # an environment variable, because a config could set a key of its own
 TIMEOUT = 60.0  # seconds without a byte from a server or a command

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 from webdataset.tariterators import base_plus_ext
 
 from data.batches import NO_LABEL, SampleError
-from data.shard_files import PICTURE_EXTENSIONS, read_manifest
+from data.shard_files import IMAGE_EXTENSIONS, read_manifest
 from data.shard_urls import open_shard, scheme_of
 
-FIELDS = (*PICTURE_EXTENSIONS, "cls")
+FIELDS = (*IMAGE_EXTENSIONS, "cls")
 MAX_MEMBER_BYTES = 1 << 28
 MAX_NAME_BYTES = 1 << 16
 NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
@@ -109,7 +109,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
-    """Names and contents of a shard's pictures and labels; no content of links and of what else is no plain file."""
+    """Names and contents of a shard's images and labels; no content of links and of what else is no plain file."""
     place = "the beginning"
     try:
         with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 18, tarinfo=_StrictTarInfo) as tar:
@@ -151,18 +151,18 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def picture_of(sample: dict[str, Any]) -> bytes:
-    """The encoded picture of a raw sample.
+def image_of(sample: dict[str, Any]) -> bytes:
+    """The encoded image of a raw sample.
 
     Raises:
         SampleError: It has none, or two members of one name.
     """
     if "__duplicate__" in sample:
         raise SampleError("two members of one name", f"the field {sample['__duplicate__']} comes twice")
-    for extension in PICTURE_EXTENSIONS:
+    for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             return sample[extension]
-    raise SampleError("no picture", f"expected one of the fields {', '.join(PICTURE_EXTENSIONS)}")
+    raise SampleError("no image", f"expected one of the fields {', '.join(IMAGE_EXTENSIONS)}")
 
 
 def class_of(sample: dict[str, Any], num_classes: int | None) -> int:

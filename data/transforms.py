@@ -1,4 +1,4 @@
-"""From the bytes of a picture to the pixels that a model sees."""
+"""From the bytes of an image to the pixels that a model sees."""
 
 import io
 import random
@@ -11,54 +11,54 @@ from torchvision.transforms.v2 import functional as F
 
 from data import DataError
 
-# A picture of this many pixels takes 400 MB as RGB; larger ones are more likely attacks than photographs.
+# An image of this many pixels takes 400 MB as RGB; larger ones are more likely attacks than photographs.
 MAX_PIXELS = 1 << 27
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode a picture file to 8-bit RGB.
+    """Decode an image file to 8-bit RGB.
 
     Transparency is dropped and the orientation noted in a photograph's EXIF data is not applied, as in the published
-    preprocessing; of 16-bit grey pictures the high byte is kept.
+    preprocessing; of 16-bit grey images the high byte is kept.
 
     Raises:
-        DataError: The bytes are not a whole picture of a known format, or it has more than `MAX_PIXELS` pixels.
+        DataError: The bytes are not a whole image of a known format, or it has more than `MAX_PIXELS` pixels.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures at its own limit; ours is checked below.
+            # Pillow warns of large images at its own limit; ours is checked below.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                width, height = picture.size
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
                 _check_size(width, height)
-                if picture.mode.startswith("I"):
+                if image.mode.startswith("I"):
                     # convert() would clip 16 bits at 255: nearly everything would be white.
-                    picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-                return picture.convert("RGB")
+                    image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+                return image.convert("RGB")
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise errors of any class for broken bytes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"expected a whole picture ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
+            f"expected a whole image ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
         ) from error
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(f"expected a picture of at most {MAX_PIXELS} pixels, got {width} x {height}: scale it down")
+        raise DataError(f"expected an image of at most {MAX_PIXELS} pixels, got {width} x {height}: scale it down")
 
 
-def resize_shorter_edge(picture: Image.Image, size: int) -> Image.Image:
-    """Scale a picture so that its shorter edge has `size` pixels: bicubic, antialiased, on 8 bits."""
-    shorter, longer = sorted(picture.size)
+def resize_shorter_edge(image: Image.Image, size: int) -> Image.Image:
+    """Scale an image so that its shorter edge has `size` pixels: bicubic, antialiased, on 8 bits."""
+    shorter, longer = sorted(image.size)
     _check_size(size, size * longer // shorter)
-    return F.resize(picture, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return F.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 class EvalTransform:
-    """The pixels of a picture for evaluation: shorter edge to the crop's size, centre crop.
+    """The pixels of an image for evaluation: shorter edge to the crop's size, centre crop.
 
     Args:
         crop_size: Side P of the result.
@@ -73,14 +73,14 @@ class EvalTransform:
         size = self.crop_size
         return f"8-bit RGB, shorter edge to {size} (bicubic, antialiased, on 8 bits), centre crop of {size} x {size}"
 
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """(3, P, P) uint8 from an RGB picture of any size."""
-        picture = resize_shorter_edge(picture, self.crop_size)
-        return F.pil_to_tensor(F.center_crop(picture, [self.crop_size]))
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """(3, P, P) uint8 from an RGB image of any size."""
+        image = resize_shorter_edge(image, self.crop_size)
+        return F.pil_to_tensor(F.center_crop(image, [self.crop_size]))
 
 
 class TrainTransform:
-    """The pixels of a picture for training: shorter edge scaled, random or centre crop, random mirroring.
+    """The pixels of an image for training: shorter edge scaled, random or centre crop, random mirroring.
 
     Args:
         resize_shorter_edge: Pixels of the shorter edge before the crop, at least `crop_size`.
@@ -100,15 +100,15 @@ class TrainTransform:
         self.random_crop = random_crop
         self.random_flip = random_flip
 
-    def __call__(self, picture: Image.Image, rng: random.Random) -> torch.Tensor:
-        """(3, P, P) uint8 from an RGB picture of any size; all chance comes from `rng`."""
-        picture = resize_shorter_edge(picture, self.resize_shorter_edge)
+    def __call__(self, image: Image.Image, rng: random.Random) -> torch.Tensor:
+        """(3, P, P) uint8 from an RGB image of any size; all chance comes from `rng`."""
+        image = resize_shorter_edge(image, self.resize_shorter_edge)
         if self.random_crop:
-            left = rng.randint(0, picture.width - self.crop_size)
-            top = rng.randint(0, picture.height - self.crop_size)
-            picture = picture.crop((left, top, left + self.crop_size, top + self.crop_size))
+            left = rng.randint(0, image.width - self.crop_size)
+            top = rng.randint(0, image.height - self.crop_size)
+            image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
         else:
-            picture = F.center_crop(picture, [self.crop_size])
+            image = F.center_crop(image, [self.crop_size])
         if self.random_flip and rng.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return F.pil_to_tensor(picture)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return F.pil_to_tensor(image)

@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from modeling.checkpoints import WeightsError
+from modeling.checkpoints.locate import Located, locate, locate_configured
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import GUIDANCE_DECAYS, image_seeds
 from modeling.titok import TiTok
 from modeling.tokenizers import has_mean_code, load_tokenizer
-from modeling.weights import Located, WeightsError, locate, locate_configured
-from utils.cli import UserError
 from utils.config import lenient_config, load_config
+from utils.errors import UserError
 from utils.inference import Arithmetic
 
 BUNDLED_GENERATOR = "maskgit_fashion"

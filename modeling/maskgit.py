@@ -7,6 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.registry import GENERATOR, class_named, register
 from modeling.modules.blocks import Linear, attention
 from modeling.modules.masking import (
     ImageNoise,
@@ -16,8 +18,7 @@ from modeling.modules.masking import (
     masked_counts,
     random_drop,
 )
-from modeling.weights import Pretrained
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 class MaskGIT(Pretrained, nn.Module):
@@ -223,6 +224,7 @@ class MaskGIT(Pretrained, nn.Module):
         return torch.lerp(unconditional, conditional, 1 + weight)  # conditional + weight (conditional - unconditional)
 
 
+@register(GENERATOR, "ViT")
 class ImageBert(MaskGIT):
     """MaskGIT on a BERT encoder. Parameter names are those of BERT as published by Hugging Face."""
 
@@ -303,6 +305,7 @@ class BertResidual(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
+@register(GENERATOR, "UViT")
 class UViTBert(MaskGIT):
     """MaskGIT on a U-ViT: the first half of the blocks feeds the second through long skips (arXiv 2209.12152)."""
 
@@ -379,15 +382,9 @@ class UViTAttention(nn.Module):
         return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-GENERATORS = {"ViT": ImageBert, "UViT": UViTBert}  # by the published names in model.generator.model_type
-
-
 def generator_class(config: DictConfig) -> type[MaskGIT]:
     """The network that `model.generator.model_type` names (`ViT`, the default, or `UViT`)."""
-    name = config.model.generator.get("model_type", "ViT")
-    if name not in GENERATORS:
-        raise UserError(f"model.generator.model_type must be one of {', '.join(GENERATORS)}, got {name}")
-    return GENERATORS[name]
+    return class_named(GENERATOR, config.model.generator.get("model_type", "ViT"), MaskGIT)
 
 
 def sampler_settings(config: DictConfig) -> dict[str, float | str | bool | int]:

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
+from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.titok import TiTok
-from utils.cli import UserError
+from utils.errors import UserError
 
 # How many tokens an image keeps in a training step; the values of model.vq_model.tail_drop.
 TAIL_DROPS = {
@@ -44,6 +45,7 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
     return lengths
 
 
+@register(TOKENIZER, "one_d_piece")
 class OneDPiece(TiTok):
     """TiTok trained with tail token drop: the first tokens learn to carry the most, and any prefix decodes.
 

@@ -1,5 +1,7 @@
 """Pixel VQGAN, the stage-1 teacher: an image as a grid of pixel codes (MaskGIT-VQGAN, arXiv 2202.04200)."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +9,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder, ConvEncoder
 from modeling.modules.quantizer import VectorQuantizer
-from modeling.weights import Pretrained
-from utils.cli import UserError
+from utils.errors import UserError
 
 PUBLISHED_SIZES = {
     "channels": 128,
@@ -40,6 +43,7 @@ def conv_sizes(config: DictConfig) -> ConvSizes:
     )
 
 
+@register(TOKENIZER, "pixel_vqgan")
 class PixelVQGAN(Pretrained, nn.Module):
     """Convolutional autoencoder with a plain nearest-neighbour codebook on a G x G grid.
 
@@ -94,3 +98,12 @@ class PixelVQGAN(Pretrained, nn.Module):
                 f"the pixel VQGAN takes (B, 3, H, W) with sides that are multiples of {self.downsampling}, "
                 f"got {tuple(pixels.shape)}"
             )
+
+
+def load_teacher(config: Mapping | DictConfig, source: str | os.PathLike) -> PixelVQGAN:
+    """The pixel VQGAN of sizes `config.model.pixel_vqgan`, with the weights of `source`, frozen, in evaluation mode.
+
+    Raises:
+        WeightsError: As `Pretrained.from_pretrained`.
+    """
+    return PixelVQGAN.from_pretrained(source, config=config).requires_grad_(False)

@@ -6,14 +6,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder
 from modeling.modules.quantizer import VectorQuantizer
 from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder
 from modeling.pixel_vqgan import conv_sizes
-from modeling.weights import Pretrained
-from utils.cli import UserError
+from utils.errors import UserError
 
 
+@register(TOKENIZER, "titok")
 class TiTok(Pretrained, nn.Module):
     """Tokenizer of P x P images into N tokens, with a fixed number of tokens.
 

@@ -5,24 +5,22 @@ import os
 from collections.abc import Mapping, Sequence
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from modeling.one_d_piece import OneDPiece
+from modeling.checkpoints.locate import Located, locate, locate_configured
+from modeling.checkpoints.registry import TOKENIZER, class_named, declared_classes
+from modeling.checkpoints.state import fingerprint
 from modeling.titok import TiTok
-from modeling.weights import Located, fingerprint, locate, locate_configured
-from utils.cli import UserError
-from utils.config import lenient_config, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
-TOKENIZERS = {"titok": TiTok, "one_d_piece": OneDPiece}
 BUNDLED_TOKENIZER = "one-d-piece_fashion"
 
 
 def build_tokenizer(config: DictConfig) -> TiTok:
     """The tokenizer that `model.type` names, with initial weights."""
-    if config.model.type not in TOKENIZERS:
-        raise UserError(f"model.type must be one of {', '.join(TOKENIZERS)} here, got {config.model.type}")
-    return TOKENIZERS[config.model.type](config)
+    return class_named(TOKENIZER, config.model.type, TiTok)(config)
 
 
 def load_tokenizer(
@@ -48,15 +46,22 @@ def load_tokenizer(
     else:
         config = config if isinstance(config, DictConfig) else load_config(config)
         located = locate_configured(config, checkpoint)
-    # TiTok's own repositories are older than the key model.type; what is no tokenizer is refused below.
-    kind = OmegaConf.select(lenient_config(config or located.config or {}), "model.type")
-    tokenizer = TOKENIZERS.get(kind, TiTok).from_pretrained(located, config=config, device=device)
+    kind = tokenizer_class(config or located.config or {})
+    tokenizer = kind.from_pretrained(located, config=config, device=device)
     if not tokenizer.finetune_decoder:
         raise UserError(
             f"{located.description} holds stage-1 weights, which decode to codes of the teacher and not to pixels: "
             "give a stage-2 checkpoint (train_tokenizer.sh with a stage-2 configuration makes one of them)"
         )
     return tokenizer, located
+
+
+def tokenizer_class(config: Mapping | DictConfig) -> type[TiTok]:
+    """The class that `model.type` names; TiTok's own repositories are older than that key.
+
+    What is no tokenizer comes out as a TiTok, and `from_pretrained` refuses it.
+    """
+    return next((kind for kind in declared_classes(config) if issubclass(kind, TiTok)), TiTok)
 
 
 def default_lengths(model: TiTok) -> list[int]:
@@ -73,7 +78,7 @@ def frozen_tokenizer(
     """The tokenizer, of either stage, of a checkpoint; frozen and in evaluation mode.
 
     Args:
-        source: As `modeling.weights.locate` takes it.
+        source: As `modeling.checkpoints.locate.locate` takes it.
         config: Taken where the checkpoint has no configuration of its own.
 
     Raises:
@@ -81,10 +86,9 @@ def frozen_tokenizer(
     """
     located = locate(source)
     chosen = config if located.config is None else located.config
-    # TiTok's own repositories are older than the key model.type; `from_pretrained` refuses what is no tokenizer.
-    kind = OmegaConf.select(lenient_config(chosen or {}), "model.type")
+    kind = tokenizer_class(chosen or {})
     config = chosen if located.config is None else None
-    tokenizer = TOKENIZERS.get(kind, TiTok).from_pretrained(located, config=config, device=device)
+    tokenizer = kind.from_pretrained(located, config=config, device=device)
     return tokenizer.requires_grad_(False)
 
 

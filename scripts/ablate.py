@@ -2,7 +2,7 @@
 
     python3 scripts/ablate.py --arms configs/ablations/fashion_tail_drop.yaml
 
-Each arm and seed is stage 1 of a tokenizer, whose predicted codes the teacher's decoder makes into pictures. The steps
+Each arm and seed is stage 1 of a tokenizer, whose predicted codes the teacher's decoder makes into images. The steps
 are the commands of the README: train_tokenizer, evaluate_reconstruction, generate_token_contribution_data,
 reconstruct_tokenizer --tokens, analyze_tokens. Each writes into OUTPUT_DIR/ARM-SEED and is left out where it is done,
 so a run that was killed goes on where it was, and an arm that is added later is all that is run; where a list says
@@ -28,11 +28,13 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from utils.cli import ROOT, UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
 from utils.evaluation.report import read_results, title_of
 from utils.figures import plotting, write_figure
-from utils.parts import write_json
+from utils.files import write_json
+from utils.paths import ROOT
 
 CURVES = ("psnr", "ssim", "perceptual_efficientnet_lite0")
 SETTINGS = "settings.json"
@@ -65,8 +67,8 @@ def main() -> None:
     arms = {}
     for trial in trials:
         arms.setdefault(trial.arm, []).append(results_of(trial))
-    pictures = read_json(trials[0].folder / "scores" / "metrics.json")["protocol"]["originals"]
-    baselines = [row for path in arguments.beside for row in read_results(path, pictures["sha256"])]
+    images = read_json(trials[0].folder / "scores" / "metrics.json")["protocol"]["originals"]
+    baselines = [row for path in arguments.beside for row in read_results(path, images["sha256"])]
     text = "\n\n".join(tables(arms, baselines))
     print(text)
     write_json(arguments.output_dir / "ablation.json", {"plan": plan, "arms": arms, "beside": baselines})
@@ -87,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
         help="runs side by side, which share the CPU's threads and take the GPUs in turn (default: %(default)s)",
     )
     parser.add_argument(
-        "--beside", nargs="+", default=[], metavar="FILE", help="results on the same pictures to show beside the arms"
+        "--beside", nargs="+", default=[], metavar="FILE", help="results on the same images to show beside the arms"
     )
     arguments = parser.parse_args()
     arguments.output_dir = arguments.output_dir or Path("output/ablation") / arguments.arms.stem

@@ -1,4 +1,4 @@
-"""What the tokens of a set of pictures tell: entropy by position, what follows what, what they say about the class.
+"""What the tokens of a set of images tell: entropy by position, what follows what, what they say about the class.
 
     python3 scripts/reconstruct_tokenizer.py --config configs/fashion/eval.yaml --output_dir output/tokens \\
         --tokens --labels --without_image
@@ -7,11 +7,11 @@
 
 It prints two tables and writes analysis.json and analysis.png and .pdf. For each position: the entropy of its token,
 how many codes it uses, and the entropy that is left when the token before it is known. With --labels, for the first 1,
-2, 4 and 8 tokens: the normalised mutual information with the class, purity (the share of pictures of their cluster's
-most frequent class; a cluster is the pictures with the same tokens), and how often two pictures of one cluster are of
-one class. All of it is computed again with shuffled labels (or tokens), because few pictures seem to tell more than
+2, 4 and 8 tokens: the normalised mutual information with the class, purity (the share of images of their cluster's
+most frequent class; a cluster is the images with the same tokens), and how often two images of one cluster are of
+one class. All of it is computed again with shuffled labels (or tokens), because few images seem to tell more than
 they do: a number means something as far as it differs from the shuffled one. With --config or --checkpoint as well, a
-linear probe tells the class from the code vectors of those tokens, learnt on 4/5 of the pictures, tested on the rest.
+linear probe tells the class from the code vectors of those tokens, learnt on 4/5 of the images, tested on the rest.
 """
 
 import argparse
@@ -21,7 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.analysis import (
+from utils.cli import run
+from utils.errors import UserError
+from utils.figures import plotting, write_figure
+from utils.files import write_json
+from utils.token_statistics import (
     clusters,
     conditional_entropy,
     entropy,
@@ -31,9 +35,6 @@ from utils.analysis import (
     read_tokens,
     same_class,
 )
-from utils.cli import UserError, run
-from utils.figures import plotting, write_figure
-from utils.parts import write_json
 
 LENGTHS = (1, 2, 4, 8)
 TEST_SHARE = 1 / 5
@@ -75,7 +76,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="tokens and keys of pictures")
+    parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="tokens and keys of images")
     parser.add_argument("--labels", type=Path, metavar="LABELS.NPY", help="class ids, -1 where there is none")
     parser.add_argument("--config", help="configuration of the tokenizer that made the tokens, for its code vectors")
     parser.add_argument("--checkpoint", help="that tokenizer: hub id, folder, training output, file, or step")
@@ -147,7 +148,7 @@ def finite(value: float) -> float | None:
 
 
 def probe(tokens: np.ndarray, labels: np.ndarray, codebook: np.ndarray, rows: list[dict[str, Any]], seed: int) -> None:
-    """Add to each row the accuracy on held-out pictures of logistic regression on its tokens' code vectors."""
+    """Add to each row the accuracy on held-out images of logistic regression on its tokens' code vectors."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -155,7 +156,7 @@ def probe(tokens: np.ndarray, labels: np.ndarray, codebook: np.ndarray, rows: li
     order = np.random.default_rng(seed).permutation(len(labels))
     test, training = np.split(order, [max(1, round(TEST_SHARE * len(order)))])
     if len(np.unique(labels[training])) < 2:
-        raise UserError(f"a probe needs pictures of two classes to learn from, got {len(training)} of one")
+        raise UserError(f"a probe needs images of two classes to learn from, got {len(training)} of one")
     for row in rows:
         vectors = codebook[tokens[:, : row["tokens"]]].reshape(len(tokens), -1)
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -171,9 +172,7 @@ def print_summary(result: Mapping[str, Any]) -> None:
     used = f"{result['codes_used']:,} codes used"
     if "usage" in result:
         used += f" of {result['codebook_size']:,} ({result['usage']:.1%})"
-    print(
-        f"{result['num_images']:,} pictures; {used}; entropy of all tokens together {result['entropy_bits']:.2f} bits"
-    )
+    print(f"{result['num_images']:,} images; {used}; entropy of all tokens together {result['entropy_bits']:.2f} bits")
 
 
 def print_positions(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -207,7 +206,7 @@ def draw(positions: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, 
     axes[0].plot(numbers, [row["entropy"] for row in positions], label="of the token", **marks)
     for name, label, style in (
         ("entropy_given_before", "given the one before", "-"),
-        ("entropy_given_shuffled", "given one of another picture", ":"),
+        ("entropy_given_shuffled", "given one of another image", ":"),
     ):
         axes[0].plot(numbers[1:], [row[name] for row in positions[1:]], label=label, linestyle=style, **marks)
     axes[0].set(xlabel="token", ylabel="bits", title="Entropy")
@@ -231,7 +230,7 @@ def draw(positions: Sequence[Mapping[str, Any]], classes: Sequence[Mapping[str, 
         axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16))  # within, it would hide a curve
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{num_images:,} pictures", fontsize=11)
+    figure.suptitle(f"{num_images:,} images", fontsize=11)
     return figure
 
 

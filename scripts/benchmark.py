@@ -6,7 +6,7 @@
 A large matrix product and a convolution give the machine's ceilings in the same precision. An item's share of the
 ceiling is the time that its arithmetic (counted by torch) would take at the ceilings, over the time that it took.
 Times are medians after a warm-up, items and ceilings taking turns, so that a busy machine slows both alike. Weights and
-pictures are random: neither changes the amount of work.
+images are random: neither changes the amount of work.
 
     python3 scripts/benchmark.py --only reconstruct sample --against HEAD~20
     python3 scripts/benchmark.py --only reconstruct sample --precision bf16 --against plain
@@ -52,13 +52,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.shard_files import Sample, write_shard
-from modeling.analysis import replacement_changes
+from modeling.contribution import replacement_changes
 from modeling.modules import blocks
 from modeling.tokenizers import build_tokenizer, encode_tokens
-from utils.cli import ROOT, UserError, pick_device, run
+from utils.cli import pick_device, run
 from utils.config import load_config
+from utils.errors import UserError
 from utils.figures import plotting, write_figure
 from utils.images import to_array
+from utils.paths import ROOT
 
 PUBLISHED = {
     "stage1": "configs/training/stage1/one-d-piece_{}256.yaml",
@@ -218,7 +220,7 @@ def train_stage2(setting: Setting) -> Iterator[Work]:
 
 
 def train_generator(setting: Setting) -> Iterator[Work]:
-    """From a token set, and with the frozen tokenizer encoding the pictures of every step."""
+    """From a token set, and with the frozen tokenizer encoding the images of every step."""
     from modeling.tasks.generator import GeneratorTask
 
     with tempfile.TemporaryDirectory() as folder:
@@ -266,14 +268,14 @@ def sample(setting: Setting) -> Iterator[Work]:
 
 
 def reconstruct(setting: Setting) -> Iterator[Work]:
-    """From a loader's pictures to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; also one by one.
+    """From a loader's images to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; also one by one.
 
     The loader is an item of its own: one process of it is slower than a GPU.
     """
     from data.image_shards import evaluation_loader
 
     with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("stage2", *picture_shards(setting, Path(folder)))
+        config = setting.config("stage2", *image_shards(setting, Path(folder)))
         model = setting.tokenizer(config)
         for name, batch_size in (("reconstruct", setting.batch_size), ("reconstruct, 1 by 1", 1)):
             batches = list(evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size))
@@ -288,7 +290,7 @@ def reconstruct(setting: Setting) -> Iterator[Work]:
 
 
 def contribute(setting: Setting) -> Iterator[Work]:
-    """Pictures in which one token is replaced: a batch at once, and one token at a time; an image is such a picture."""
+    """Images in which one token is replaced: a batch at once, and one token at a time; an image is such an image."""
     model = setting.tokenizer(setting.config("stage2"))
     tokens = torch.randint(model.codebook_size, (1, model.num_latent_tokens), device=setting.device)
     codes = torch.randint(model.codebook_size, (1, setting.batch_size, 1), device=setting.device)
@@ -307,7 +309,7 @@ def load(setting: Setting) -> Iterator[Work]:
     from data.image_shards import training_loader
 
     with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("stage1", *picture_shards(setting, Path(folder)))
+        config = setting.config("stage1", *image_shards(setting, Path(folder)))
         batches = iter(training_loader(config, rank=0, world_size=1, batches_per_chunk=1000))
         yield Work("loader", partial(next, batches), setting.batch_size)
 
@@ -315,12 +317,12 @@ def load(setting: Setting) -> Iterator[Work]:
 def pretokenize(setting: Setting) -> Iterator[Work]:
     """From shards to tokens, as scripts/pretokenize.py goes: in float32 whatever the precision."""
     from data.batches import FaultLog
-    from data.token_source import CentreCrop, PictureSource, decoded
+    from data.catalogue import CentreCrop, ImageSource, decoded
 
     with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("stage2", *picture_shards(setting, Path(folder)))
+        config = setting.config("stage2", *image_shards(setting, Path(folder)))
         model = setting.tokenizer(config)
-        (part,) = PictureSource(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
+        (part,) = ImageSource(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
 
         def turn():
             for examples in decoded(part, batch_size=setting.batch_size, num_threads=1, faults=FaultLog(strict=True)):
@@ -355,8 +357,8 @@ ITEMS = {
 }
 
 
-def picture_shards(setting: Setting, folder: Path) -> list[str]:
-    """Write a batch of pictures into a shard; what makes a configuration read it, for training and evaluation.
+def image_shards(setting: Setting, folder: Path) -> list[str]:
+    """Write a batch of images into a shard; what makes a configuration read it, for training and evaluation.
 
     They are the bundled ones: photographs as JPEG of ImageNet's usual size, garments as they are.
     """
@@ -364,9 +366,9 @@ def picture_shards(setting: Setting, folder: Path) -> list[str]:
     source, read = (ASSETS / "photos", jpeg) if large else (ASSETS / "fashion", Path.read_bytes)
     paths = sorted(source.glob("*.png"))
     if not paths:
-        raise UserError(f"{source} must hold the bundled pictures, *.png, and has none: copy them from the repository")
+        raise UserError(f"{source} must hold the bundled images, *.png, and has none: copy them from the repository")
     chosen = islice(cycle(map(read, paths)), setting.batch_size)
-    write_shard(folder / "0.tar", (Sample(str(index), picture, 0) for index, picture in enumerate(chosen)))
+    write_shard(folder / "0.tar", (Sample(str(index), image, 0) for index, image in enumerate(chosen)))
     return [
         "dataset.type=shards",
         *(f"dataset.params.{split}_shards_path_or_url={folder / '0.tar'}" for split in ("train", "eval")),
@@ -434,7 +436,7 @@ def one_update(training, batch: dict[str, Tensor], step: int = 0) -> Callable[[]
 
 def stage2_task(config: DictConfig, folder: str):
     """The task of stage 2; where ConvNeXt-Small's weights would have to be downloaded, it has random ones."""
-    from modeling.modules.features import PerceptualDistance
+    from modeling.networks.perceptual import PerceptualDistance
     from modeling.tasks.tokenizer import tokenizer_task
 
     if config.losses.perceptual_loss != "convnext_s":

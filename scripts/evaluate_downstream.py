@@ -9,16 +9,16 @@
 | classification | convnext_base (torchvision)               | accuracy; agreement with the original's class    |
 | clip           | openai/clip-vit-base-patch32 (hub)        | cosine of the embeddings                         |
 | depth          | depth-anything/Depth-Anything-V2-Small-hf | L1, RMSE, MSE (the published figure is the MSE)  |
-| segmentation   | deeplabv3_resnet50 (torchvision)          | mIoU, over all pictures                          |
+| segmentation   | deeplabv3_resnet50 (torchvision)          | mIoU, over all images                          |
 | detection      | fasterrcnn_resnet50_fpn_v2 (torchvision)  | COCO's mean average precision                    |
 
 --model takes another network of the same origin, for classification also timm:NAME or efficientnet_lite0 (no
-download), for clip and depth also a folder. Weights are downloaded before the first picture is read. clip, depth and
+download), for clip and depth also a folder. Weights are downloaded before the first image is read. clip, depth and
 detection need more packages: pip install -c constraints.txt -e '.[downstream]'.
 
---truth says what is really in the pictures; without it the originals' predictions are the goal.
+--truth says what is really in the images; without it the originals' predictions are the goal.
 classification: labels.npy, in the network's classes; segmentation: masks.npy (n, H, W), likewise, 255 where a pixel
-does not count; detection: COCO annotations in JSON, in pixels of the pictures, `images` in their order.
+does not count; detection: COCO annotations in JSON, in pixels of the images, `images` in their order.
 
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_downstream.py ...
 """
@@ -30,14 +30,23 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from modeling.downstream import INSTALL, ClipEmbedding, Depth, TorchvisionDetector, TorchvisionSegmenter, classifier
-from modeling.evaluation import add_common_arguments
-from modeling.modules.features import PictureNetwork
-from utils.cli import UserError, run
+from modeling.networks.downstream import (
+    INSTALL,
+    ClipEmbedding,
+    Depth,
+    TorchvisionDetector,
+    TorchvisionSegmenter,
+    classifier,
+)
+from modeling.networks.frozen import ImageNetwork
+from utils.cli import run
+from utils.errors import UserError
+from utils.evaluation.agreement import Detection, PerImage, Score, Segmentation, classification, depth, similarity
+from utils.evaluation.arguments import add_common_arguments
 from utils.evaluation.comparison import Originals
-from utils.evaluation.downstream import Detection, PerPicture, Score, Segmentation, classification, depth, similarity
-from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, table, write_results
+from utils.files import sha256_of
 from utils.processes import Processes
 
 ORIGINAL = "original"
@@ -54,15 +63,15 @@ class Task(NamedTuple):
     """
 
     model: str
-    load: Callable[..., PictureNetwork]
-    score: Callable[[PictureNetwork], Score]
+    load: Callable[..., ImageNetwork]
+    score: Callable[[ImageNetwork], Score]
     truth: str | None = None
 
 
 TASKS = {
-    "classification": Task("convnext_base", classifier, lambda network: PerPicture(classification), "read_labels"),
-    "clip": Task("openai/clip-vit-base-patch32", ClipEmbedding, lambda network: PerPicture(similarity)),
-    "depth": Task("depth-anything/Depth-Anything-V2-Small-hf", Depth, lambda network: PerPicture(depth)),
+    "classification": Task("convnext_base", classifier, lambda network: PerImage(classification), "read_labels"),
+    "clip": Task("openai/clip-vit-base-patch32", ClipEmbedding, lambda network: PerImage(similarity)),
+    "depth": Task("depth-anything/Depth-Anything-V2-Small-hf", Depth, lambda network: PerImage(depth)),
     "segmentation": Task(
         "deeplabv3_resnet50", TorchvisionSegmenter, lambda network: Segmentation(network.num_classes), "read_masks"
     ),
@@ -75,8 +84,8 @@ TASKS = {
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, choices=TASKS)
-    parser.add_argument("--original", required=True, help="pictures to compare with: .npy, .npz or a folder")
-    parser.add_argument("--target", required=True, nargs="+", help="pictures to score, one or several such sets")
+    parser.add_argument("--original", required=True, help="images to compare with: .npy, .npz or a folder")
+    parser.add_argument("--target", required=True, nargs="+", help="images to score, one or several such sets")
     parser.add_argument("--truth", metavar="FILE", help="labels, masks or boxes, as said above")
     parser.add_argument("--model", help="the network (default: as said above)")
     parser.add_argument("--weights", metavar="FILE", help="weights of a timm model, where they cannot be downloaded")
@@ -104,29 +113,29 @@ def main() -> None:
         processes.close()
 
 
-def evaluate(arguments: argparse.Namespace, task: Task, network: PictureNetwork, processes: Processes) -> None:
+def evaluate(arguments: argparse.Namespace, task: Task, network: ImageNetwork, processes: Processes) -> None:
     """Compare what `network` sees in the originals and in each set of targets."""
     from data import annotations  # torchvision is slow to import, too slow for --help
+    from data.image_sets import open_images, shares
     from data.image_shards import check_count
-    from data.picture_sets import open_pictures, shares
 
-    originals = open_pictures(arguments.original)
-    targets = {name: open_pictures(name) for name in arguments.target}
-    for pictures in targets.values():
-        originals.check_pairs(pictures)
+    originals = open_images(arguments.original)
+    targets = {name: open_images(name) for name in arguments.target}
+    for images in targets.values():
+        originals.check_pairs(images)
     truth = getattr(annotations, task.truth)(arguments.truth, originals) if arguments.truth else None
     # With truth at hand the originals have a score too, which no reconstruction need exceed.
     scores = {name: task.score(network) for name in [*([ORIGINAL] if arguments.truth else []), *targets]}
 
     share = {"batch_size": arguments.batch_size or 64, "rank": processes.rank, "world_size": processes.world_size}
     places = shares(len(originals), **share)
-    versions = [pictures.batches(**share) for pictures in targets.values()]
+    versions = [images.batches(**share) for images in targets.values()]
     seen = Originals(processes)
     with tqdm(total=len(originals), unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:
-        for place, (keys, pictures), *batches in zip(places, originals.batches(**share), *versions, strict=True):
-            seen.add(pictures, keys)
+        for place, (keys, images), *batches in zip(places, originals.batches(**share), *versions, strict=True):
+            seen.add(images, keys)
             goal = truth[place] if truth is not None else None
-            reference = network(pictures.to(processes.device))
+            reference = network(images.to(processes.device))
             if truth is not None:
                 scores[ORIGINAL].update(reference, reference, goal)
             for name, (_, version) in zip(targets, batches, strict=True):
@@ -138,7 +147,7 @@ def evaluate(arguments: argparse.Namespace, task: Task, network: PictureNetwork,
     record = protocol(
         processes,
         originals=seen.record(len(originals)),
-        preparation="pictures as they are given",
+        preparation="images as they are given",
         task=arguments.task,
         original=arguments.original,
         target=arguments.target,

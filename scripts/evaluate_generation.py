@@ -14,7 +14,7 @@ The images of the first 1, 2, 4, ... of the same sampled tokens, beside the toke
   python3 scripts/evaluate_generation.py ... --lengths 1,2,4,8 --beside output/evaluate_reconstruction/metrics.json
 
 Samples and reference are a .npy or .npz file or a folder; the reference may also be a configuration (its evaluation
-pictures) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
+images) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
 """
 
 import argparse
@@ -29,32 +29,28 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling.evaluation import (
-    add_beside_argument,
-    add_common_arguments,
-    add_feature_arguments,
-    feature_record,
-    load_features,
-    parse_lengths,
-)
+from modeling.checkpoints.locate import Located
 from modeling.generators import add_sampler_arguments, chosen_settings, load_generator, load_its_tokenizer, sample
 from modeling.maskgit import MaskGIT
-from modeling.modules.features import SetFeatures
+from modeling.networks.frechet import SetFeatures
+from modeling.networks.judges import feature_record, load_features
 from modeling.titok import TiTok
-from modeling.weights import Located
-from utils.cli import UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
+from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments, parse_lengths
 from utils.evaluation.comparison import Originals
 from utils.evaluation.feature_set import FeatureSet
 from utils.evaluation.metrics import to_uint8
-from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid, read_results, table, write_results
 from utils.evaluation.statistics import Gaussian, add_up, frechet_distance, precision_recall
+from utils.files import sha256_of
 from utils.inference import Arithmetic, add_speed_arguments, prepared
 from utils.processes import Processes
 
 INCEPTION = "fid"
-Batches = Iterable[tuple[list[str], Tensor]]  # keys, and pictures (B, 3, H, W) uint8
+Batches = Iterable[tuple[list[str], Tensor]]  # keys, and images (B, 3, H, W) uint8
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Reference:
     """What samples are measured against.
 
     Attributes:
-        features: Of single pictures, (n, D), for precision and recall; None where only statistics are known.
+        features: Of single images, (n, D), for precision and recall; None where only statistics are known.
         record: For the protocol.
     """
 
@@ -138,13 +134,13 @@ def main() -> None:
 
 
 def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: Processes) -> None:
-    from data.picture_sets import open_pictures  # torchvision is slow to import, too slow for --help
+    from data.image_sets import open_images  # torchvision is slow to import, too slow for --help
 
     network = load_features(arguments, processes)
     batch_size = arguments.batch_size or 64
     rows: list[Row] = []
     if arguments.samples:
-        samples = open_pictures(arguments.samples)
+        samples = open_images(arguments.samples)
         size = min(samples.height, samples.width)
         reference = load_reference(arguments.reference, size, network, batch_size, processes)
         beside = read_beside(arguments.beside, reference)
@@ -192,7 +188,7 @@ def evaluate(arguments: argparse.Namespace, sweep: dict[str, list], processes: P
 
 
 def read_beside(paths: list[str], reference: Reference) -> list[Row]:
-    """The rows of other results on the reference pictures; of statistics alone the pictures are not known."""
+    """The rows of other results on the reference images; of statistics alone the images are not known."""
     fingerprint = reference.record.get("sha256", "unknown")
     return [row for path in paths for row in read_results(path, fingerprint)]
 
@@ -224,7 +220,7 @@ def generated(
     settings: dict[str, Any],
     processes: Processes,
 ) -> Iterator[tuple[list[str], dict[int, Tensor]]]:
-    """This process's share of `count` images, the classes in turn: keys, and 8-bit pictures by number of tokens."""
+    """This process's share of `count` images, the classes in turn: keys, and 8-bit images by number of tokens."""
     mine = range(processes.rank, count, processes.world_size)
     classes = source.generator.num_classes
     wanted = [(index % classes, index // classes) for index in mine]
@@ -249,8 +245,8 @@ def scored_set(
     what: str,
     with_logits: bool = True,
 ) -> FeatureSet:
-    """All pictures of `batches` as the network sees them."""
-    versions = ((keys, {what: pictures}) for keys, pictures in batches)
+    """All images of `batches` as the network sees them."""
+    versions = ((keys, {what: images}) for keys, images in batches)
     return scored_sets(versions, [what], total, network, processes, what, with_logits)[what]
 
 
@@ -263,12 +259,12 @@ def scored_sets(
     what: str,
     with_logits: bool = True,
 ) -> dict[Any, FeatureSet]:
-    """All versions of the pictures of `batches`, called `names` there, as the network sees them."""
+    """All versions of the images of `batches`, called `names` there, as the network sees them."""
     found = {name: FeatureSet(network, processes, with_logits=with_logits, with_features=True) for name in names}
     with tqdm(total=total, desc=what, unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:
         for keys, versions in batches:
-            for name, pictures in versions.items():
-                found[name].update(pictures.to(processes.device), keys)
+            for name, images in versions.items():
+                found[name].update(images.to(processes.device), keys)
             bar.update(len(keys) * processes.world_size)
     return found
 
@@ -289,8 +285,8 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     Args:
         size: Pixels a side of the samples, to which shards are cropped.
     """
+    from data.image_sets import open_images, read_statistics
     from data.image_shards import check_count, evaluation_loader
-    from data.picture_sets import open_pictures, read_statistics
     from data.transforms import EvalTransform
 
     record: dict[str, Any] = {"source": source}
@@ -300,11 +296,11 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
             config = shards_config(source, size)
         else:
             config = load_config(source)
-            if config.dataset.type == "tokens":  # a generator's configuration: its pictures stand in shards
+            if config.dataset.type == "tokens":  # a generator's configuration: its images stand in shards
                 config.dataset.type = "shards"
         config_size = config.dataset.preprocessing.crop_size
         if config_size != size:
-            raise UserError(f"the samples have {size} pixels a side, and {source} crops its pictures to {config_size}")
+            raise UserError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
         loader = evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
         batches = noted(originals, ((batch["__key__"], batch["image"]) for batch in loader))
         found = scored_set(batches, loader.expected, network, processes, "reference", with_logits=False)
@@ -313,16 +309,16 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
         record |= originals.record(loader.expected, num_bad) | {"preparation": EvalTransform(size).description}
         return Reference(found.gaussian(), found.features(), record)
     statistics = read_statistics(source) if network.key == INCEPTION else None
-    record |= {"preparation": "pictures as they are given"}
-    pictures = open_pictures(source) if statistics is None or statistics.has_pictures else None
+    record |= {"preparation": "images as they are given"}
+    images = open_images(source) if statistics is None or statistics.has_images else None
     features = gaussian = None
-    if pictures is not None:
+    if images is not None:
         share = {"batch_size": batch_size, "rank": processes.rank, "world_size": processes.world_size}
-        batches = noted(originals, pictures.batches(**share))
-        found = scored_set(batches, len(pictures), network, processes, "reference", with_logits=False)
+        batches = noted(originals, images.batches(**share))
+        found = scored_set(batches, len(images), network, processes, "reference", with_logits=False)
         features, gaussian = found.features(), found.gaussian()
-        check_count(found.count(), len(pictures))
-        record |= originals.record(len(pictures))
+        check_count(found.count(), len(images))
+        record |= originals.record(len(images))
     if statistics is not None:
         gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
         record |= {"statistics": "mu and sigma of the file, of the Inception in TensorFlow"}
@@ -331,9 +327,9 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
 
 def noted(originals: Originals, batches: Batches) -> Batches:
     """The batches, each added to `originals` on its way."""
-    for keys, pictures in batches:
-        originals.add(pictures, keys)
-        yield keys, pictures
+    for keys, images in batches:
+        originals.add(images, keys)
+        yield keys, images
 
 
 def shards_config(shards: str, size: int):

@@ -3,10 +3,10 @@
   python3 scripts/evaluate_image_formats.py --config configs/fashion/eval.yaml --features efficientnet_lite0 \\
       --beside output/evaluate_reconstruction/metrics.json
 
-Of each picture and for each budget the best file (least squared error) that fits is taken: plainly, and after scaling
-the picture down first, which is the fair way where headers take most of the budget. Bytes are those of whole files,
+Of each image and for each budget the best file (least squared error) that fits is taken: plainly, and after scaling
+the image down first, which is the fair way where headers take most of the budget. Bytes are those of whole files,
 headers included; the bytes of the headers are stated apart, and --free_headers adds a variant that does not count them.
-Grey pictures are stored as grey; JPEG 2000 as the bare codestream. A budget that does not hold every picture has no
+Grey images are stored as grey; JPEG 2000 as the bare codestream. A budget that does not hold every image has no
 scores. On several processes: torchrun --nproc_per_node N scripts/evaluate_image_formats.py ...
 """
 
@@ -21,9 +21,11 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments, add_beside_argument
-from utils.cli import UserError, run
+from modeling.networks.judges import Networks
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
+from utils.evaluation.arguments import add_arguments, add_beside_argument
 from utils.evaluation.image_formats import (
     FORMATS,
     Candidate,
@@ -56,7 +58,7 @@ class Variant(NamedTuple):
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the pictures (default: %(default)s)")
+    parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the images (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
     parser.add_argument(
         "--budgets",
@@ -116,7 +118,7 @@ def evaluate(
         if not free or arguments.free_headers
     ]
     entries = {f"{variant.title}, {budget} bytes": (variant, budget) for variant in variants for budget in budgets}
-    fitting = dict.fromkeys(entries, 0)  # pictures for which some file fits
+    fitting = dict.fromkeys(entries, 0)  # images for which some file fits
     wanted = set(entries)
     batches = evaluation_loader(
         config, rank=processes.rank, world_size=processes.world_size, batch_size=arguments.batch_size
@@ -124,9 +126,9 @@ def evaluate(
     with tqdm(total=batches.expected, unit="image", disable=not processes.is_main, dynamic_ncols=True) as bar:
         for batch in batches:
             chosen: dict[str, list[Candidate | None]] = {name: [] for name in entries}
-            pictures = batch["image"].permute(0, 2, 3, 1).contiguous().numpy()
-            grey = [is_grey(pixels) for pixels in pictures]
-            for pixels in pictures:
+            images = batch["image"].permute(0, 2, 3, 1).contiguous().numpy()
+            grey = [is_grey(pixels) for pixels in images]
+            for pixels in images:
                 for name, candidate in best_files(pixels, entries).items():
                     chosen[name].append(candidate)
                 bar.update(processes.world_size)
@@ -168,7 +170,7 @@ def evaluate(
 
 
 def best_files(pixels: np.ndarray, entries: dict[str, tuple[Variant, int]]) -> dict[str, Candidate | None]:
-    """For each entry the best file of a picture (H, W, 3) within its budget."""
+    """For each entry the best file of an image (H, W, 3) within its budget."""
     grey = is_grey(pixels)
     limits = {
         name: budget + variant.free_header * header_bytes(variant.format_name, grey)
@@ -203,13 +205,13 @@ def report(arguments: argparse.Namespace, rows: list[Row], record: dict) -> None
     for name, header in record["header_bytes"].items():
         titles = {Variant(name, scales_down, False).title for scales_down in (False, True)}
         whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]
-        smallest = f"every picture fits into {min(whole)} bytes" if whole else "some pictures fit none of the budgets"
+        smallest = f"every image fits into {min(whole)} bytes" if whole else "some images fit none of the budgets"
         print(f"{FORMATS[name].title}: header {header['grey']} bytes (grey), {header['colour']} (colour); {smallest}")
     print(table(shown))
     write_results(output_dir / "metrics.json", {"rows": rows, "protocol": record})
     written = [output_dir / "metrics.json"]
     if shown:
-        plot_curves(output_dir / "curves.png", shown, f"{record['originals']['seen']:,} pictures")
+        plot_curves(output_dir / "curves.png", shown, f"{record['originals']['seen']:,} images")
         written.append(output_dir / "curves.png")
     print(f"{record['originals']['seen']:,} images scored; wrote {' and '.join(map(str, written))}")
 

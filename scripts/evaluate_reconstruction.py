@@ -4,7 +4,7 @@ From a tokenizer:
   python3 scripts/evaluate_reconstruction.py --config configs/fashion/eval.yaml --lengths 1,2,4,8,16,32 \\
       --features efficientnet_lite0
 
-From two sets of pictures, each an array (.npy, .npz) or a folder, in the same order:
+From two sets of images, each an array (.npy, .npz) or a folder, in the same order:
   python3 scripts/evaluate_reconstruction.py --original DIR/original/images.npy --target DIR/images.npy
 
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_reconstruction.py ...
@@ -19,26 +19,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling.evaluation import Networks, add_arguments, add_beside_argument, parse_lengths
+from modeling.networks.judges import Networks
 from modeling.tokenizers import default_lengths, load_tokenizer
-from utils.cli import UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
+from utils.evaluation.arguments import add_arguments, add_beside_argument, parse_lengths
 from utils.evaluation.comparison import Comparison
 from utils.evaluation.metrics import to_uint8
-from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, plot_curves, read_results, table, write_results
 from utils.evaluation.statistics import add_up, code_statistics
+from utils.files import sha256_of
 from utils.inference import add_speed_arguments, choose_batch_size, prepared
 from utils.processes import Processes
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="configuration of the tokenizer and of the evaluation pictures")
+    parser.add_argument("--config", help="configuration of the tokenizer and of the evaluation images")
     parser.add_argument("--checkpoint", help="hub id, folder, training output, file, or step (default: the config's)")
     parser.add_argument("--lengths", help="token counts, such as 1,2,4,8 (default: the doublings up to all tokens)")
-    parser.add_argument("--original", help="pictures to compare with: .npy, .npz or a folder, in place of --config")
-    parser.add_argument("--target", help="pictures to score: .npy, .npz or a folder")
+    parser.add_argument("--original", help="images to compare with: .npy, .npz or a folder, in place of --config")
+    parser.add_argument("--target", help="images to score: .npy, .npz or a folder")
     add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_reconstruction", auto_batch_size=True)
     add_speed_arguments(parser)
@@ -47,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.config is not None and (arguments.original or arguments.target):
         raise UserError("give either --config, or --original and --target, not both")
     if arguments.config is None and not (arguments.original and arguments.target):
-        raise UserError("give --config CONFIG (a tokenizer is scored), or --original A --target B (pictures are)")
+        raise UserError("give --config CONFIG (a tokenizer is scored), or --original A --target B (images are)")
     if arguments.config is None and (arguments.checkpoint or arguments.lengths or arguments.overrides):
         raise UserError("--checkpoint, --lengths and a.b=c go with --config")
     if arguments.config is None and (arguments.compile or arguments.precision != "fp32"):
@@ -60,7 +63,7 @@ def main() -> None:
     exact_arithmetic()
     processes = Processes(arguments.device)
     try:
-        score = score_pictures if arguments.config is None else score_tokenizer
+        score = score_images if arguments.config is None else score_tokenizer
         score(arguments, processes)
     finally:
         processes.close()
@@ -82,7 +85,7 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
 
     @torch.no_grad()
     def score(comparison: Comparison, pixels: Tensor, keys: list[str]) -> Tensor:
-        """Add pictures (B, 3, P, P) uint8 to the comparison; their tokens, (B, N)."""
+        """Add images (B, 3, P, P) uint8 to the comparison; their tokens, (B, N)."""
         z_quantized, result = model.encode(pixels.float() / 255)
         with arithmetic():
             versions = {name: to_uint8(model.decode(z_quantized, length=length)) for length, name in names.items()}
@@ -135,12 +138,12 @@ def score_tokenizer(arguments: argparse.Namespace, processes: Processes) -> None
     report(arguments, processes, rows, record, codebook)
 
 
-def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
+def score_images(arguments: argparse.Namespace, processes: Processes) -> None:
+    from data.image_sets import open_images
     from data.image_shards import check_count
-    from data.picture_sets import open_pictures
 
     networks = Networks(arguments, processes)
-    originals, targets = open_pictures(arguments.original), open_pictures(arguments.target)
+    originals, targets = open_images(arguments.original), open_images(arguments.target)
     originals.check_pairs(targets)
     comparison = networks.comparison(min(originals.height, originals.width))
     name = Path(arguments.target).stem
@@ -162,7 +165,7 @@ def score_pictures(arguments: argparse.Namespace, processes: Processes) -> None:
     record = protocol(
         processes,
         originals=comparison.record(len(originals)),
-        preparation="pictures as they are given",
+        preparation="images as they are given",
         original=arguments.original,
         target=arguments.target,
         **networks.record(),
@@ -200,7 +203,7 @@ def report(
     write_results(output_dir / "metrics.json", results)
     written = [output_dir / "metrics.json"]
     if len(rows) > 1:
-        plot_curves(output_dir / "curves.png", rows + beside, f"{record['originals']['seen']:,} pictures")
+        plot_curves(output_dir / "curves.png", rows + beside, f"{record['originals']['seen']:,} images")
         written.append(output_dir / "curves.png")
     print(f"{record['originals']['seen']:,} images scored; wrote {' and '.join(map(str, written))}")
 

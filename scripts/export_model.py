@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from modeling.weights import is_public, locate, model_class
-from utils.cli import UserError, run
+from modeling.checkpoints.locate import is_public, locate
+from modeling.checkpoints.registry import model_class
+from utils.cli import run
+from utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STARTS = ("experiment.init_weight", "model.vq_model.pretrained_tokenizer_weight")  # what training started from

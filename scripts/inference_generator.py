@@ -31,10 +31,11 @@ from modeling.generators import (
     sample,
 )
 from modeling.titok import TiTok
-from utils.cli import UserError, pick_device, run
-from utils.images import contact_sheet, to_pil, write_picture
+from utils.cli import pick_device, run
+from utils.errors import UserError
+from utils.files import write_arrays
+from utils.images import contact_sheet, to_pil, write_image
 from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
-from utils.parts import write_arrays
 from utils.result_folder import ResultFolder
 
 DEFAULT_CLASSES = 10  # shown where --labels is not given, evenly spread over all
@@ -63,13 +64,13 @@ def main() -> None:
     batch_size = choose_batch_size(
         arguments.batch_size, lambda num: list(draw(wanted[:num], batch_size=num)), device, most=len(wanted)
     )
-    tokens, pictures = [], []
+    tokens, images = [], []
     with tqdm(total=len(wanted), unit="image", leave=False, dynamic_ncols=True, disable=None) as progress:
         for codes, pixels in draw(wanted, batch_size=batch_size):
-            for picture in pixels:
-                label, number = wanted[len(pictures)]
-                pictures.append(to_pil(picture))
-                write_picture(pictures[-1], folder / f"{stems[label]}_{number:03d}.png")
+            for image in pixels:
+                label, number = wanted[len(images)]
+                images.append(to_pil(image))
+                write_image(images[-1], folder / f"{stems[label]}_{number:03d}.png")
             tokens.append(codes.cpu())
             progress.update(len(codes))
     tokens = torch.cat(tokens)
@@ -80,10 +81,10 @@ def main() -> None:
         labels=np.array([label for label, _ in wanted]),
         samples=np.array([number for _, number in wanted]),
     )
-    print(f"images         {arguments.output_dir / 'CLASS_SAMPLE.png'}: {len(pictures)}")
+    print(f"images         {arguments.output_dir / 'CLASS_SAMPLE.png'}: {len(images)}")
     print(f"tokens         {arguments.output_dir / 'tokens.npz'}")
     titles = [names[label] for label in labels]
-    rows = [pictures[first : first + arguments.num_images] for first in range(0, len(pictures), arguments.num_images)]
+    rows = [images[first : first + arguments.num_images] for first in range(0, len(images), arguments.num_images)]
     if arguments.grid:
         show(rows, folder / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
         print(f"grid           {arguments.output_dir / 'grid.png'}")
@@ -171,7 +172,7 @@ def file_stem(label: int, names: Sequence[str]) -> str:
 def prefixes(
     tokenizer: TiTok, tokens: torch.Tensor, lengths: Sequence[int], batch_size: int, arithmetic: Arithmetic
 ) -> list[list[Image.Image]]:
-    """A row of pictures for each of `tokens` (n, N), from so many of its first tokens."""
+    """A row of images for each of `tokens` (n, N), from so many of its first tokens."""
     rows = []
     for batch in tokens.split(batch_size):
         with arithmetic():
@@ -184,7 +185,7 @@ def show(rows: Sequence[Sequence[Image.Image]], path: Path, **titles) -> None:
     smallest, largest = TILE_RANGE
     side = rows[0][0].width
     tile = min(side * -(-smallest // side), largest)  # a multiple of the side: all pixels enlarge alike
-    write_picture(contact_sheet(rows, tile=tile, **titles), path)
+    write_image(contact_sheet(rows, tile=tile, **titles), path)
 
 
 if __name__ == "__main__":

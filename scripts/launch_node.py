@@ -15,7 +15,8 @@ import time
 
 import torch
 
-from utils.cli import UserError, run
+from utils.cli import run
+from utils.errors import UserError
 from utils.processes import NOTICES
 
 GRACE = 10.0  # seconds that the others have to end by themselves when a process has failed

@@ -1,4 +1,4 @@
-"""Tokenize a data set once, so that generators train on tokens and never wait for pictures.
+"""Tokenize a data set once, so that generators train on tokens and never wait for images.
 
     python3 scripts/pretokenize.py --config configs/fashion/generator.yaml --output_dir fashion_mnist_tokens
     torchrun --nproc_per_node 8 scripts/pretokenize.py --output_dir imagenet_tokens \\
@@ -8,9 +8,9 @@ It reads the shards (or the folder) that the configuration names, as its preproc
 OUTPUT_DIR/train and OUTPUT_DIR/eval. Train on them with dataset.type=tokens dataset.params.token_set=OUTPUT_DIR.
 A run that was killed goes on where it was; the result does not depend on the number of processes.
 
-Variants of a training picture: the centre crop, with --crops K also K crops at random places (always the same ones),
+Variants of a training image: the centre crop, with --crops K also K crops at random places (always the same ones),
 and after each of them its mirror where dataset.preprocessing.random_flip is true. Training draws one each time. An
-evaluation picture has its centre crop alone.
+evaluation image has its centre crop alone.
 """
 
 import argparse
@@ -25,15 +25,16 @@ from tqdm import tqdm
 from data.batches import FaultLog
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
-from utils.cli import UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
 from utils.inference import add_batch_size_argument, add_compile_argument, choose_batch_size
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
 from utils.speed import compile_blocks
 
 if TYPE_CHECKING:
-    from data.token_source import Part
+    from data.catalogue import Part
 
 SPLITS = ("train", "eval")
 
@@ -43,15 +44,15 @@ def tokenize_split(
 ) -> None:
     """Write OUTPUT_DIR/SPLIT, or what is missing of it."""
     # torchvision is slow to import, too slow for --help
-    from data.token_set import MANIFEST, read_token_manifest, write_token_set
-    from data.token_source import CentreCrop, PictureSource, Variants, check_skipped
+    from data.catalogue import CentreCrop, ImageSource, Variants, check_skipped
+    from data.token_shards import MANIFEST, read_token_manifest, write_token_set
 
     preprocessing, seed = config.dataset.preprocessing, config.training.seed
     if split == "train":
         transform = Variants(preprocessing, options.crops, seed)
     else:
         transform = CentreCrop(preprocessing)
-    source = PictureSource(config, split, transform)
+    source = ImageSource(config, split, transform)
     plan = {
         "split": split,
         "parts": [part.name for part in source.parts],
@@ -68,8 +69,8 @@ def tokenize_split(
             print(f"{folder} is there already")
         return
 
-    def try_batch(num_pictures: int) -> None:
-        shape = (num_pictures * len(transform.names), 3, tokenizer.image_size, tokenizer.image_size)
+    def try_batch(num_images: int) -> None:
+        shape = (num_images * len(transform.names), 3, tokenizer.image_size, tokenizer.image_size)
         encode_tokens(tokenizer, torch.zeros(shape, device=processes.device))
 
     batch_size = choose_batch_size(options.batch_size, try_batch, processes.device)
@@ -96,7 +97,7 @@ def tokenize_split(
         }
         written = write_token_set(folder, parts.read, manifest)
         parts.remove()
-        print(f"{folder}: {written['num_images']:,} pictures x {len(transform.names)} variants", end="")
+        print(f"{folder}: {written['num_images']:,} images x {len(transform.names)} variants", end="")
         print(f" x {tokenizer.num_latent_tokens} tokens, {len(skipped)} left out as broken")
     processes.wait()
 
@@ -111,8 +112,8 @@ def tokenize_part(
     progress: tqdm,
 ) -> dict[str, np.ndarray]:
     """Tokens (n, variants, N), labels (n,), keys (n,) and what was skipped, of one part."""
-    from data.token_set import token_dtype
-    from data.token_source import decoded
+    from data.catalogue import decoded
+    from data.token_shards import token_dtype
 
     faults = FaultLog(strict=strict)
     num_threads = config.dataset.params.num_workers_per_gpu
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=SPLITS, help="default: both")
     parser.add_argument("--crops", type=int, default=0, metavar="K", help="random crops beside the centre one")
-    add_batch_size_argument(parser, "pictures encoded at once, with all their variants", default=64)
+    add_batch_size_argument(parser, "images encoded at once, with all their variants", default=64)
     add_compile_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     options = parser.parse_args()

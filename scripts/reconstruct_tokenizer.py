@@ -1,4 +1,4 @@
-"""Write what a tokenizer makes of the evaluation pictures: images.npy, tokens.npz, labels.npy, all sorted by key.
+"""Write what a tokenizer makes of the evaluation images: images.npy, tokens.npz, labels.npy, all sorted by key.
 
   python3 scripts/reconstruct_tokenizer.py --config configs/fashion/eval.yaml --length=8 --output_dir DIR
   accelerate launch --num_processes 4 scripts/reconstruct_tokenizer.py --config configs/eval/one-d-piece_s256.yaml \\
@@ -12,7 +12,6 @@ tokenizer's images. The files are the same for any number of processes; with --p
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +21,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling.evaluation import parse_lengths
 from modeling.tokenizers import load_tokenizer
-from utils.cli import UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
+from utils.evaluation.arguments import parse_lengths
 from utils.evaluation.image_formats import available, decode
-from utils.evaluation.protocol import exact_arithmetic, protocol, sha256_of
+from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import write_results
-from utils.evaluation.sorted_rows import SortedRows, sorted_places, write_array
+from utils.evaluation.sorted_rows import SortedRows, sorted_places
 from utils.evaluation.statistics import add_up, gather
+from utils.files import replacing, sha256_of, write_array, write_arrays
 from utils.images import to_array
 from utils.inference import (
     AUTO,
@@ -40,7 +41,6 @@ from utils.inference import (
     choose_batch_size,
     prepared,
 )
-from utils.parts import write_arrays
 from utils.processes import Processes
 
 ALL_TOKENS = None
@@ -49,7 +49,7 @@ FORMATS = ("jp2", "jpg", "webp")
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="configuration of the tokenizer and of the evaluation pictures")
+    parser.add_argument("--config", required=True, help="configuration of the tokenizer and of the evaluation images")
     parser.add_argument("--checkpoint", help="hub id, folder, training output, file, or step (default: the config's)")
     parser.add_argument("--output_dir", required=True)
     lengths = parser.add_mutually_exclusive_group()
@@ -140,8 +140,8 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
     tokens: list[np.ndarray] = []
     num_stored_bytes = 0
 
-    def encode(pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return model.encode(pictures.to(processes.device, dtype) / 255)
+    def encode(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return model.encode(images.to(processes.device, dtype) / 255)
 
     def decode(z_quantized: Tensor) -> Iterator[tuple[int | None, Tensor]]:
         for length in lengths if instead is None and images else ():
@@ -163,9 +163,9 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
             keys += batch["__key__"]
             labels.append(batch["class_id"].numpy())
             if instead is not None and images:
-                pictures, num_bytes = instead(batch["image"])
+                restored, num_bytes = instead(batch["image"])
                 num_stored_bytes += num_bytes
-                images[ALL_TOKENS].append(pictures)
+                images[ALL_TOKENS].append(restored)
             if model is None:
                 continue
             count = len(batch["__key__"])
@@ -237,23 +237,23 @@ def reconstruct(arguments: argparse.Namespace, processes: Processes) -> None:
         print(f"{len(names):,} images{what}")
 
 
-def padded(pictures: Tensor, batch_size: int) -> Tensor:
+def padded(images: Tensor, batch_size: int) -> Tensor:
     """A smaller batch filled up with black: arithmetic depends in its last bits on the size of the batch."""
-    return torch.cat([pictures, pictures.new_zeros(batch_size - len(pictures), *pictures.shape[1:])])
+    return torch.cat([images, images.new_zeros(batch_size - len(images), *images.shape[1:])])
 
 
 def in_place_of_tokenizer(arguments: argparse.Namespace) -> Callable[[Tensor], tuple[np.ndarray, int]] | None:
-    """From originals (B, 3, P, P) uint8 to the pictures (B, P, P, 3) to write and the bytes they are stored in."""
+    """From originals (B, 3, P, P) uint8 to the images (B, P, P, 3) to write and the bytes they are stored in."""
     if arguments.original:
-        return lambda pictures: (pictures.permute(0, 2, 3, 1).numpy(), 0)
+        return lambda images: (images.permute(0, 2, 3, 1).numpy(), 0)
     name = stored_as(arguments)
     if name is None:
         return None
     image_format = available({"jp2": "jpeg2000", "jpg": "jpeg", "webp": "webp"}[name])
     setting = getattr(arguments, f"{name}_compression_rate")
 
-    def store(pictures: Tensor) -> tuple[np.ndarray, int]:
-        files = [image_format.encode(pixels, setting) for pixels in pictures.permute(0, 2, 3, 1).numpy()]
+    def store(images: Tensor) -> tuple[np.ndarray, int]:
+        files = [image_format.encode(pixels, setting) for pixels in images.permute(0, 2, 3, 1).numpy()]
         return np.stack([decode(file) for file in files]), sum(map(len, files))
 
     return store
@@ -278,16 +278,15 @@ def write_pngs(images: SortedRows, folder: Path, places: list, processes: Proces
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    if processes.is_main:  # what a run on more pictures left here
+    if processes.is_main:  # what a run on more images left here
         for path in folder.glob("[0-9]*.png"):
             if path.stem.isdigit() and int(path.stem) >= len(places):
                 path.unlink()
     mine = range(processes.rank, len(places), processes.world_size)
     rows = images.rows([places[index] for index in mine])
     for index, row in zip(mine, tqdm(rows, desc="png", total=len(mine), disable=not processes.is_main), strict=True):
-        aside = folder / f".{index:06d}.png"
-        Image.fromarray(row).save(aside)
-        os.replace(aside, folder / f"{index:06d}.png")
+        with replacing(folder / f"{index:06d}.png") as aside:
+            Image.fromarray(row).save(aside)
 
 
 if __name__ == "__main__":

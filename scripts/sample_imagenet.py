@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from modeling.checkpoints.state import fingerprint
 from modeling.generators import (
     BUNDLED_GENERATOR,
     add_sampler_arguments,
@@ -32,11 +33,12 @@ from modeling.generators import (
 )
 from modeling.maskgit import MaskGIT
 from modeling.titok import TiTok
-from modeling.weights import fingerprint
-from utils.cli import UserError, run
-from utils.images import to_array, write_picture
+from utils.cli import run
+from utils.errors import UserError
+from utils.files import replacing, write_json
+from utils.images import to_array, write_image
 from utils.inference import add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
-from utils.parts import Parts, check_plan, write_json
+from utils.parts import Parts, check_plan
 from utils.processes import Processes
 
 IMAGES_PER_PART = 256  # what a kill may cost each process
@@ -165,14 +167,13 @@ def sample_part(
     images = np.concatenate(arrays)
     if arguments.png:
         for index, (label, _), image in zip(indices, wanted, images, strict=True):
-            write_picture(Image.fromarray(image), arguments.output_dir / "png" / f"{index:06d}_{label:03d}.png")
+            write_image(Image.fromarray(image), arguments.output_dir / "png" / f"{index:06d}_{label:03d}.png")
     return images
 
 
 def write_npz(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
     """Stream uint8 `parts` into `arr_0` of an .npz, which appears whole or not at all; same images, same bytes."""
-    aside = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
         # A ZipInfo of its own has a fixed date.
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -181,7 +182,6 @@ def write_npz(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], l
                 file.write(part.tobytes())
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
             np.lib.format.write_array(file, labels, allow_pickle=False)
-    aside.replace(path)
 
 
 if __name__ == "__main__":

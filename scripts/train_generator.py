@@ -14,7 +14,7 @@ def main() -> None:
     # Slow to import, too slow for --help.
     from data.image_shards import check_count, loaders
     from data.labels import Labelled
-    from data.token_set import check_token_sets
+    from data.token_loader import check_token_sets
     from modeling.tasks.generator import GeneratorTask
     from utils.training import make_accelerator, train
 

@@ -3,8 +3,8 @@
     python3 scripts/visualize_token_contribution.py --input output/token_contribution
     python3 scripts/visualize_token_contribution.py --input output/token_contribution --tokens 1-8,16,32
 
-It writes, as PNG and PDF: heatmaps_l1 and heatmaps_l2 (where in the picture each token acts, on one logarithmic scale),
-contributions (the mean over the picture by token, with its standard error) and contribution_row (the same in one row);
+It writes, as PNG and PDF: heatmaps_l1 and heatmaps_l2 (where in the image each token acts, on one logarithmic scale),
+contributions (the mean over the image by token, with its standard error) and contribution_row (the same in one row);
 and summary.json, the share of the whole that the first tokens carry, and how far each spreads. Tokens are counted from
 1.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from utils.arrays import ARRAY_ERRORS
-from utils.cli import UserError, run
+from utils.cli import run
+from utils.errors import UserError
 from utils.figures import plotting, write_figure
-from utils.parts import write_json
+from utils.files import write_json
 
 DATA = "diffs.npz"
 NORMS = {"l1": "Absolute change (L1)", "l2": "Squared change (L2)"}
@@ -39,7 +40,7 @@ def main() -> None:
     tokens = parse_tokens(arguments.tokens, num_tokens)
     out = arguments.out or (arguments.input if arguments.input.is_dir() else arguments.input.parent)
     what = "replaced by another code" if protocol["plan"]["mode"] == "replace" else "added to those before it"
-    title = f"when one token is {what}; mean of {int(data['count']):,} pictures"
+    title = f"when one token is {what}; mean of {int(data['count']):,} images"
     for norm, name in NORMS.items():
         write_figure(draw_maps(data[f"length_to_diff_{norm}"], tokens, f"{name} {title}"), out / f"heatmaps_{norm}")
     write_figure(draw_curves(data, tokens, f"Change {title}"), out / "contributions")

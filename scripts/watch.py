@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import checkpoints
-from utils.cli import UserError, run
+from utils.cli import run
 from utils.config import RUN_CONFIG, load_config
+from utils.errors import UserError
 from utils.figures import plotting, write_figure
 from utils.log import METRICS_FILE
 

@@ -25,7 +25,7 @@ from data.image_shards import check_count, loaders
 from modeling.tasks.teacher import TeacherTask
 from scripts.launch_node import GRACE
 from tests.slurm_cluster import free_ports
-from tests.training_runs import differences, job_config, make_pictures
+from tests.training_runs import differences, job_config, make_images
 from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
 from utils.cli import run
 from utils.training import make_accelerator, train
@@ -217,7 +217,7 @@ def other_worlds(folder: Path) -> dict:
 
 
 def broken_data(folder: Path) -> dict:
-    """One rank meets too many broken pictures."""
+    """One rank meets too many broken images."""
     from data import DataError
 
     def fail():
@@ -250,7 +250,7 @@ SCENARIOS = {function.__name__: function for function in (notices, other_worlds,
 
 if __name__ == "__main__":
     folder, number, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    make_pictures(folder, count=8)
+    make_images(folder, count=8)
     # More steps than so many kills let pass.
     SMALL.append(f"training.max_train_steps={12 + 3 * number}")
     assert Ranks(folder, "undisturbed").wait() == [0, 0]

@@ -13,8 +13,9 @@ from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from tests.generator_data import on_two_processes
-from utils.cli import ROOT, run
+from utils.cli import run
 from utils.config import load_config, save_config
+from utils.paths import ROOT
 
 __all__ = ["NUM_IMAGES", "NUM_TOKENS", "command", "make_world", "on_two_processes", "originals", "small_config"]
 
@@ -79,7 +80,7 @@ def make_world(folder: Path) -> Path:
 
 
 def originals(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Keys, pictures (n, 32, 32, 3) and labels, sorted by key."""
+    """Keys, images (n, 32, 32, 3) and labels, sorted by key."""
     loader = evaluation_loader(small_config(folder), rank=0, world_size=1)
     rows = [
         (key, image.permute(1, 2, 0).numpy(), int(label))

@@ -36,23 +36,25 @@ from PIL import Image
 from torch import nn
 
 from data import image_shards, shard_urls
+from data.image_sets import open_images, read_statistics
 from data.image_shards import check_count, evaluation_loader, training_loader
-from data.picture_sets import open_pictures, read_statistics
 from data.shard_files import MANIFEST, read_manifest
-from data.token_set import KEYS, LABELS, TOKENS, TokenSet
+from data.token_shards import KEYS, LABELS, TOKENS, TokenSet
 from data.transforms import decode_image
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.generators import class_names
 from modeling.tasks.teacher import TeacherTask
-from modeling.weights import Pretrained, load_strict, read_state_dict
 from scripts.inference_generator import file_stem
 from tests.shard_data import bomb, make_config, make_shards, png, shard_spec, take, write_tar
-from tests.training_runs import job_config, make_pictures
-from utils.analysis import read_tokens
+from tests.training_runs import job_config, make_images
 from utils.checkpoint import METADATA_FILE, find_damage, latest_checkpoint, write_checkpoint
-from utils.cli import ROOT, UserError
 from utils.cli import run as run_command
 from utils.config import load_config, save_config
+from utils.errors import UserError
+from utils.paths import ROOT
 from utils.processes import Ranks
+from utils.token_statistics import read_tokens
 from utils.training import Run, make_accelerator
 
 PAGE, MARK = ROOT / "docs/reliability.md", "<!-- what follows is written by python3 -m tests.faults -->\n"
@@ -210,13 +212,13 @@ DAMAGES = {
     "a shard that vanishes during the run": (shard_that_vanishes, "broken shard"),
     "a server that stalls in the middle of a shard": (server_that_stalls, "broken shard"),
     "a command that stalls in the middle of a shard": (command_that_stalls, "broken shard"),
-    "a picture that is cut off": (sample([("bad.png", png(0)[:100])]), "broken picture"),
-    "a tiny PNG that claims 60,000 x 60,000 pixels": (sample([("bad.png", bomb(60_000, 60_000))]), "broken picture"),
-    "a tiny PNG that claims 12,000 x 12,000 pixels": (sample([("bad.png", bomb(12_000, 12_000))]), "broken picture"),
+    "an image that is cut off": (sample([("bad.png", png(0)[:100])]), "broken image"),
+    "a tiny PNG that claims 60,000 x 60,000 pixels": (sample([("bad.png", bomb(60_000, 60_000))]), "broken image"),
+    "a tiny PNG that claims 12,000 x 12,000 pixels": (sample([("bad.png", bomb(12_000, 12_000))]), "broken image"),
     "a label that is no number": (sample([("bad.png", png(0)), ("bad.cls", b"cat")]), "wrong label"),
-    "a sample without a picture": (sample([("bad.cls", b"1")]), "no picture"),
-    "a sample with two pictures of one name": (sample([("bad.png", png(0))] * 2), "two members of one name"),
-    "a link to a file of this machine": (link, "no picture"),
+    "a sample without an image": (sample([("bad.cls", b"1")]), "no image"),
+    "a sample with two images of one name": (sample([("bad.png", png(0))] * 2), "two members of one name"),
+    "a link to a file of this machine": (link, "no image"),
 }
 
 
@@ -230,7 +232,7 @@ def train_on(spec: str, num_batches: int = 20, **params: Any) -> str:
     loader = training_loader(config, rank=0, world_size=1, batches_per_chunk=5)
     take(loader, num_batches)
     reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad_reasons.items())
-    return f"goes on: {loader.num_seen} pictures taken, {loader.num_bad} skipped and counted ({reasons or 'none'})"
+    return f"goes on: {loader.num_seen} images taken, {loader.num_bad} skipped and counted ({reasons or 'none'})"
 
 
 def evaluate_on(spec: str, world_size: int = 1, **params: Any) -> str:
@@ -239,12 +241,12 @@ def evaluate_on(spec: str, world_size: int = 1, **params: Any) -> str:
     shares = [sum(len(batch["__key__"]) for batch in loader) for loader in ranks]
     check_count(sum(shares), ranks[0].expected, sum(loader.num_bad for loader in ranks))
     expected = ranks[0].expected  # none without a manifest
-    return f"goes on: {' + '.join(map(str, shares))}{'' if expected is None else f' of {expected}'} pictures"
+    return f"goes on: {' + '.join(map(str, shares))}{'' if expected is None else f' of {expected}'} images"
 
 
 for _name, (_damage, _reason) in DAMAGES.items():
 
-    @in_training(_name, rf"^goes on: 80 pictures taken, [1-9]\d* skipped and counted \(\d+ {_reason}\)$")
+    @in_training(_name, rf"^goes on: 80 images taken, [1-9]\d* skipped and counted \(\d+ {_reason}\)$")
     def _(folder: Path, damage=_damage) -> str:
         with damage(folder) as spec:
             return train_on(spec)
@@ -289,9 +291,9 @@ def _(folder: Path) -> str:
         return train_on(spec, num_workers_per_gpu=1)
 
 
-@in_training("half of all pictures broken, two ranks", r"^both ranks stop: .*11 of the first \d+ samples", is_long=True)
+@in_training("half of all images broken, two ranks", r"^both ranks stop: .*11 of the first \d+ samples", is_long=True)
 def _(folder: Path) -> str:
-    make_pictures(folder)
+    make_images(folder)
     for path in list((folder / "train").rglob("*.png"))[::2]:
         path.write_bytes(path.read_bytes()[:100])
     # Another process forks the ranks, because this one may have trained.
@@ -304,7 +306,7 @@ def _(folder: Path) -> str:
     return f"both ranks stop: {said[said.index('error: ') + len('error: ') :].strip()}"
 
 
-@in_evaluation("a rank without shards", r"^goes on: 7 \+ 0 of 7 pictures$")
+@in_evaluation("a rank without shards", r"^goes on: 7 \+ 0 of 7 images$")
 def _(folder: Path) -> str:
     make_shards(folder, [7])
     return evaluate_on(shard_spec(folder, 1), world_size=2, num_workers_per_gpu=2)
@@ -370,7 +372,7 @@ def _(folder: Path) -> str:
 
 @elsewhere("a pickle in a run's checkpoint, checksums right", "^stops: checkpoint-1 holds more than tensors")
 def _(folder: Path) -> str:
-    make_pictures(folder, count=4)
+    make_images(folder, count=4)
     config = job_config("teacher", folder, folder)
     first = Run(TeacherTask(config), config, make_accelerator(config))
     first.step = 1
@@ -407,20 +409,20 @@ def _(folder: Path) -> str:
     return f"read: {read_statistics(folder / 's.npz')}"
 
 
-@elsewhere("an .npz of pickled pictures", "^stops: p.npz must hold pictures .*of uint8, got")
+@elsewhere("an .npz of pickled images", "^stops: p.npz must hold images .*of uint8, got")
 def _(folder: Path) -> str:
     np.savez(folder / "p.npz", arr_0=np.array([Code(folder)]), allow_pickle=True)
-    return f"read: {open_pictures(folder / 'p.npz')}"
+    return f"read: {open_images(folder / 'p.npz')}"
 
 
-@elsewhere("shard members that webdataset would unpickle", r"^goes on: 2 pictures$")
+@elsewhere("shard members that webdataset would unpickle", r"^goes on: 2 images$")
 def _(folder: Path) -> str:
     evil = [(f"{name}.{kind}", pickle.dumps(Code(folder))) for name in "ab" for kind in ("pyd", "pkl", "pickle", "pth")]
     write_tar(folder / "s.tar", sorted([*evil, ("a.png", png(0)), ("b.png", png(1))]))
     return evaluate_on(str(folder / "s.tar"))
 
 
-@elsewhere("shard members named ../../x, /tmp/x and with line breaks", r"^goes on: 3 pictures$")
+@elsewhere("shard members named ../../x, /tmp/x and with line breaks", r"^goes on: 3 images$")
 def _(folder: Path) -> str:
     write_tar(folder / "s.tar", [("../../x.png", png(0)), ("/tmp/x.png", png(1)), ("a\nb\x1b[2J.png", png(2))])
     return evaluate_on(str(folder / "s.tar"))
@@ -509,12 +511,12 @@ def _(folder: Path) -> str:
     return f"the images are called {file_stem(0, class_names(config))}_000.png, ..."
 
 
-@elsewhere("a folder of pictures with links to itself", "^stops: .* is a link to a folder that it stands in")
+@elsewhere("a folder of images with links to itself", "^stops: .* is a link to a folder that it stands in")
 def _(folder: Path) -> str:
-    make_pictures(folder, count=4)
+    make_images(folder, count=4)
     for name in "ab":
         (folder / "train/class0" / name).symlink_to(folder / "train")
-    return f"read: {len(open_pictures(folder / 'train'))} pictures"
+    return f"read: {len(open_images(folder / 'train'))} images"
 
 
 def shard_with_header(folder: Path, name: str, size: int, kind: bytes = tarfile.REGTYPE) -> str:
@@ -532,7 +534,7 @@ def config_of(folder: Path, text: str) -> str:
 
 
 def token_set(folder: Path) -> Path:
-    """20 pictures, 2 variants, 4 tokens of a codebook of 16."""
+    """20 images, 2 variants, 4 tokens of a codebook of 16."""
     np.save(folder / TOKENS, np.random.default_rng(0).integers(0, 16, (20, 2, 4)).astype(np.uint16))
     np.save(folder / LABELS, np.arange(20))
     (folder / KEYS).write_text("".join(f"{number:05d}\n" for number in range(20)))
@@ -545,10 +547,10 @@ def read_token_set(path: Path) -> str:
     tokens = TokenSet(path.parent)
     for variant in range(2):
         tokens.batch(np.arange(len(tokens)), variant)
-    return f"{len(tokens)} pictures"
+    return f"{len(tokens)} images"
 
 
-# Random damage: how a file is made, and what reads it: it tells of all pictures, tokens or weights, or has a UserError
+# Random damage: how a file is made, and what reads it: it tells of all images, tokens or weights, or has a UserError
 
 
 def shard_file(folder: Path) -> Path:
@@ -556,7 +558,7 @@ def shard_file(folder: Path) -> Path:
     return folder / "s-000000.tar"
 
 
-def picture_file(kind: str) -> Callable[[Path], Path]:
+def image_file(kind: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "p", kind)
         return folder / "p"
@@ -600,9 +602,9 @@ def resume(path: Path) -> str:
     return "resumed from the newest"
 
 
-def read_pictures(path: Path) -> str:
-    pictures = open_pictures(path)
-    return f"{pictures.read(0, len(pictures)).shape}"
+def read_images(path: Path) -> str:
+    images = open_images(path)
+    return f"{images.read(0, len(images)).shape}"
 
 
 def model_config(folder: Path) -> Path:
@@ -624,11 +626,11 @@ def read_config(path: Path) -> str:
     return "read"
 
 
-PICTURES = np.zeros((5, 8, 8, 3), np.uint8)
+IMAGES = np.zeros((5, 8, 8, 3), np.uint8)
 FUZZED: dict[str, tuple[Callable[[Path], Path], Callable[[Path], str]]] = {
     "a shard, in evaluation": (shard_file, lambda path: evaluate_on(str(path))),
     **{
-        f"a {kind} picture": (picture_file(kind), lambda path: str(decode_image(path.read_bytes()).mode))
+        f"a {kind} image": (image_file(kind), lambda path: str(decode_image(path.read_bytes()).mode))
         for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
     },
     "a manifest of shards": (
@@ -647,10 +649,10 @@ FUZZED: dict[str, tuple[Callable[[Path], Path], Callable[[Path], str]]] = {
         f"a token set, {name}": (lambda folder, name=name: token_set(folder).parent / name, read_token_set)
         for name in (TOKENS, LABELS, KEYS, MANIFEST)
     },
-    "pictures.npz": (arrays("pictures.npz", arr_0=PICTURES), read_pictures),
+    "images.npz": (arrays("images.npz", arr_0=IMAGES), read_images),
     "statistics.npz": (
         arrays("statistics.npz", mu=np.zeros(4), sigma=np.eye(4)),
-        lambda path: type(read_statistics(path) or open_pictures(path)).__name__,  # as evaluation does
+        lambda path: type(read_statistics(path) or open_images(path)).__name__,  # as evaluation does
     ),
     "tokens.npz": (
         arrays("tokens.npz", tokens=np.zeros((5, 4), np.int64), keys=np.array(list("abcde"))),
@@ -707,7 +709,7 @@ def main() -> None:
             text += f"| {name} | {in_a_cell(ended)} |\n"
             print(f"{name}: {ended}", flush=True)
     text += f"\n### Random damage\n\n{NUM_FLIPS} times each: up to three changed bytes, and every fourth time a cut. "
-    text += "What is\nread nevertheless has as many pictures, tokens and weights as the whole file.\n\n"
+    text += "What is\nread nevertheless has as many images, tokens and weights as the whole file.\n\n"
     text += "| file | one-sentence error | read |\n|---|---|---|\n"
     for name in FUZZED:
         with tempfile.TemporaryDirectory() as folder:

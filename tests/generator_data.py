@@ -10,8 +10,8 @@ from modeling.one_d_piece import OneDPiece
 from modeling.tokenizers import frozen_tokenizer
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards
-from utils.cli import ROOT
 from utils.config import load_config, save_config, to_plain
+from utils.paths import ROOT
 
 NUM_TOKENS, NUM_CODES = 8, 64
 SMALL = [
@@ -45,7 +45,7 @@ SMALL = [
 
 
 def make_world(folder: Path) -> Path:
-    """Shards of 20 and 7 pictures, two tokenizers of other weights, and `generator.yaml` for all that."""
+    """Shards of 20 and 7 images, two tokenizers of other weights, and `generator.yaml` for all that."""
     make_shards(folder / "train", [9, 4, 7])
     make_shards(folder / "eval", [5, 2])
     config = to_plain(small_config(folder))

@@ -1,4 +1,4 @@
-"""Small shards and folders of pictures for the tests of the loaders."""
+"""Small shards and folders of images for the tests of the loaders."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ SIDE = 8
 
 
 def png(number: int, width: int = SIDE, height: int = SIDE) -> bytes:
-    """A picture whose pixels depend on `number`, and are not symmetric."""
+    """An image whose pixels depend on `number`, and are not symmetric."""
     pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

@@ -9,17 +9,17 @@ import yaml
 
 from scripts import ablate
 from tests.evaluation_data import command
-from tests.training_runs import job_config, make_pictures, run_job
-from utils.cli import ROOT
+from tests.training_runs import job_config, make_images, run_job
 from utils.config import load_config, save_config
+from utils.paths import ROOT
 from utils.processes import Ranks
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Pictures, a teacher, the configurations of a small stage 1 and stage 2, and a list of two arms."""
+    """Images, a teacher, the configurations of a small stage 1 and stage 2, and a list of two arms."""
     folder = tmp_path_factory.mktemp("ablation")
-    make_pictures(folder)
+    make_images(folder)
     run_job("teacher", folder, folder / "teacher", "training.max_train_steps=1")
     for job in ("stage1", "stage2"):
         save_config(job_config(job, folder, folder / job), folder / f"{job}.yaml")

@@ -14,7 +14,7 @@ from scripts import analyze_tokens, visualize_first_token_clustering
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec
 from tests.test_contribution import config_of
-from utils.analysis import (
+from utils.token_statistics import (
     clusters,
     conditional_entropy,
     entropy,
@@ -104,7 +104,7 @@ def test_purity_and_same_class_of_a_table():
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """Tokens whose first code is the class and whose second copies it; pictures, a tokenizer, a configuration."""
+    """Tokens whose first code is the class and whose second copies it; images, a tokenizer, a configuration."""
     folder = make_shards(tmp_path_factory.mktemp("shards"), [NUM_IMAGES])
     config = config_of(folder)
     config["dataset"]["params"] |= {"eval_shards_path_or_url": shard_spec(folder, 1), "num_eval_examples": NUM_IMAGES}
@@ -144,7 +144,7 @@ def test_the_analysis_finds_what_was_put_into_the_tokens(call, setup, tmp_path):
         checkpoint=setup / "model",
         out=tmp_path,
     )
-    assert status == 0 and "40 pictures" in printed
+    assert status == 0 and "40 images" in printed
     result = json.loads((tmp_path / "analysis.json").read_text())
     first, second, third = result["positions"]
     assert first["entropy"] == pytest.approx(2) and first["codes_used"] == 4 and "entropy_given_before" not in first
@@ -186,38 +186,38 @@ def test_input_that_does_not_fit_is_refused(call, setup, tmp_path):
 
 
 @pytest.fixture
-def images(tmp_path):
-    """images.npy of flat pictures, the i-th of brightness 100 + i."""
-    pictures = np.broadcast_to(np.arange(100, 100 + NUM_IMAGES, dtype=np.uint8)[:, None, None, None], (40, 8, 8, 3))
-    np.save(tmp_path / "images.npy", pictures)
+def array_file(tmp_path):
+    """images.npy of flat images, the i-th of brightness 100 + i."""
+    images = np.broadcast_to(np.arange(100, 100 + NUM_IMAGES, dtype=np.uint8)[:, None, None, None], (40, 8, 8, 3))
+    np.save(tmp_path / "images.npy", images)
     return tmp_path / "images.npy"
 
 
 def tiles(path):
-    """The brightnesses of the pictures on a sheet, which has no other large grey areas."""
+    """The brightnesses of the images on a sheet, which has no other large grey areas."""
     values, counts = np.unique(np.asarray(Image.open(path).convert("L")), return_counts=True)
     return {int(value) for value, count in zip(values, counts, strict=True) if count > 5000 and value < 250}
 
 
-def test_a_grid_shows_the_pictures_with_the_prefix(call, setup, images, tmp_path):
+def test_a_grid_shows_the_images_with_the_prefix(call, setup, array_file, tmp_path):
     status, printed, _ = call(
         visualize_first_token_clustering,
         data=setup / "tokens.npz",
         prefix="3,3",
-        images=images,
+        images=array_file,
         out=tmp_path / "grid.png",
         grid_size="3,4",
     )
-    assert status == 0 and "first tokens 3,3: 10 of 40 pictures" in printed
+    assert status == 0 and "first tokens 3,3: 10 of 40 images" in printed
     assert tiles(tmp_path / "grid.png") == {101 + 4 * index for index in range(10)}
 
 
-def test_of_many_the_seed_draws_and_the_grid_has_its_size(call, setup, images, tmp_path):
+def test_of_many_the_seed_draws_and_the_grid_has_its_size(call, setup, array_file, tmp_path):
     shown = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        flags = {"data": setup / "tokens.npz", "prefix": 0, "images": images, "grid_size": "2,3", "seed": seed}
+        flags = {"data": setup / "tokens.npz", "prefix": 0, "images": array_file, "grid_size": "2,3", "seed": seed}
         status, printed, _ = call(visualize_first_token_clustering, out=tmp_path / f"{name}.png", **flags)
-        assert status == 0 and "10 of 40 pictures, 6 shown" in printed
+        assert status == 0 and "10 of 40 images, 6 shown" in printed
         shown.append(tiles(tmp_path / f"{name}.png"))
     assert shown[0] == shown[1] != shown[2] and len(shown[0]) == 6
     assert shown[0] <= {100 + 4 * index for index in range(10)}
@@ -225,8 +225,8 @@ def test_of_many_the_seed_draws_and_the_grid_has_its_size(call, setup, images, t
     assert 3 * 96 < width < 3 * 96 + 150 and 2 * 96 < height < 2 * 96 + 80
 
 
-def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, images):
-    status, printed, _ = call(visualize_first_token_clustering, data=setup / "tokens.npz", images=images)
+def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, array_file):
+    status, printed, _ = call(visualize_first_token_clustering, data=setup / "tokens.npz", images=array_file)
     assert status == 0 and "4 different first codes" in printed and "4 different first pairs" in printed
     folder = setup / "first_tokens"
     grids = {f"first_tokens_{code}.png" for code in (0, 3, 6, 9)}
@@ -235,13 +235,13 @@ def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, im
     assert tiles(folder / "most_frequent.png") == {100 + index for index in range(NUM_IMAGES)}
 
 
-def test_pictures_may_come_from_a_folder_or_a_configuration(call, setup, images, tmp_path):
-    pictures = np.load(images)
+def test_images_may_come_from_a_folder_or_a_configuration(call, setup, array_file, tmp_path):
+    images = np.load(array_file)
     numbered, by_key = tmp_path / "numbered", tmp_path / "by_key"
     for folder in (numbered, by_key):
         folder.mkdir()
-        for index, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / (f"{index:06d}.png" if folder is numbered else f"{index:05d}.png"))
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(folder / (f"{index:06d}.png" if folder is numbered else f"{index:05d}.png"))
     flags = {"data": setup / "tokens.npz", "prefix": 6}
     for name, place in (("img_dir", numbered), ("images", by_key)):
         call(visualize_first_token_clustering, out=tmp_path / "grid.png", **flags, **{name: place})
@@ -249,26 +249,26 @@ def test_pictures_may_come_from_a_folder_or_a_configuration(call, setup, images,
     call(visualize_first_token_clustering, out=tmp_path / "out", **flags, images=setup / "config.yaml")
     sheet = np.asarray(Image.open(tmp_path / "out/first_tokens_6.png"))
     first = sheet[-SIDE * 12 :, 8 : 8 + SIDE * 12]
-    assert first.std() > 20  # noise pictures, not blank
+    assert first.std() > 20  # noise images, not blank
 
 
-def test_what_cannot_be_drawn_is_explained(call, setup, images, tmp_path):
+def test_what_cannot_be_drawn_is_explained(call, setup, array_file, tmp_path):
     np.save(tmp_path / "few.npy", np.zeros((3, 8, 8, 3), dtype=np.uint8))
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "folder/00001.png")
     for flags, message in (
-        ({"prefix": 5}, "no picture's tokens begin with 5; the nearest that exist are 0 (10 pictures)"),
-        ({"prefix": "3,4"}, "no picture's tokens begin with 3,4; the nearest that exist are 3,3 (10 pictures)"),
+        ({"prefix": 5}, "no image's tokens begin with 5; the nearest that exist are 0 (10 images)"),
+        ({"prefix": "3,4"}, "no image's tokens begin with 3,4; the nearest that exist are 3,3 (10 images)"),
         ({"prefix": "x"}, "--prefix takes codes such as 1208"),
         ({"prefix": "0,0,0,0"}, "--prefix must have at most 3 codes"),
         ({"prefix": 0, "grid_size": "0,5"}, "--grid_size takes rows and columns"),
-        ({"prefix": 0, "images": tmp_path / "few.npy"}, "must hold the 40 pictures of the tokens"),
+        ({"prefix": 0, "images": tmp_path / "few.npy"}, "must hold the 40 images of the tokens"),
         ({"prefix": 0, "images": tmp_path / "folder"}, "has no 00000"),
         ({"prefix": 0, "images": tmp_path / "nothing"}, "--images must be a .npy file, a folder or a configuration"),
         ({"out": tmp_path / "grid.png"}, "--out must be a folder when no --prefix is given"),
     ):
-        flags = {"data": setup / "tokens.npz", "images": images, "out": tmp_path / "out"} | flags
+        flags = {"data": setup / "tokens.npz", "images": array_file, "out": tmp_path / "out"} | flags
         status, _, error = call(visualize_first_token_clustering, **flags)
         assert status == 1 and error.startswith("error: ") and error.count("\n") == 1 and message in error, error
     status, _, error = call(visualize_first_token_clustering, data=setup / "tokens.npz", prefix=0)
-    assert status == 1 and "give the pictures as --images" in error
+    assert status == 1 and "give the images as --images" in error

@@ -14,14 +14,15 @@ from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
 from modeling.tokenizers import build_tokenizer
 from scripts import benchmark
-from utils.cli import ROOT, run
+from utils.cli import run
 from utils.config import load_config
 from utils.figures import plotting
+from utils.paths import ROOT
 
 
 @pytest.fixture
 def measure(tmp_path, monkeypatch, capsys):
-    """Run the command on the tiny model, one picture, one timing: (exit status, what it wrote, stdout, stderr)."""
+    """Run the command on the tiny model, one image, one timing: (exit status, what it wrote, stdout, stderr)."""
     monkeypatch.setattr(benchmark, "CEILING_SIZES", {"cpu": (64, 1, 32, 16)})
     monkeypatch.setattr(benchmark, "SHORTEST", 0.0)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -75,7 +76,7 @@ def test_ways_to_do_the_same_do_the_same_work(measure):
     _, found, _, _ = measure("--only", "encode", "decode", "reconstruct", "contribution", "--batch_size=2")
     flops = {one["item"]: one["flops"] for one in found["results"]}
     assert flops["reconstruct"] == flops["reconstruct, 1 by 1"] == flops["encode"] + flops["decode 32"]
-    # The picture as it is, and each of the two in which a token is replaced.
+    # The image as it is, and each of the two in which a token is replaced.
     assert flops["contribution"] == flops["contribution, 1 by 1"] == 3 * flops["decode 32"] / 2
 
 
@@ -299,11 +300,11 @@ def test_what_cannot_be_measured_is_explained(measure, arguments, message):
 
 
 @pytest.mark.parametrize("item", ["reconstruct", "loader", "pretokenize"])
-def test_pictures_that_are_not_there_are_explained(measure, monkeypatch, tmp_path, item):
+def test_images_that_are_not_there_are_explained(measure, monkeypatch, tmp_path, item):
     monkeypatch.setattr(benchmark, "ASSETS", tmp_path)
     status, found, _, error = measure("--only", item)
     assert status == 1 and found is None
-    assert error.startswith(f"error: {tmp_path}/fashion must hold the bundled pictures, ") and error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path}/fashion must hold the bundled images, ") and error.count("\n") == 1
 
 
 def test_help_comes_with_an_example(measure):

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
-from utils import cli
-from utils.cli import ROOT
+from utils.cli import run
 from utils.config import ConfigError, lenient_config, load_config, save_config, to_plain, training_arguments
+from utils.paths import ROOT
 
 STAGE1 = ROOT / "configs/training/stage1/one-d-piece_s256.yaml"
 
@@ -228,7 +228,7 @@ def test_help_shows_examples(capsys):
 
 def test_a_config_error_reaches_the_user_as_one_line(capsys):
     with pytest.raises(SystemExit) as exit:
-        cli.run(arguments_of)
+        run(arguments_of)
     assert exit.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from utils.cli import ROOT
 from utils.config import load_config, to_plain
+from utils.paths import ROOT
 
 PUBLISHED = json.loads((ROOT / "tests/facts/configs.json").read_text())
 NAMED = sorted(

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from modeling.analysis import (
+from modeling.contribution import (
     Contributions,
     contributions,
     mean_of_one_token,
@@ -23,11 +23,13 @@ from modeling.one_d_piece import OneDPiece
 from scripts import generate_token_contribution_data, visualize_token_contribution
 from tests.fill import fill
 from tests.shard_data import make_shards, shard_spec
-from utils.cli import ROOT, UserError, run
+from utils.cli import run
+from utils.errors import UserError
 from utils.parts import Parts
+from utils.paths import ROOT
 
 SIDE, NUM_TOKENS, CODEBOOK = 8, 3, 16
-SHARDS = [4, 3]  # pictures in each
+SHARDS = [4, 3]  # images in each
 
 
 class ToyDecoder:
@@ -39,10 +41,10 @@ class ToyDecoder:
     latent_tokens = torch.zeros(3, 1)
 
     def decode_tokens(self, tokens):
-        pictures = torch.zeros(len(tokens), 3, 2, 2)
+        images = torch.zeros(len(tokens), 3, 2, 2)
         for index in range(tokens.shape[1]):
-            pictures[:, :, index // 2, index % 2] = tokens[:, index, None] * self.WEIGHTS[index]
-        return pictures
+            images[:, :, index // 2, index % 2] = tokens[:, index, None] * self.WEIGHTS[index]
+        return images
 
 
 def toy_contributions(tokens, codes, batch_size=64, group=64):
@@ -66,7 +68,7 @@ def test_contributions_of_known_weights_are_exact():
     assert result["mean_l1"].tolist() == l1.mean(axis=(1, 2)).tolist() and result["mean_l1"][2] == 0
     means = np.array([2, 3]) * 3 * 0.0625 / 4
     assert result["standard_error_l1"][1] == pytest.approx(means.std(ddof=1) / np.sqrt(2), rel=1e-12)
-    assert result["standard_error_l1"][0] == 0  # both pictures change alike
+    assert result["standard_error_l1"][0] == 0  # both images change alike
     assert int(result["count"]) == 2
 
 
@@ -76,7 +78,7 @@ def test_several_replacements_are_averaged():
     result = toy_contributions(tokens, one_and_three)
     assert result["length_to_diff_l1"][0, 0, 0] == 3 * 2 * 0.125
     assert result["length_to_diff_l2"][0, 0, 0] == 3 * 5 * 0.125**2
-    assert np.isnan(result["standard_error_l1"]).all()  # of one picture
+    assert np.isnan(result["standard_error_l1"]).all()  # of one image
 
 
 @pytest.mark.parametrize(("batch_size", "group"), [(1, 1), (2, 3), (6, 2), (7, 5), (1000, 7)])
@@ -88,9 +90,9 @@ def test_batches_do_not_change_contributions(batch_size, group):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, atol=1e-15)
 
 
-def test_other_codes_are_other_uniform_and_the_pictures_own():
+def test_other_codes_are_other_uniform_and_the_images_own():
     tokens = torch.randint(5, (400, 3), generator=torch.Generator().manual_seed(0))
-    keys = [f"picture {index}" for index in range(400)]
+    keys = [f"image {index}" for index in range(400)]
     codes = other_codes(tokens, keys, codebook_size=5, num_draws=4, seed=1)
     steps = (codes - tokens[..., None]) % 5
     assert codes.shape == (400, 3, 4) and 0 <= codes.min() and codes.max() == 4
@@ -151,7 +153,7 @@ def config_of(folder):
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """Two shards of pictures, a tokenizer with random weights, and their configuration."""
+    """Two shards of images, a tokenizer with random weights, and their configuration."""
     folder = make_shards(tmp_path_factory.mktemp("shards"), SHARDS)
     config = config_of(folder)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
@@ -186,7 +188,7 @@ def assert_same(found, expected, rtol=0.0):
 
 def test_the_file_holds_the_published_arrays_the_errors_and_the_protocol(measure):
     status, printed, _, result = measure()
-    assert status == 0 and "7 pictures: the first 1 of 3 tokens carry" in printed
+    assert status == 0 and "7 images: the first 1 of 3 tokens carry" in printed
     for norm in ("l1", "l2"):
         assert result[f"length_to_diff_{norm}"].shape == (NUM_TOKENS, SIDE, SIDE)
         np.testing.assert_allclose(result[f"mean_{norm}"], result[f"length_to_diff_{norm}"].mean(axis=(1, 2)))
@@ -264,7 +266,7 @@ def test_two_processes_equal_one(measure, setup, tmp_path):
 
 def test_a_dry_run_writes_nothing(measure, tmp_path):
     status, printed, _, result = measure("dry", "--dry_run")
-    assert status == 0 and "7 pictures done" in printed and result is None and not (tmp_path / "dry").exists()
+    assert status == 0 and "7 images done" in printed and result is None and not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_bad_input_is_explained_in_one_sentence(measure, flags, message):
     assert status == 1 and error.startswith("error: ") and error.count("\n") == 1 and message in error, error
 
 
-def test_missing_pictures_are_an_error(measure):
+def test_missing_images_are_an_error(measure):
     status, _, error, _ = measure("out", "dataset.params.num_eval_examples=8")
     assert status == 1 and "expected 8 evaluation samples, got 7" in error
 
@@ -322,9 +324,9 @@ def test_figures_are_not_blank_and_have_their_size(draw, tmp_path):
     # Pixels: inches as the code says, 150 to the inch.
     sizes = {"heatmaps_l1": (1080, 450), "heatmaps_l2": (1080, 450), "contributions": (1500, 600)}
     for name, size in (sizes | {"contribution_row": (1500, 480)}).items():
-        picture = Image.open(tmp_path / "data" / f"{name}.png").convert("RGB")
-        assert picture.size == size, name
-        assert np.asarray(picture).std() > 10, f"{name} is blank"
+        image = Image.open(tmp_path / "data" / f"{name}.png").convert("RGB")
+        assert image.size == size, name
+        assert np.asarray(image).std() > 10, f"{name} is blank"
         assert (tmp_path / "data" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     shares = json.loads((tmp_path / "data/summary.json").read_text())["share_of_first_l1"]
     assert shares["2"] == pytest.approx(means[:2].sum() / means.sum()) and shares["8"] == pytest.approx(1)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import scripts.pretokenize
 import scripts.train_generator
-from data.token_set import evaluation_tokens
+from data.token_loader import evaluation_tokens
 from data.transforms import EvalTransform
 from modeling.maskgit import ImageBert, UViTBert
-from modeling.modules.features import LITE0_PACKAGE
+from modeling.networks.frozen import LITE0_PACKAGE
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from scripts import evaluate_reconstruction
@@ -28,12 +28,12 @@ from tests import evaluation_data, generator_data
 from tests.fill import assert_close, fill, image, integers
 from tests.test_maskgit import CLASSES, SAMPLES, golden_inputs, small
 from tests.test_tokenizer import published_config
-from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
+from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils import inference
-from utils.cli import ROOT
 from utils.config import save_config
 from utils.evaluation.protocol import exact_arithmetic
 from utils.inference import add_speed_arguments, largest_batch, prepared
+from utils.paths import ROOT
 from utils.training import Run, make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -65,7 +65,7 @@ def trained(repeatable, tmp_path_factory):
     """All three jobs, six steps each, and again from their third step."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("trained")
-    make_pictures(folder)
+    make_images(folder)
     for job in JOBS:
         run_and_resume(job, folder)
     return folder
@@ -73,7 +73,7 @@ def trained(repeatable, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def garments():
-    """The bundled tokenizer on the CPU, and ten pictures (10, 3, 32, 32) for it."""
+    """The bundled tokenizer on the CPU, and ten images (10, 3, 32, 32) for it."""
     model = OneDPiece.from_pretrained("one-d-piece_fashion")
     transform = EvalTransform(model.image_size)
     paths = sorted((ROOT / "assets/fashion").glob("*.png"))
@@ -119,8 +119,8 @@ def test_the_tokenizer_gives_the_published_numbers():
         assert_close(z_quantized.cpu(), golden, "z_quantized", TOLERANCE)
         tokens = integers(7, "one-d-piece_s256", (2, 256), 0, 4096).to(CUDA)
         for length in (1, 7, 64, 256):
-            pictures = model.decode_tokens(tokens, length=length)
-            assert_close(pictures.cpu(), golden, f"decode_tokens[{length}]", TOLERANCE)
+            images = model.decode_tokens(tokens, length=length)
+            assert_close(images.cpu(), golden, f"decode_tokens[{length}]", TOLERANCE)
         # One length an image takes another attention kernel, with a mask.
         uneven = model.decode_tokens(tokens, length=[7, 64])
         for index, length in enumerate((7, 64)):
@@ -151,20 +151,20 @@ def test_the_generators_give_the_published_numbers(network, file):
 
 
 def test_tokens_are_those_of_a_cpu_and_half_precision_decodes_them_closely(garments):
-    model, pictures = garments
-    tokens = model.encode(pictures)[1]["min_encoding_indices"]
+    model, images = garments
+    tokens = model.encode(images)[1]["min_encoding_indices"]
     with torch.no_grad():
         expected = model.decode_tokens(tokens)
     model = on_gpu(model)
     try:
         arithmetic = prepared(asked("--precision", "bf16"), model)
         with torch.no_grad():
-            assert torch.equal(model.encode(pictures.to(CUDA))[1]["min_encoding_indices"].cpu(), tokens)
+            assert torch.equal(model.encode(images.to(CUDA))[1]["min_encoding_indices"].cpu(), tokens)
             full = model.decode_tokens(tokens.to(CUDA)).cpu()
             with arithmetic():
                 half = model.decode_tokens(tokens.to(CUDA)).cpu()
             with prepared(asked("--precision", "tf32"), model)():
-                same = model.encode(pictures.to(CUDA))[1]["min_encoding_indices"].cpu() == tokens
+                same = model.encode(images.to(CUDA))[1]["min_encoding_indices"].cpu() == tokens
     finally:
         model.to("cpu")
     torch.testing.assert_close(full, expected, rtol=1e-3, atol=1e-3)
@@ -211,7 +211,7 @@ def test_three_steps_and_three_more_equal_six(trained, job):
     if job == "stage1":
         assert different == []
     else:
-        # The adversary's pooling adds up gradients in any order where it enlarges, as it does for such small pictures.
+        # The adversary's pooling adds up gradients in any order where it enlarges, as it does for such small images.
         assert share < 0.02
 
 
@@ -300,11 +300,11 @@ def test_a_training_step_does_not_wait_for_the_gpu(trained, tmp_path, monkeypatc
 
 def test_the_largest_batch_is_found_and_the_memory_given_back(garments, monkeypatch):
     monkeypatch.setattr(inference, "LARGEST_BATCH", 64)
-    model, pictures = garments[0], garments[1][:1].to(CUDA)
+    model, images = garments[0], garments[1][:1].to(CUDA)
     model = on_gpu(model)
     try:
         with torch.no_grad():
-            assert largest_batch(lambda size: model(pictures.expand(size, -1, -1, -1)), CUDA) > 1
+            assert largest_batch(lambda size: model(images.expand(size, -1, -1, -1)), CUDA) > 1
     finally:
         model.to("cpu")
     limit = 2**32  # bytes, so that nobody else on this GPU is short of memory
@@ -349,13 +349,13 @@ def test_compiled_training_has_the_losses_of_eager_training(trained, tmp_path):
         assert ours["grad_norm/model"] == pytest.approx(theirs["grad_norm/model"], rel=1e-2)
 
 
-def test_a_compiled_tokenizer_gives_the_same_pictures(garments):
-    pictures = garments[1].to(CUDA)
+def test_a_compiled_tokenizer_gives_the_same_images(garments):
+    images = garments[1].to(CUDA)
     plain, compiled = (on_gpu(OneDPiece.from_pretrained("one-d-piece_fashion")) for _ in range(2))
     arithmetic = prepared(asked("--compile"), compiled)
     with torch.no_grad(), arithmetic():
-        tokens = plain.encode(pictures)[1]["min_encoding_indices"]
-        same = (compiled.encode(pictures)[1]["min_encoding_indices"] == tokens).float().mean()
+        tokens = plain.encode(images)[1]["min_encoding_indices"]
+        same = (compiled.encode(images)[1]["min_encoding_indices"] == tokens).float().mean()
         print(f"{float(same):.1%} of the tokens stay the same when compiled")
         assert same > 0.99
         for length in (4, 32):

@@ -23,8 +23,8 @@ def loaders(path, **params):
 
 GOOD = [member for number in range(30) for member in ((f"{number:02d}.png", png(number)), (f"{number:02d}.cls", b"1"))]
 BAD_SAMPLES = {
-    "broken picture": [("bad.png", png(0)[:100]), ("bad.cls", b"1")],
-    "no picture": [("bad.cls", b"1")],
+    "broken image": [("bad.png", png(0)[:100]), ("bad.cls", b"1")],
+    "no image": [("bad.cls", b"1")],
     "wrong label": [("bad.png", png(0)), ("bad.cls", b"cat")],
     "two members of one name": [("bad.png", png(0)), ("bad.png", png(1))],
 }
@@ -46,10 +46,10 @@ def test_a_bad_sample_is_counted_in_training_and_named_in_evaluation(tmp_path, r
 
 
 def test_evaluation_goes_on_and_counts_when_told_to(tmp_path):
-    write_tar(tmp_path / "s.tar", GOOD + BAD_SAMPLES["broken picture"])
+    write_tar(tmp_path / "s.tar", GOOD + BAD_SAMPLES["broken image"])
     _, evaluation = loaders(tmp_path / "s.tar", eval_skip_broken=True)
     assert len(keys(list(evaluation))) == 30
-    assert evaluation.bad_reasons == {"broken picture": 1} and evaluation.num_seen == 30
+    assert evaluation.bad_reasons == {"broken image": 1} and evaluation.num_seen == 30
 
 
 @pytest.mark.parametrize("label, good", [(b"9", True), (b" 3\n", True), (b"-1", True), (b"10", False), (b"-2", False)])
@@ -73,7 +73,7 @@ def test_a_shard_cut_anywhere_is_noticed_and_gives_its_whole_samples(tmp_path):
     path = tmp_path / "s.tar"
     write_tar(path, GOOD[:8])
     whole = path.read_bytes()
-    picture = {number: png(number) for number in range(4)}
+    image = {number: png(number) for number in range(4)}
     with tarfile.open(path) as tar:
         read = [member.offset_data + member.size for member in tar]
     end = -(-read[-1] // 512) * 512
@@ -85,7 +85,7 @@ def test_a_shard_cut_anywhere_is_noticed_and_gives_its_whole_samples(tmp_path):
                 found.append(sample)
         # A sample is known to be whole when the next one has begun.
         assert len(found) == sum(size >= begun for begun in read[2::2]), size
-        assert all(sample["png"] == picture[int(sample["__key__"])] and "cls" in sample for sample in found)
+        assert all(sample["png"] == image[int(sample["__key__"])] and "cls" in sample for sample in found)
     path.write_bytes(whole[: end + 512])
     assert len(list(read_shard(str(path)))) == 4
 
@@ -143,9 +143,7 @@ def test_too_many_bad_samples_stop_training(tmp_path):
     bad = [(f"x{number}.png", b"broken") for number in range(2)]
     write_tar(path, GOOD + bad)
     training, _ = loaders(path, num_workers_per_gpu=1)
-    with pytest.raises(
-        DataError, match=r"11 of the first \d+ samples cannot be used \(11 broken picture\), more than "
-    ):
+    with pytest.raises(DataError, match=r"11 of the first \d+ samples cannot be used \(11 broken image\), more than "):
         take(training, 1000)
     assert training.num_seen < 1000
 
@@ -153,7 +151,7 @@ def test_too_many_bad_samples_stop_training(tmp_path):
 def test_a_batch_without_any_good_sample_is_an_error(tmp_path):
     write_tar(tmp_path / "s.tar", [(f"{number}.png", b"broken") for number in range(30)])
     training, _ = loaders(tmp_path / "s.tar", max_bad_fraction=1.0)
-    with pytest.raises(DataError, match="samples of one batch cannot be used, the last: broken picture: "):
+    with pytest.raises(DataError, match="samples of one batch cannot be used, the last: broken image: "):
         take(training, 1)
 
 
@@ -178,7 +176,7 @@ def test_links_and_devices_in_a_shard_are_not_followed(tmp_path):
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
     _, evaluation = loaders(path, eval_skip_broken=True)
-    assert list(evaluation) == [] and evaluation.bad_reasons == {"no picture": len(kinds)}
+    assert list(evaluation) == [] and evaluation.bad_reasons == {"no image": len(kinds)}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A folder of pictures is trained on directly: the same global batches on any number of ranks."""
+"""A folder of images is trained on directly: the same global batches on any number of ranks."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from tests.shard_data import keys, make_config, png, same, take
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for number in range(11):
         for split in ("train", "eval"):
             place = root / split / ("cat", "dog", "emu")[number % 3 if split == "train" else 2 * (number % 2)]
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{number:02d}.png").write_bytes(png(number))
-    (root / "train" / "cat" / "notes.txt").write_text("no picture")
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
     (root / "train" / ".hidden").mkdir()
     (root / "train" / ".hidden" / "x.png").write_bytes(b"")
     return root
@@ -41,7 +41,7 @@ def test_two_ranks_see_the_global_batches_of_one(folder, num_workers):
         assert batch["class_id"].equal(torch.cat([part["class_id"] for part in parts]))
 
 
-def test_every_epoch_holds_every_picture_once_in_a_new_order(folder):
+def test_every_epoch_holds_every_image_once_in_a_new_order(folder):
     batches = keys(take(train(config_of(folder)), 11))  # 44 = 4 epochs of 11
     epochs = [batches[first : first + 11] for first in range(0, 44, 11)]
     assert all(len(set(epoch)) == 11 for epoch in epochs)
@@ -57,7 +57,7 @@ def test_a_restart_at_any_batch_gives_the_batches_that_would_have_come(folder, n
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_sees_every_picture_once(folder, num_workers):
+def test_evaluation_sees_every_image_once(folder, num_workers):
     config = config_of(folder, num_workers_per_gpu=num_workers)
     loaders = [evaluation_loader(config, rank=rank, world_size=2) for rank in range(2)]
     batches = [list(loader) for loader in loaders]
@@ -82,39 +82,39 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert batch["class_id"].tolist() == [-1] * 4 and set(batch["__key__"]) == {"a.PNG"}
 
 
-def test_a_broken_picture_is_replaced_and_counted_in_training(folder, tmp_path):
+def test_a_broken_image_is_replaced_and_counted_in_training(folder, tmp_path):
     for number in range(20):
         (tmp_path / f"{number:02d}.png").write_bytes(b"\x89PNG broken" if number == 7 else png(number))
     config = make_config(type="folder", train_folder=str(tmp_path), eval_folder=str(tmp_path), num_workers_per_gpu=2)
     loader = train(config)
     batches = take(loader, 10)
     assert "07.png" not in keys(batches) and len(keys(batches)) == 40
-    assert loader.bad_reasons == {"broken picture": 2}
+    assert loader.bad_reasons == {"broken image": 2}
     assert same(take(train(config, start_batch=3), 7), batches[3:])
-    with pytest.raises(DataError, match="broken picture: .*, sample '07.png': .*; evaluation needs every sample"):
+    with pytest.raises(DataError, match="broken image: .*, sample '07.png': .*; evaluation needs every sample"):
         list(evaluation_loader(config, rank=0, world_size=1))
     config.dataset.params.eval_skip_broken = True
     loader = evaluation_loader(config, rank=0, world_size=1)
     assert len(keys(list(loader))) == 19 and loader.num_bad == 1
 
 
-def test_a_folder_of_broken_pictures_is_an_error(tmp_path):
+def test_a_folder_of_broken_images_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(
-        DataError, match="neither a picture nor 16 in its place can be used; the first was broken picture: .*'a.png'"
+        DataError, match="neither an image nor 16 in its place can be used; the first was broken image: .*'a.png'"
     ):
         take(train(make_config(type="folder", train_folder=str(tmp_path))), 1)
 
 
 def test_a_wrong_folder_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="train_folder must name a folder of pictures when dataset.type is folder"):
+    with pytest.raises(DataError, match="train_folder must name a folder of images when dataset.type is folder"):
         train(make_config(type="folder"))
-    with pytest.raises(DataError, match="absent must be a folder of pictures, and it is not there"):
+    with pytest.raises(DataError, match="absent must be a folder of images, and it is not there"):
         train(make_config(type="folder", train_folder=str(tmp_path / "absent")))
-    with pytest.raises(DataError, match=r"holds no pictures \(.jpg, .jpeg, .png, .webp\)"):
+    with pytest.raises(DataError, match=r"holds no images \(.jpg, .jpeg, .png, .webp\)"):
         train(make_config(type="folder", train_folder=str(tmp_path)))
     (tmp_path / "cat").mkdir()
     for name in ("a.png", "cat/b.png"):
         (tmp_path / name).write_bytes(png(0))
-    with pytest.raises(DataError, match=r"holds pictures \(a.png, ...\) beside subfolders with pictures"):
+    with pytest.raises(DataError, match=r"holds images \(a.png, ...\) beside subfolders with images"):
         train(make_config(type="folder", train_folder=str(tmp_path)))

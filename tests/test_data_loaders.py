@@ -14,7 +14,7 @@ from data.image_shards import check_count, evaluation_loader, training_loader
 from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
 from tests.shard_data import keys, make_config, make_shards, same, shard_spec, take
-from utils.cli import ROOT
+from utils.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_evaluation_sees_every_sample_once_on_two_ranks_with_two_workers(tmp_pat
     assert sum(loader.num_seen for loader in loaders) == sum(counts)
 
 
-def test_an_evaluation_batch_holds_pictures_labels_and_keys_and_the_last_is_smaller(folder):
+def test_an_evaluation_batch_holds_images_labels_and_keys_and_the_last_is_smaller(folder):
     config = make_config(eval_shards_path_or_url=shard_spec(folder, 3))
     batches = list(evaluation_loader(config, rank=0, world_size=1, batch_size=10))
     assert [len(batch["__key__"]) for batch in batches] == [10, 10, 10, 6]
@@ -85,7 +85,7 @@ def test_a_restart_skips_without_decoding(folder, monkeypatch):
     assert len(decoded) == 4
 
 
-def test_a_restart_is_exact_with_broken_pictures_and_shards(tmp_path):
+def test_a_restart_is_exact_with_broken_images_and_shards(tmp_path):
     make_shards(tmp_path, [12, 9, 15])
     damaged = (tmp_path / "s-000001.tar").read_bytes()
     (tmp_path / "s-000001.tar").write_bytes(damaged[: len(damaged) // 2])

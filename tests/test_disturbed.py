@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.disturbed_runs import SCENARIOS
-from utils.cli import ROOT
+from utils.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("disturbed")
 

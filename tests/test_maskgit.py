@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from modeling.maskgit import ImageBert, UViTBert, generator_class, sampler_settings
 from modeling.modules.masking import gumbel
 from tests.fill import assert_close, fill, integers
-from utils.cli import UserError
+from utils.errors import UserError
 
 HERE = Path(__file__).parent
 FACTS = json.loads((HERE / "facts" / "state_dicts.json").read_text())

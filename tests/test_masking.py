@@ -16,7 +16,7 @@ from modeling.modules.masking import (
     random_drop,
     random_mask,
 )
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 def seeded(seed=0):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.cli import ROOT
 from utils.config import load_config
+from utils.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOKENIZE = "python3 scripts/inference_tokenizer.py --image"
@@ -101,7 +101,7 @@ def run_as_written(tmp_path):
     return run_as_written
 
 
-def test_the_first_command_shows_a_picture_at_every_length(run_as_written, tmp_path):
+def test_the_first_command_shows_a_image_at_every_length(run_as_written, tmp_path):
     result = run_as_written(*shlex.split(INFERENCE))
     assert result.returncode == 0, result.stderr
     out = tmp_path / "output/inference_tokenizer"
@@ -129,5 +129,5 @@ def test_what_needs_the_hub_says_so_where_there_is_none(run_as_written, command)
 def test_the_python_examples_run(run_as_written, tmp_path, example, file):
     result = run_as_written("python3", "-c", example)
     assert result.returncode == 0, result.stderr
-    with Image.open(tmp_path / file) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(tmp_path / file) as image:
+        assert image.size == (32, 32)

@@ -32,10 +32,10 @@ def reconstruct(world, tmp_path, monkeypatch, capsys):
 def test_images_tokens_and_labels_are_complete_and_sorted_by_key(world, reconstruct):
     status, out, _, folder = reconstruct("--tokens", "--labels", "--save_raw")
     assert status == 0
-    keys, pictures, labels = originals(world)
+    keys, pixels, labels = originals(world)
     model, _ = load_tokenizer(world / "config.yaml")
     with torch.no_grad():
-        z_quantized, encoded = model.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255)
+        z_quantized, encoded = model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         decoded = model.decode(z_quantized)
     images = np.load(folder / "images.npy", mmap_mode="r")
     assert images.shape == (NUM_IMAGES, 32, 32, 3) and images.dtype == np.uint8

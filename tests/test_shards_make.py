@@ -13,18 +13,19 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from data import DataError, make_fashion_mnist, make_shards, sources
+from data import DataError, image_sources, make_fashion_mnist, make_shards
 from data.image_shards import check_count, evaluation_loader
-from data.shard_files import MANIFEST, read_manifest, sha256, write_shard
-from data.sources import FolderSource, HubSource, HubStream, imagenet_source, open_source
+from data.image_sources import FolderSource, HubSource, HubStream, imagenet_source, open_source
+from data.shard_files import MANIFEST, read_manifest, write_shard
 from tests.shard_data import make_config, png
-from utils.cli import ROOT
+from utils.files import sha256_of
+from utils.paths import ROOT
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Ten pictures of three classes, in three formats."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Ten images of three classes, in three formats."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(10):
         place = folder / ("ant", "bee", "cow")[number % 3]
         place.mkdir(exist_ok=True)
@@ -33,7 +34,7 @@ def pictures(tmp_path_factory):
             file = io.BytesIO()
             Image.open(io.BytesIO(data)).save(file, ("JPEG", "WEBP")[number % 2])
             data = file.getvalue()
-        (place / f"picture.{number}.PNG").write_bytes(data)
+        (place / f"image.{number}.PNG").write_bytes(data)
     (folder / "bee" / "page.jpg").write_bytes(b"<html>not found</html>")
     return folder
 
@@ -60,10 +61,10 @@ def command(monkeypatch, script: str, *arguments: str) -> None:
     runpy.run_path(str(ROOT / "data" / script), run_name="__main__")
 
 
-def test_the_files_own_bytes_and_labels_are_stored(pictures, tmp_path):
-    split = make(FolderSource(pictures), tmp_path)
+def test_the_files_own_bytes_and_labels_are_stored(images, tmp_path):
+    split = make(FolderSource(images), tmp_path)
     stored = members(tmp_path)
-    files = [path for path in sorted(pictures.rglob("*")) if path.suffix == ".PNG"]
+    files = [path for path in sorted(images.rglob("*")) if path.suffix == ".PNG"]
     assert sorted(data for name, data in stored.items() if not name.endswith(".cls")) == sorted(
         path.read_bytes() for path in files
     )
@@ -73,8 +74,8 @@ def test_the_files_own_bytes_and_labels_are_stored(pictures, tmp_path):
     assert [name for record in split["shards"].values() for name in record["skipped"]] == ["bee/page.jpg"]
 
 
-def test_the_manifest_counts_and_checks_the_shards(pictures, tmp_path):
-    make(FolderSource(pictures), tmp_path)
+def test_the_manifest_counts_and_checks_the_shards(images, tmp_path):
+    make(FolderSource(images), tmp_path)
     manifest = read_manifest(tmp_path)
     assert manifest["classes"] == ["ant", "bee", "cow"]
     shards = manifest["splits"]["train"]["shards"]
@@ -82,19 +83,19 @@ def test_the_manifest_counts_and_checks_the_shards(pictures, tmp_path):
     for name, record in shards.items():
         with tarfile.open(tmp_path / name) as tar:
             assert record["num_samples"] == len([member for member in tar if member.name.endswith(".cls")])
-        assert record["sha256"] == sha256(tmp_path / name)
+        assert record["sha256"] == sha256_of(tmp_path / name)
         assert record["num_bytes"] == (tmp_path / name).stat().st_size
 
 
-def test_the_result_is_the_same_for_any_number_of_processes_and_another_for_another_seed(pictures, tmp_path):
+def test_the_result_is_the_same_for_any_number_of_processes_and_another_for_another_seed(images, tmp_path):
     for name, options in {"one": {}, "two": {"num_workers": 2}, "seed": {"seed": 2}}.items():
-        make(FolderSource(pictures), tmp_path / name, **options)
+        make(FolderSource(images), tmp_path / name, **options)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert contents(tmp_path / "one") != contents(tmp_path / "seed")
 
 
-def test_a_restart_keeps_finished_shards_and_makes_the_rest(pictures, tmp_path, monkeypatch):
-    make(FolderSource(pictures), tmp_path / "whole")
+def test_a_restart_keeps_finished_shards_and_makes_the_rest(images, tmp_path, monkeypatch):
+    make(FolderSource(images), tmp_path / "whole")
 
     class Interrupted(FolderSource):
         def read(self, index):
@@ -103,31 +104,31 @@ def test_a_restart_keeps_finished_shards_and_makes_the_rest(pictures, tmp_path, 
             return super().read(index)
 
     with pytest.raises(KeyboardInterrupt):
-        make(Interrupted(pictures), tmp_path / "cut")
+        make(Interrupted(images), tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*.tar"))) == 1
     (tmp_path / "cut" / "train-000001.tar").write_bytes(b"whole, but not in the manifest")
     written = []
     monkeypatch.setattr(
         make_shards, "write_shard", lambda path, samples: written.append(path.name) or write_shard(path, samples)
     )
-    make(FolderSource(pictures), tmp_path / "cut")
+    make(FolderSource(images), tmp_path / "cut")
     assert written == ["train-000001.tar", "train-000002.tar"]
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    make(FolderSource(pictures), tmp_path / "cut")
+    make(FolderSource(images), tmp_path / "cut")
     assert len(written) == 2
 
 
-def test_another_plan_in_the_same_folder_is_an_error(pictures, tmp_path):
-    make(FolderSource(pictures), tmp_path)
+def test_another_plan_in_the_same_folder_is_an_error(images, tmp_path):
+    make(FolderSource(images), tmp_path)
     with pytest.raises(DataError, match="already holds train shards that were made with another seed: remove them"):
-        make(FolderSource(pictures), tmp_path, seed=2)
-    make(FolderSource(pictures / "ant"), tmp_path / "flat")
+        make(FolderSource(images), tmp_path, seed=2)
+    make(FolderSource(images / "ant"), tmp_path / "flat")
     with pytest.raises(DataError, match="made with another source, max_samples_per_shard"):
-        make(FolderSource(pictures / "cow"), tmp_path / "flat", max_samples_per_shard=3)
+        make(FolderSource(images / "cow"), tmp_path / "flat", max_samples_per_shard=3)
     with pytest.raises(DataError, match="already holds shards with 3 other classes than the 0 of this source"):
-        make(FolderSource(pictures / "ant"), tmp_path, prefix="val")
+        make(FolderSource(images / "ant"), tmp_path, prefix="val")
     with pytest.raises(DataError, match="number of samples per shard must be at least 1, got 0"):
-        make(FolderSource(pictures), tmp_path, max_samples_per_shard=0)
+        make(FolderSource(images), tmp_path, max_samples_per_shard=0)
 
 
 def test_a_manifest_that_is_something_else_is_an_error(tmp_path):
@@ -137,8 +138,8 @@ def test_a_manifest_that_is_something_else_is_an_error(tmp_path):
             read_manifest(tmp_path)
 
 
-def test_the_command_makes_shards_that_the_loader_reads(pictures, tmp_path, monkeypatch, capsys):
-    arguments = ["--source", str(pictures), "--output_dir", str(tmp_path / "a" / "b"), "--num_workers", "1"]
+def test_the_command_makes_shards_that_the_loader_reads(images, tmp_path, monkeypatch, capsys):
+    arguments = ["--source", str(images), "--output_dir", str(tmp_path / "a" / "b"), "--num_workers", "1"]
     command(monkeypatch, "make_shards.py", *arguments, "--max_samples_per_shard", "3", "--prefix", "zoo")
     printed = capsys.readouterr().out
     assert "10 samples in 4 shards" in printed and "1 left out" in printed and "bee/page.jpg" in printed
@@ -159,7 +160,7 @@ def test_a_source_that_is_nothing_is_one_sentence(monkeypatch, capsys, tmp_path)
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """An ImageNet of three classes and flat validation pictures."""
+    """An ImageNet of three classes and flat validation images."""
     root = tmp_path / "imagenet"
     for index, name in enumerate(["n01", "n02", "n03"]):
         for number in range(2):
@@ -206,17 +207,17 @@ def test_validation_labels_come_from_the_devkit_by_its_own_numbers(imagenet):
     source = imagenet_source(imagenet, "val")
     assert source.class_ids == [2, 1, 0] and source.classes == ["n01", "n02", "n03"]
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n")
-    with pytest.raises(DataError, match="has 2 labels for 3 validation pictures"):
+    with pytest.raises(DataError, match="has 2 labels for 3 validation images"):
         imagenet_source(imagenet, "val")
 
 
-def test_validation_pictures_without_labels_are_an_error(imagenet):
+def test_validation_images_without_labels_are_an_error(imagenet):
     with pytest.raises(
         DataError, match="val has no class folders, and neither LOC_val_solution.csv nor ILSVRC2012_devkit"
     ):
         imagenet_source(imagenet, "val")
     (imagenet / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n02 1 2 3 4\n")
-    with pytest.raises(DataError, match="the picture ILSVRC2012_val_00000002 of .* has no label in the file of labels"):
+    with pytest.raises(DataError, match="the image ILSVRC2012_val_00000002 of .* has no label in the file of labels"):
         imagenet_source(imagenet, "val")
 
 
@@ -243,7 +244,7 @@ def hub(monkeypatch):
     features = Features({"image": Image(), "label": ClassLabel(names=["no", "yes"]), "name": Value("string")})
     dataset = Dataset.from_dict(rows, features=features)
     monkeypatch.setattr(
-        sources, "_load_from_hub", lambda *_, streaming: dataset.to_iterable_dataset() if streaming else dataset
+        image_sources, "_load_from_hub", lambda *_, streaming: dataset.to_iterable_dataset() if streaming else dataset
     )
     return rows
 
@@ -321,7 +322,7 @@ def test_fashion_mnist_is_padded_to_32_pixels_with_three_equal_channels(idx_dir,
         assert stored[f"{number:08d}.cls"] == str(number % 10).encode()
 
 
-def test_the_sample_holds_the_first_pictures_of_each_class(idx_dir, tmp_path, monkeypatch):
+def test_the_sample_holds_the_first_images_of_each_class(idx_dir, tmp_path, monkeypatch):
     arguments = ["--idx_dir", str(idx_dir), "--output_dir", str(tmp_path / "out"), "--sample", "1"]
     command(monkeypatch, "make_fashion_mnist.py", *arguments)
     stored = members(tmp_path / "out")
@@ -343,7 +344,7 @@ def test_idx_files_that_are_not_there_or_broken_are_errors(idx_dir, tmp_path):
         with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is no whole IDX file of bytes"):
             make_fashion_mnist.read_split(idx_dir, "train")
     write_idx(images, np.zeros((30, 32, 32)))
-    with pytest.raises(DataError, match=r"n pictures of 28 x 28 .* got arrays of \(30, 32, 32\)"):
+    with pytest.raises(DataError, match=r"n images of 28 x 28 .* got arrays of \(30, 32, 32\)"):
         make_fashion_mnist.read_split(idx_dir, "train")
 
 
@@ -352,7 +353,7 @@ def test_the_committed_sample_is_whole_small_and_balanced():
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
     manifest = read_manifest(folder)
     for name, record in manifest["splits"]["fashion-test"]["shards"].items():
-        assert sha256(folder / name) == record["sha256"]
+        assert sha256_of(folder / name) == record["sha256"]
     labels = [int(data) for name, data in members(folder).items() if name.endswith(".cls")]
     assert np.bincount(labels).tolist() == [100] * 10
 

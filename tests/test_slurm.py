@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from tests.slurm_cluster import SlurmCluster, why_not
-from tests.training_runs import differences, job_overrides, make_pictures
+from tests.training_runs import differences, job_overrides, make_images
 from utils.checkpoint import checkpoints
-from utils.cli import ROOT
+from utils.paths import ROOT
 
 pytestmark = [
     pytest.mark.long,
@@ -68,7 +68,7 @@ def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     for path in (folder, *folder.parents[:2]):  # munge and the jobs look inside
         path.chmod(0o755)
-    make_pictures(folder)
+    make_images(folder)
     with SlurmCluster(folder / "cluster") as cluster:
         yield Jobs(cluster, folder)
 

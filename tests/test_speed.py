@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
-from utils.cli import ROOT
 from utils.config import load_config
+from utils.paths import ROOT
 from utils.speed import compile_blocks
 
 

@@ -10,16 +10,17 @@ from PIL import Image
 
 import scripts.pretokenize
 from data import DataError
+from data.catalogue import Variants
 from data.image_shards import evaluation_loader, loaders
 from data.labels import Labelled
-from data.token_set import TokenSet, check_token_sets, evaluation_tokens, training_tokens
-from data.token_source import Variants
+from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
+from data.token_shards import TokenSet
 from data.transforms import decode_image
 from modeling.tokenizers import encode_tokens, tokenizer_fingerprint
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
 from tests.shard_data import png
-from utils.cli import UserError
 from utils.config import save_config
+from utils.errors import UserError
 
 FILES = ("tokens.npy", "labels.npy", "keys.txt", "manifest.json")
 
@@ -46,12 +47,12 @@ def tokens_of(folder, images):
     return encode_tokens(tokenizer_of(folder), images.float() / 255)
 
 
-def picture(key):
+def image(key):
     """(3, 8, 8) uint8, as the shards hold it."""
     return torch.from_numpy(np.array(decode_image(png(int(key))))).permute(2, 0, 1)
 
 
-def test_the_set_holds_every_picture_once_in_the_order_of_the_keys(world):
+def test_the_set_holds_every_image_once_in_the_order_of_the_keys(world):
     train = TokenSet(world / "tokens/train")
     assert train.keys == [f"{number:05d}" for number in range(20)]
     assert train.labels.tolist() == [number % 10 for number in range(20)]
@@ -74,7 +75,7 @@ def test_compiled_and_in_other_batches_the_tokens_are_the_same(world, tmp_path, 
 
 def test_the_tokens_are_those_made_on_the_fly(world):
     train, evaluation = TokenSet(world / "tokens/train"), TokenSet(world / "tokens/eval")
-    images = torch.stack([picture(key) for key in train.keys])
+    images = torch.stack([image(key) for key in train.keys])
     assert np.array_equal(train.tokens[:, 0], tokens_of(world, images).numpy())
     assert np.array_equal(train.tokens[:, 1], tokens_of(world, images.flip(-1)).numpy())
     for batch in evaluation_loader(small_config(world), rank=0, world_size=1):
@@ -140,13 +141,13 @@ def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys
     assert contents(world / "tokens/train") == before
 
 
-def test_a_folder_of_pictures_gives_the_same_tokens(world, tmp_path, monkeypatch):
+def test_a_folder_of_images_gives_the_same_tokens(world, tmp_path, monkeypatch):
     folder = make_world(tmp_path)
     for number in range(20):
-        path = folder / "pictures" / str(number % 10) / f"{number:05d}.png"
+        path = folder / "images" / str(number % 10) / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(number))
-    place = f"dataset.params.train_folder={folder}/pictures"
+    place = f"dataset.params.train_folder={folder}/images"
     save_config(small_config(folder, "dataset.type=folder", place), folder / "generator.yaml")
     pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
     made, expected = TokenSet(folder / "tokens/train"), TokenSet(world / "tokens/train")
@@ -155,7 +156,7 @@ def test_a_folder_of_pictures_gives_the_same_tokens(world, tmp_path, monkeypatch
     assert np.array_equal(made.tokens, expected.tokens[numbers])
 
 
-def test_broken_pictures_are_left_out_of_training_and_stop_evaluation(tmp_path, monkeypatch):
+def test_broken_images_are_left_out_of_training_and_stop_evaluation(tmp_path, monkeypatch):
     folder = make_world(tmp_path)
     for split in ("train", "eval"):
         shard = folder / split / "s-000000.tar"
@@ -182,7 +183,7 @@ def test_training_batches_can_be_taken_up_anywhere_and_are_shared_by_ranks(world
     assert torch.equal(torch.cat([half["tokens"] for half in halves]), whole[3]["tokens"])
 
 
-def test_a_batch_has_its_pictures_tokens_and_draws_among_the_variants(world):
+def test_a_batch_has_its_images_tokens_and_draws_among_the_variants(world):
     train = TokenSet(world / "tokens/train")
     chosen = []
     for batch in islice(training_tokens(small_config(world), 0, rank=0, world_size=1), 50):
@@ -193,7 +194,7 @@ def test_a_batch_has_its_pictures_tokens_and_draws_among_the_variants(world):
     assert np.all(np.any(chosen, axis=1)) and 0.3 < np.mean(chosen, axis=0)[0] < 0.7
 
 
-def test_evaluation_sees_every_picture_once_over_the_ranks(world):
+def test_evaluation_sees_every_image_once_over_the_ranks(world):
     config = small_config(world, "dataset.type=tokens")
     ranks = [list(evaluation_tokens(config, rank=rank, world_size=3)) for rank in range(3)]
     keys = sorted(key for batches in ranks for batch in batches for key in batch["__key__"])

@@ -118,13 +118,13 @@ def test_a_small_teacher_sees_colours_with_fewer_groups():
     """A group of one channel loses its mean: two plain colours then have almost the same latents."""
     torch.manual_seed(0)
     config = tiny_config()
-    pictures = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1).expand(2, 3, 96, 96)
+    images = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1).expand(2, 3, 96, 96)
     distances = []
     for norm_groups in (32, 8):
         config.model.pixel_vqgan["norm_groups"] = norm_groups
         model = PixelVQGAN(config).eval()
         with torch.no_grad():
-            one, other = model.encoder(pictures)[:, :, 12, 12]  # in the middle, far from the zeros around a picture
+            one, other = model.encoder(images)[:, :, 12, 12]  # in the middle, far from the zeros around an image
         distances.append(float((one - other).norm() / one.norm()))
     assert distances[1] > 3 * distances[0], distances
 

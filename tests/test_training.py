@@ -17,11 +17,12 @@ from torch import nn
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
-from tests.training_runs import differences, job_config, make_pictures, run_and_resume, run_job
+from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
-from utils.cli import ROOT, UserError
 from utils.ema import EMA
+from utils.errors import UserError
 from utils.log import RunLog
+from utils.paths import ROOT
 from utils.processes import Ranks
 from utils.schedule import ema_decay, learning_rate, parameter_groups
 from utils.training import Run, make_accelerator, worker_advice
@@ -33,7 +34,7 @@ JOBS = ("teacher", "stage1", "stage2")
 def trained(tmp_path_factory):
     """All three jobs, six steps each, and again from their third step, in one process."""
     folder = tmp_path_factory.mktemp("trained")
-    make_pictures(folder)
+    make_images(folder)
     for job in JOBS:
         run_and_resume(job, folder)
     return folder
@@ -94,7 +95,7 @@ def test_the_resolved_config_of_a_run_repeats_it(trained, tmp_path):
 
 
 def test_two_processes_resume_exactly_too(tmp_path):
-    make_pictures(tmp_path)
+    make_images(tmp_path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = [str(ROOT / "tests/training_runs.py"), str(tmp_path), *JOBS]
     done = subprocess.run([*launch, *program], capture_output=True, text=True, cwd=ROOT, timeout=400)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from scripts.watch import CLEAR, duration, main, read_metrics, summary
 from tests.generator_data import call
-from utils.cli import UserError
+from utils.errors import UserError
 
 TRAINING = {
     "loss/model": 3.21,
@@ -60,8 +60,8 @@ def test_a_run_that_stopped_at_an_unsound_step_says_where_its_samples_are(folder
 def test_once_shows_and_draws_once(folder, monkeypatch, capsys, tmp_path):
     call(monkeypatch, main, folder, "--once", "--plot", tmp_path / "new/curves.png")
     assert capsys.readouterr().out.count("80 of 200") == 1
-    with Image.open(tmp_path / "new/curves.png") as picture:
-        assert picture.height > picture.width / 2
+    with Image.open(tmp_path / "new/curves.png") as image:
+        assert image.height > image.width / 2
     assert (tmp_path / "new/curves.pdf").exists()
 
 

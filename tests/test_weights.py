@@ -14,23 +14,18 @@ from huggingface_hub import constants, errors
 from omegaconf import OmegaConf
 from torch import nn
 
-from modeling import weights
+from modeling.checkpoints import WeightsError, published
+from modeling.checkpoints import locate as locating
+from modeling.checkpoints.locate import locate
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.published import BUNDLED
+from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.one_d_piece import OneDPiece
-from modeling.pixel_vqgan import PixelVQGAN
+from modeling.pixel_vqgan import PixelVQGAN, load_teacher
+from modeling.tasks.tokenizer import stage1_start, stage2_start
 from modeling.titok import TiTok
-from modeling.weights import (
-    BUNDLED,
-    Pretrained,
-    WeightsError,
-    load_strict,
-    load_teacher,
-    locate,
-    read_state_dict,
-    stage1_start,
-    stage2_start,
-)
-from utils.cli import ROOT
 from utils.config import load_config
+from utils.paths import ROOT
 
 REPOSITORY = "turing-motors/One-D-Piece-S-256"
 
@@ -274,7 +269,7 @@ def test_a_damaged_config_is_named(tmp_path):
 
 
 def test_every_published_checkpoint_has_a_configuration():
-    for path in [*weights.PUBLISHED.values(), *weights.TITOK_FILES.values()]:
+    for path in [*published.PUBLISHED.values(), *published.TITOK_FILES.values()]:
         assert "model" in load_config(ROOT / path)
 
 
@@ -331,7 +326,8 @@ def test_offline_without_a_cached_copy_is_one_sentence(offline):
 def test_the_offline_variable_is_honoured_in_a_fresh_process(tmp_path):
     cache(tmp_path / "hub", "owner/toy", toy().save_pretrained)
     code = """
-from modeling.weights import WeightsError, locate
+from modeling.checkpoints.locate import locate
+from modeling.checkpoints import WeightsError
 print(locate("owner/toy").config)
 try:
     locate("owner/other")
@@ -348,8 +344,8 @@ except WeightsError as error:
 def test_an_unreachable_hub_fails_quickly(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    api = weights.HfApi(endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(weights, "HfApi", lambda: api)
+    api = locating.HfApi(endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(locating, "HfApi", lambda: api)
     start = time.monotonic()
     with pytest.raises(WeightsError, match="could not be fetched from the hub .*connect to the network"):
         locate(REPOSITORY)
@@ -365,7 +361,7 @@ def test_a_repository_that_is_closed_or_missing_says_so(monkeypatch, failure, wo
         def model_info(self, *args, **kwargs):
             raise failure.__new__(failure)
 
-    monkeypatch.setattr(weights, "HfApi", Api)
+    monkeypatch.setattr(locating, "HfApi", Api)
     with pytest.raises(WeightsError, match=words):
         locate("owner/name")
 
@@ -555,14 +551,14 @@ def test_a_teacher_is_frozen(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_reading_weights_imports_no_model():
-    code = "import sys, modeling.weights; print([name for name in sys.modules if name.startswith('modeling.')])"
+def test_importing_any_part_of_modeling_registers_every_model():
+    code = "from modeling.checkpoints.registry import MODELS; print(sorted(kind.__name__ for kind in MODELS.values()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "['modeling.weights']"
+    assert done.stdout.strip() == "['ImageBert', 'OneDPiece', 'PixelVQGAN', 'TiTok', 'UViTBert']"
 
 
 def test_a_training_output_that_is_not_there_is_not_looked_up_on_the_hub(monkeypatch):
-    monkeypatch.setattr("modeling.weights._on_hub", lambda *arguments: pytest.fail("asked the hub"))
+    monkeypatch.setattr("modeling.checkpoints.locate._on_hub", lambda *arguments: pytest.fail("asked the hub"))
     with pytest.raises(WeightsError, match="no training output checkpoints/nothing here"):
         locate("checkpoints/nothing")
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from data.image_shards import check_count, loaders
 from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import tokenizer_task
-from utils.cli import ROOT
 from utils.config import load_config
+from utils.paths import ROOT
 from utils.training import make_accelerator, train
 
 SMALL = [
@@ -45,8 +45,8 @@ TOKENIZER = ["model.vq_model.num_latent_tokens=4", "model.vq_model.codebook_size
 ADVERSARY = ["losses.discriminator_start=2", "losses.discriminator_weight=0.1", "losses.perceptual_weight=0.0"]
 
 
-def make_pictures(folder: Path, count: int = 24) -> None:
-    """A folder of small pictures in two classes, for training and for evaluation."""
+def make_images(folder: Path, count: int = 24) -> None:
+    """A folder of small images in two classes, for training and for evaluation."""
     rng = np.random.default_rng(0)
     for index in range(count):
         for split in ("train", "val"):

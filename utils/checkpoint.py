@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed, verified, pruned."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from utils.cli import UserError
+from utils.errors import UserError
+from utils.files import flush, sha256_of
 from utils.processes import Ranks
 
 METADATA_FILE = "metadata.json"
@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], ran
                 _seal(aside, step)
                 shutil.rmtree(final, ignore_errors=True)
                 os.rename(aside, final)
-                _flush(folder)
+                flush(folder)
         ranks.meet()
     except UserError:  # raised on the main rank
         remove_unfinished(folder)
@@ -54,11 +54,11 @@ def _seal(folder: Path, step: int) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     metadata = {
         "global_step": step,
-        "files": {str(path.relative_to(folder)): [path.stat().st_size, _sha256(path)] for path in files},
+        "files": {str(path.relative_to(folder)): [path.stat().st_size, sha256_of(path)] for path in files},
     }
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
     for path in [*files, folder / METADATA_FILE, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _flush(path)
+        flush(path)
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def find_damage(checkpoint: Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size or _sha256(path) != digest:
+        if path.stat().st_size != size or sha256_of(path) != digest:
             return f"{name} is damaged"
     return None
 
@@ -130,19 +130,3 @@ def remove_unfinished(folder: Path) -> None:
     """Delete what a kill in the middle of saving or pruning has left."""
     for aside in folder.glob(".checkpoint-*.part"):
         shutil.rmtree(aside)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,18 +1,12 @@
-"""What every command shares: user errors, device choice, where the repository is."""
+"""What every command shares: one line for an error of the user, and the choice of the device."""
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from utils.errors import UserError
 from utils.speed import keep_freed_memory
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; its text says what was expected, what came and what to do."""
 
 
 def run(main: Callable[[], None]) -> None:

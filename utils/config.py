@@ -17,7 +17,8 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.cli import UserError
+from utils.errors import UserError
+from utils.files import replacing
 
 USAGE = """\
 arguments:
@@ -85,15 +86,9 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
     """Write the resolved configuration as one YAML file; `config=` that file repeats the run."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(
-        "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
-        + OmegaConf.to_yaml(config, resolve=True),
-        encoding="utf-8",
-    )
-    aside.replace(path)
+    header = "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
+    with replacing(path) as aside:
+        aside.write_text(header + OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
 
 
 def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str) -> DictConfig:

@@ -1,31 +1,28 @@
-"""Pictures for people: reading files, writing them, contact sheets."""
+"""Images for people: reading files, writing them, contact sheets."""
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from utils.evaluation.metrics import to_uint8
+from utils.files import replacing
 
 MARGIN = 8
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to a picture, clamped and rounded."""
+    """(3, H, W) in [0, 1] to an image, clamped and rounded."""
     return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).cpu().numpy())
 
 
-def write_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Save, so that the file appears whole or not at all; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part{path.suffix}")
-    picture.save(aside)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        image.save(aside)
 
 
 def contact_sheet(
@@ -37,13 +34,13 @@ def contact_sheet(
     title: str = "",
     tile: int = 128,
 ) -> Image.Image:
-    """A labelled grid of pictures.
+    """A labelled grid of images.
 
     Args:
-        rows: Pictures of each row, all of one aspect; rows may be of different lengths.
+        rows: Images of each row, all of one aspect; rows may be of different lengths.
         column_titles, row_titles: One per column and row; may be left out.
-        captions: Lines under each picture ("\\n" parts them), in the shape of `rows`.
-        tile: Pixels a side of a picture on the sheet. Pictures are enlarged by nearest neighbour, so that small ones
+        captions: Lines under each image ("\\n" parts them), in the shape of `rows`.
+        tile: Pixels a side of an image on the sheet. Images are enlarged by nearest neighbour, so that small ones
             keep their pixels, and reduced with antialias.
     """
     size = max(11, min(tile // 8, 18))
@@ -66,10 +63,10 @@ def contact_sheet(
         y = top + index * cell_height
         if index < len(row_titles):
             draw.text((MARGIN, y + tile // 2), row_titles[index], fill=INK, font=bold, anchor="lm")
-        for column, picture in enumerate(row):
+        for column, image in enumerate(row):
             x = left + column * (tile + MARGIN)
-            enlarge = picture.width <= tile
-            fitted = picture.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
+            enlarge = image.width <= tile
+            fitted = image.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
             sheet.paste(fitted, (x, y))
             if captions:
                 for number, text in enumerate(captions[index][column].split("\n")):
@@ -77,11 +74,11 @@ def contact_sheet(
     return sheet
 
 
-def preview_sheet(pictures: dict[str, Tensor], tile: int = 128) -> Image.Image:
+def preview_sheet(images: dict[str, Tensor], tile: int = 128) -> Image.Image:
     """A column per name, a row per image, of {name: (B, 3, H, W)} in [0, 1]."""
-    columns = list(pictures.values())
+    columns = list(images.values())
     rows = [[to_pil(column[index]) for column in columns] for index in range(len(columns[0]))]
-    return contact_sheet(rows, column_titles=list(pictures), tile=tile)
+    return contact_sheet(rows, column_titles=list(images), tile=tile)
 
 
 def to_array(pixels: Tensor) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from utils.cli import UserError
-from utils.images import write_picture
+from utils.errors import UserError
+from utils.files import replacing
+from utils.images import write_image
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,9 +30,8 @@ class RunLog:
         self.path = folder / METRICS_FILE
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
-            aside = self.path.with_suffix(".part")
-            aside.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(aside, self.path)
+            with replacing(self.path) as aside:
+                aside.write_text("".join(f"{line}\n" for line in kept))
         self.wandb = _start_wandb(folder, config) if config.training.get("enable_wandb", False) else None
         self.tensorboard = None
         if config.training.get("enable_tensorboard", False):
@@ -55,15 +55,15 @@ class RunLog:
             for key, value in numbers.items():
                 self.tensorboard.add_scalar(key, value, step)
 
-    def show(self, step: int, name: str, picture: Image.Image) -> None:
-        """Save a picture as `previews/NAME-STEP.png` and show it in the trackers."""
-        write_picture(picture, self.path.parent / "previews" / f"{name}-{step:08d}.png")
+    def show(self, step: int, name: str, image: Image.Image) -> None:
+        """Save an image as `previews/NAME-STEP.png` and show it in the trackers."""
+        write_image(image, self.path.parent / "previews" / f"{name}-{step:08d}.png")
         if self.wandb is not None:
             import wandb
 
-            self.wandb.log({name: wandb.Image(picture)}, step=step)
+            self.wandb.log({name: wandb.Image(image)}, step=step)
         if self.tensorboard is not None:
-            self.tensorboard.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         if self.wandb is not None:

@@ -1,7 +1,6 @@
 """Long work in numbered parts, shared by several processes; one that was killed goes on where it was."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.errors import UserError
+from utils.files import write_arrays, write_json
 from utils.processes import Processes
 
 PLAN = "plan.json"
@@ -73,28 +73,6 @@ def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> N
                 f"{folder} holds the work of another run, with {name} {_short(there.get(name))} where "
                 f"{_short(wanted.get(name))} is wanted now: give another --output_dir, or delete that folder"
             )
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file, whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with open(aside, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    aside = path.with_name(path.name + ".partial")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from utils.cli import UserError, pick_device
+from utils.cli import pick_device
+from utils.errors import UserError
 
 # Processes wait for the slowest, whose share of the work may take hours longer.
 PATIENCE = timedelta(days=7)

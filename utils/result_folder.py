@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 LIST = ".results"  # names of the files of the last run, each as JSON on a line of its own
 

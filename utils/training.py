@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
-from utils.cli import UserError, pick_device
+from utils.cli import pick_device
 from utils.config import RUN_CONFIG
 from utils.ema import EMA
+from utils.errors import UserError
+from utils.files import write_json
 from utils.images import preview_sheet
 from utils.log import RunLog
-from utils.parts import write_json
 from utils.processes import Ranks
 from utils.schedule import learning_rate, parameter_groups
 from utils.speed import compile_blocks, cpu_has_bfloat16
@@ -72,7 +73,7 @@ class Task(Protocol):
         ...
 
     def preview(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Pictures to look at, a column each: {title: (B, 3, P, P)} in [0, 1]."""
+        """Images to look at, a column each: {title: (B, 3, P, P)} in [0, 1]."""
         ...
 
 
@@ -395,7 +396,7 @@ class Run:
 
     @torch.no_grad()
     def show(self, evaluation_batches: Callable[[], Iterable[Batch]] | None, micro_batches: list[Batch]) -> None:
-        """Save the task's pictures of the same few images each time, of the evaluation set where there is one."""
+        """Save the task's images of the same few images each time, of the evaluation set where there is one."""
         with self.ranks.careful(), writing(self.output_dir):
             if self.log_file is not None:  # another rank may have no batch at all
                 if self._preview_batch is None:
@@ -405,8 +406,8 @@ class Run:
                         first = self.to_device(next(iter(evaluation_batches())))
                     self._preview_batch = {name: value[:count] for name, value in first.items()}
                 with self._paused_randomness():
-                    pictures = self.task.preview(self.evaluated, self._preview_batch)
-                self.log_file.show(self.step, "preview", preview_sheet(pictures))
+                    images = self.task.preview(self.evaluated, self._preview_batch)
+                self.log_file.show(self.step, "preview", preview_sheet(images))
         self.ranks.meet()
 
     @torch.no_grad()
@@ -595,7 +596,7 @@ def worker_advice(data_time_share: float, num_workers: int, num_cores: int) -> s
             f"{num_cores} cores a process)"
         )
     return found + (
-        f"{num_workers} workers already keep {num_cores} cores a process busy; faster storage, smaller pictures in the "
+        f"{num_workers} workers already keep {num_cores} cores a process busy; faster storage, smaller images in the "
         "shards, more cores a process, or tokens made before (scripts/pretokenize.py) would help"
     )
 

@@ -83,7 +83,7 @@ class ConvEncoder(nn.Module):
         num_res_blocks: Residual blocks a level.
         latent_channels: Channels of the output.
         norm_groups: Groups of each GroupNorm. With as many as there are channels, each loses its mean, and the
-            network what colour a picture has all over.
+            network what colour an image has all over.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 GUIDANCE_DECAYS = ("constant", "linear", "power-cosine")
 

@@ -7,13 +7,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from modeling.checkpoints.pretrained import load_weights
 from modeling.generators import check_sizes, class_names
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
 from modeling.modules.masking import image_seeds, random_mask
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, mean_code, tokenizer_fingerprint
-from modeling.weights import load_weights
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.speed import compile_blocks
 
 NUM_BANDS = 8

@@ -18,8 +18,8 @@ from modeling.losses import (
 )
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.discriminator import NLayerDiscriminator
-from modeling.modules.features import PerceptualDistance
-from utils.cli import UserError
+from modeling.networks.perceptual import PerceptualDistance
+from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 
 LECAM_DECAY = 0.999
@@ -109,7 +109,7 @@ class ReconstructionTask:
         return codebook_summary(counts["codes"])
 
     def score(self, reconstruction: Tensor, images: Tensor, suffix: str = "") -> dict[str, Tensor]:
-        """PSNR, SSIM and the perceptual distance of each image, of what would be written: clamped pictures."""
+        """PSNR, SSIM and the perceptual distance of each image, of what would be written: clamped images."""
         reconstruction = reconstruction.float().clamp(0, 1)
         scores = {f"psnr{suffix}": psnr(reconstruction, images), f"ssim{suffix}": ssim(reconstruction, images)}
         if self.perceptual is not None:

@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from modeling.checkpoints.pretrained import load_weights
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
-from modeling.weights import load_weights
 
 
 class TeacherTask(ReconstructionTask):

@@ -1,5 +1,6 @@
 """The two stages of a tokenizer: predict the teacher's codes, then put pixels out."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,13 +8,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from modeling.checkpoints.locate import locate
+from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
+from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer, default_lengths
-from modeling.weights import load_teacher, stage1_start, stage2_start
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 from utils.speed import compile_blocks
 
@@ -79,17 +82,17 @@ class Stage1Task:
         return codebook_summary(counts["codes"])
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """PSNR and SSIM at each length, of pictures that the teacher's decoder makes of the predicted codes."""
+        """PSNR and SSIM at each length, of images that the teacher's decoder makes of the predicted codes."""
         images, scores = batch["image"], {}
-        for length, picture in self._decode(model, images):
-            scores |= {f"psnr@{length}": psnr(picture, images), f"ssim@{length}": ssim(picture, images)}
+        for length, image in self._decode(model, images):
+            scores |= {f"psnr@{length}": psnr(image, images), f"ssim@{length}": ssim(image, images)}
         return scores
 
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = batch["image"]
         teacher = self.teacher.to(images.device)
         columns = {"original": images, "teacher": teacher.decode(teacher.encode(images))}
-        return columns | {str(length): picture for length, picture in self._decode(model, images)}
+        return columns | {str(length): image for length, image in self._decode(model, images)}
 
     def _decode(self, model: TiTok, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         teacher = self.teacher.to(images.device)
@@ -130,19 +133,53 @@ class Stage2Task(ReconstructionTask):
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
-        for length, picture in decode_lengths(model, batch["image"], self.lengths):
-            scores |= self.score(picture, batch["image"], suffix=f"@{length}")
+        for length, image in decode_lengths(model, batch["image"], self.lengths):
+            scores |= self.score(image, batch["image"], suffix=f"@{length}")
         return scores
 
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
-        pictures = decode_lengths(model, batch["image"], self.lengths)
-        return {"original": batch["image"]} | {str(length): picture for length, picture in pictures}
+        images = decode_lengths(model, batch["image"], self.lengths)
+        return {"original": batch["image"]} | {str(length): image for length, image in images}
+
+
+def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
+    """Load a stage-1 tokenizer from a tokenizer of either stage, to train its tokens further.
+
+    What stage 2 adds, `pixel_quantize` and `pixel_decoder`, is left out.
+
+    Raises:
+        WeightsError: As `load_weights`.
+    """
+    located = locate(source)
+    state = read_state_dict(located.weights)
+    own = {name: value for name, value in state.items() if not name.startswith(("pixel_quantize.", "pixel_decoder."))}
+    load_strict(model, own, located.description)
+
+
+def stage2_start(model: nn.Module, source: str | os.PathLike, teacher_source: str | os.PathLike) -> None:
+    """Load a stage-2 tokenizer from stage-1 weights and the pixel VQGAN that taught them, or from a finished tokenizer.
+
+    The teacher's `quantize` and `decoder` become the tokenizer's `pixel_quantize` and `pixel_decoder`. A tokenizer that
+    has been through stage 2 has its own, to be trained further, for example on other images; no teacher is read then.
+
+    Raises:
+        WeightsError: Either is missing or damaged, or they do not fill the model exactly.
+    """
+    located = locate(source)
+    state, description = read_state_dict(located.weights), located.description
+    if not any(name.startswith("pixel_decoder.") for name in state):
+        teacher = locate(teacher_source)
+        description = f"{description} with the teacher {teacher.description}"
+        for name, value in read_state_dict(teacher.weights).items():
+            if name.startswith(("quantize.", "decoder.")):
+                state[f"pixel_{name}"] = value
+    load_strict(model, state, description)
 
 
 def decode_lengths(
     model: TiTok, images: Tensor, lengths: list[int], to_pixels: Callable[[Tensor], Tensor] = lambda pixels: pixels
 ) -> Iterator[tuple[int, Tensor]]:
-    """Encode once, decode at each length: yields (length, pictures (B, 3, P, P) clamped to [0, 1])."""
+    """Encode once, decode at each length: yields (length, images (B, 3, P, P) clamped to [0, 1])."""
     z_quantized, _ = model.encode(images)
     for length in lengths:
         yield length, to_pixels(model.decode(z_quantized, length=length)).float().clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Several versions of the same pictures, such as reconstructions from 1, 2, 4 tokens, scored in one pass."""
+"""Several versions of the same images, such as reconstructions from 1, 2, 4 tokens, scored in one pass."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
 from utils.evaluation.statistics import Means, frechet_distance, gather
 from utils.processes import Processes
@@ -23,20 +23,20 @@ def against(function: Callable[[Tensor, Tensor], Tensor]) -> Measure:
 
 
 class Originals:
-    """The pictures that numbers are about, each process its share: how many, and which."""
+    """The images that numbers are about, each process its share: how many, and which."""
 
     def __init__(self, processes: Processes):
         self.processes = processes
         self.keys: list[str] = []
         self.digests: list[bytes] = []
 
-    def add(self, pictures: Tensor, keys: Sequence[str]) -> None:
+    def add(self, images: Tensor, keys: Sequence[str]) -> None:
         """One batch, (B, 3, H, W) uint8, and its names."""
         self.keys += keys
-        self.digests += [hashlib.sha256(picture.numpy().tobytes()).digest() for picture in pictures.cpu()]
+        self.digests += [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.cpu()]
 
     def count(self) -> int:
-        """Pictures seen so far by all processes; every process calls this together."""
+        """Images seen so far by all processes; every process calls this together."""
         return sum(gather(len(self.keys), self.processes))
 
     def fingerprint(self) -> str:
@@ -55,10 +55,10 @@ class Originals:
 
 
 class Comparison(Originals):
-    """Scores versions of pictures against the originals, all on 8 bits, each process its share.
+    """Scores versions of images against the originals, all on 8 bits, each process its share.
 
     Args:
-        measures: {name: measure}, one number per image each; `against` makes one of a function of two pictures.
+        measures: {name: measure}, one number per image each; `against` makes one of a function of two images.
         network: For the Frechet distance of each version's set to the originals' (and, where it has logits, the
             Inception Score); None for neither.
     """
@@ -82,7 +82,7 @@ class Comparison(Originals):
         Args:
             originals: (B, 3, H, W) uint8.
             versions: {name: (B, 3, H, W) uint8}, the same names every time.
-            keys: Names of the pictures, B of them.
+            keys: Names of the images, B of them.
             extra: {name of a version: {name: (B,)}}, further numbers whose mean is wanted, such as bytes.
         """
         self.add(originals, keys)
@@ -93,7 +93,7 @@ class Comparison(Originals):
         for name, version in versions.items():
             if version.shape != originals.shape or version.dtype != torch.uint8:
                 raise UserError(
-                    f"{name} must be 8-bit pictures of the originals' shape {tuple(originals.shape)}, "
+                    f"{name} must be 8-bit images of the originals' shape {tuple(originals.shape)}, "
                     f"got {tuple(version.shape)} {version.dtype}"
                 )
             pixels = version.float() / 255
@@ -104,7 +104,7 @@ class Comparison(Originals):
                 self.feature_set(name).update(version, keys)
 
     def feature_set(self, name: str | None) -> FeatureSet:
-        """What is known of a version's set of pictures, or of the originals' (None)."""
+        """What is known of a version's set of images, or of the originals' (None)."""
         return self.sets.setdefault(name, FeatureSet(self.network, self.processes, with_logits=name is not None))
 
     def finish(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -130,5 +130,5 @@ def require_unique(keys: Sequence[str], what: str) -> None:
     if repeated:
         raise UserError(
             f"{what} has {len(repeated)} keys that come more than once, the first is {repeated[0]!r}: results are "
-            "sorted by key, so each picture needs its own"
+            "sorted by key, so each image needs its own"
         )

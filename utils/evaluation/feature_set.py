@@ -1,4 +1,4 @@
-"""What a network sees in a set of pictures: moments, and features and logits where they are wanted."""
+"""What a network sees in a set of images: moments, and features and logits where they are wanted."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from utils.processes import Processes
 
 
 class FeatureNetwork(Protocol):
-    """What a distance between sets of pictures looks through.
+    """What a distance between sets of images looks through.
 
     Attributes:
         key: What the distance is called in files: "fid" is Inception's alone.
@@ -24,13 +24,13 @@ class FeatureNetwork(Protocol):
     dimension: int
     num_logits: int
 
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D) and logits of (B, 3, H, W) uint8."""
         ...
 
 
 class FeatureSet:
-    """The pictures of one set, each process its share, as `network` sees them.
+    """The images of one set, each process its share, as `network` sees them.
 
     Args:
         with_logits: Keep the logits, where the network has some, for the Inception Score.
@@ -51,9 +51,9 @@ class FeatureSet:
         self._logits = Collected(network.num_logits) if with_logits and network.num_logits else None
         self._features = Collected(network.dimension) if with_features else None
 
-    def update(self, pictures: Tensor, keys: Sequence[str]) -> None:
-        """Add one batch, (B, 3, H, W) uint8, and the names of its pictures, which order what is kept."""
-        features, logits = self.network(pictures)
+    def update(self, images: Tensor, keys: Sequence[str]) -> None:
+        """Add one batch, (B, 3, H, W) uint8, and the names of its images, which order what is kept."""
+        features, logits = self.network(images)
         self.keys += keys
         self._moments.update(features)
         if self._logits is not None:
@@ -64,7 +64,7 @@ class FeatureSet:
     # Every process calls each of the following together.
 
     def count(self) -> int:
-        """Pictures of all processes."""
+        """Images of all processes."""
         return sum(gather(len(self.keys), self.processes))
 
     def gaussian(self) -> Gaussian:

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, features
 
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Format:
 
     Attributes:
         title: Its name in tables.
-        settings: From the smallest file to the best picture.
-        options: Pillow's arguments for a setting and the picture's shorter side.
+        settings: From the smallest file to the best image.
+        options: Pillow's arguments for a setting and the image's shorter side.
         library: Pillow's name of the library behind it.
     """
 
@@ -29,12 +29,12 @@ class Format:
     library: str
 
     def encode(self, pixels: np.ndarray, setting: float) -> bytes:
-        """The file of a picture (H, W, 3) uint8; grey ones are stored as grey where the format can."""
+        """The file of an image (H, W, 3) uint8; grey ones are stored as grey where the format can."""
         file = io.BytesIO()
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         if is_grey(pixels):
-            picture = picture.convert("L")
-        picture.save(file, self.pillow_name, **self.options(setting, min(picture.size)))
+            image = image.convert("L")
+        image.save(file, self.pillow_name, **self.options(setting, min(image.size)))
         return file.getvalue()
 
 
@@ -45,12 +45,12 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 def decode(data: bytes) -> np.ndarray:
     """(H, W, 3) uint8 of a file."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.array(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _jpeg2000_options(rate: float, side: int) -> dict:
-    # The bare codestream: the usual container adds 85 bytes. More wavelet levels than the picture has are an error.
+    # The bare codestream: the usual container adds 85 bytes. More wavelet levels than the image has are an error.
     levels = min(6, side.bit_length())
     return {"quality_mode": "rates", "quality_layers": [rate], "irreversible": True, "no_jp2": True} | {
         "num_resolutions": levels
@@ -82,7 +82,7 @@ def available(name: str) -> Format:
 
 @cache
 def header_bytes(name: str, grey: bool) -> int:
-    """Bytes of a file that say nothing of the picture: those of one flat 8 x 8 picture at the lowest setting."""
+    """Bytes of a file that say nothing of the image: those of one flat 8 x 8 image at the lowest setting."""
     flat = np.full((8, 8, 3), 128, np.uint8)
     if not grey:
         flat[..., 0] = 129
@@ -91,7 +91,7 @@ def header_bytes(name: str, grey: bool) -> int:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture stored one way.
+    """An image stored one way.
 
     Attributes:
         num_bytes: Size of the file, header included.
@@ -106,7 +106,7 @@ class Candidate:
 
 
 def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float], limit: int) -> Iterator[Candidate]:
-    """The picture at every setting and scale whose file has at most `limit` bytes.
+    """The image at every setting and scale whose file has at most `limit` bytes.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -134,6 +134,6 @@ def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float]
 
 
 def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:
-    """The candidate nearest to the picture among those of at most `budget` bytes; None where none fits."""
+    """The candidate nearest to the image among those of at most `budget` bytes; None where none fits."""
     fitting = [candidate for candidate in found if candidate.num_bytes <= budget]
     return min(fitting, key=lambda candidate: (candidate.error, candidate.num_bytes), default=None)

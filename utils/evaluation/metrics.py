@@ -1,9 +1,16 @@
-"""Distances between pictures, one number per picture, over torchmetrics."""
+"""Distances between images, one number per image, over torchmetrics."""
 
 import torch
 from torch import Tensor
 
 MS_SSIM_SMALLEST = 161  # pixels a side that five scales of an 11-pixel window need
+
+PERCEPTUAL_DISTANCES = (
+    "efficientnet_lite0",
+    "convnext_s",
+    "lpips_alex",
+    "lpips_vgg",
+)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -14,7 +21,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 def psnr(pixels: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (B,), of (B, 3, H, W) in [0, 1]; higher is better.
 
-    The mean over a set is the mean of these, not the PSNR of the mean error. Identical pictures give inf.
+    The mean over a set is the mean of these, not the PSNR of the mean error. Identical images give inf.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -34,7 +41,7 @@ def ssim(pixels: Tensor, target: Tensor) -> Tensor:
 
 
 def ms_ssim(pixels: Tensor, target: Tensor) -> Tensor:
-    """As `ssim`, over five scales, of pictures of at least 161 pixels a side."""
+    """As `ssim`, over five scales, of images of at least 161 pixels a side."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     with torch.autocast(pixels.device.type, enabled=False):

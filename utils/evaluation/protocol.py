@@ -1,8 +1,6 @@
 """The protocol record: what has to be the same for a number to come out the same."""
 
-import hashlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils.cli import ROOT
+from utils.paths import ROOT
 from utils.processes import Processes
 
 LIBRARIES = (
@@ -32,7 +30,7 @@ def protocol(processes: Processes, **facts: Any) -> dict[str, Any]:
     """The record that stands beside every number: `facts`, then how, where and by what code it was computed."""
     return {
         **facts,
-        "rounding": "pictures are rounded to 8 bits before they are compared",
+        "rounding": "images are rounded to 8 bits before they are compared",
         "precision": "float32, autocast and TF32 off; sums in float64",
         "device": str(processes.device.type),
         "processes": processes.world_size,
@@ -43,7 +41,7 @@ def protocol(processes: Processes, **facts: Any) -> dict[str, Any]:
 
 
 def exact_arithmetic() -> None:
-    """Turn TF32 off for this process: features and pictures come out in full float32."""
+    """Turn TF32 off for this process: features and images come out in full float32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
@@ -70,12 +68,3 @@ def commit() -> str | None:
     if head is None:
         return None
     return f"{head}+changes" if git("status", "--porcelain", "--untracked-files=no") else head
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.cli import UserError
+from utils.errors import UserError
+from utils.files import replacing
 
 Row = dict[str, Any]  # "name", "system" (a line of the curves), "bytes_per_image", ... and a number per measure
 
@@ -80,12 +81,9 @@ def _number(value: Any) -> str:
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     """Write JSON, so that the file appears whole or not at all; infinite numbers become the text "inf"."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
     text = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def _strict(value: Any) -> Any:
@@ -97,10 +95,10 @@ def _strict(value: Any) -> Any:
 
 
 def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
-    """The rows of another run's results on the same pictures, without those that have no scores.
+    """The rows of another run's results on the same images, without those that have no scores.
 
     Raises:
-        UserError: The file is missing, is no results file, or was made with other pictures.
+        UserError: The file is missing, is no results file, or was made with other images.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -109,7 +107,7 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
         raise UserError(f"expected results of an evaluation in {path}, which cannot be read so ({error!r})") from error
     if theirs != fingerprint:
         raise UserError(
-            f"{path} was made with other pictures (sha256 {theirs[:12]}, here {fingerprint[:12]}): run it again"
+            f"{path} was made with other images (sha256 {theirs[:12]}, here {fingerprint[:12]}): run it again"
         )
     scored = [row for row in rows if any(map(is_measure, row))]
     return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in scored]
@@ -201,9 +199,6 @@ def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str]
 def _save(figure: Any, path: str | os.PathLike) -> None:
     from matplotlib import pyplot
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part.png")
-    figure.savefig(aside, dpi=130)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=130)
     pyplot.close(figure)
-    os.replace(aside, path)

@@ -1,6 +1,5 @@
 """Arrays written row by row from several processes, and sorted by key at the end, in constant memory."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.evaluation.comparison import require_unique
 from utils.evaluation.statistics import gather
+from utils.files import replacing
 from utils.processes import Processes
 
 
@@ -84,25 +84,13 @@ class SortedRows:
 
     def write(self, path: Path, places: Sequence[Place]) -> None:
         """Write all rows, in the order of `places`, as one array (n, *shape); the file appears whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
         header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (len(places), *self.shape)}
-        with open(aside, "wb") as file:
+        with replacing(path) as aside, open(aside, "wb") as file:
             npy.write_array_header_1_0(file, header)
             for row in self.rows(places):
                 file.write(row.tobytes())
-        os.replace(aside, path)
 
     def remove(self) -> None:
         """Delete this process's file."""
         self._file.close()
         self._path(self.processes.rank).unlink(missing_ok=True)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a small .npy file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    with open(aside, "wb") as file:
-        np.save(file, array)
-    os.replace(aside, path)

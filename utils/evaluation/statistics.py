@@ -1,4 +1,4 @@
-"""Sums over a set of pictures that several processes share: taken per process, added up once, finished once."""
+"""Sums over a set of images that several processes share: taken per process, added up once, finished once."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.processes import Processes
 
 
@@ -96,7 +96,7 @@ class Moments:
         """
         count = sum(gather(self.count, processes))
         if count < 2:
-            raise UserError(f"a distance between sets of pictures needs at least 2 pictures in each, got {count}")
+            raise UserError(f"a distance between sets of images needs at least 2 images in each, got {count}")
         mean = add_up(self.sum, processes) / count
         covariance = (add_up(self.products, processes) - count * torch.outer(mean, mean)) / (count - 1)
         return Gaussian(mean, covariance, count)
@@ -106,7 +106,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """Frechet distance of two normal distributions (Heusel et al., 2017, arXiv 1706.08500).
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). The trace of the root is the sum of the singular values of
-    C1^(1/2) C2^(1/2): stable where there are fewer pictures than dimensions, and never complex.
+    C1^(1/2) C2^(1/2): stable where there are fewer images than dimensions, and never complex.
     """
     if one.mean.shape != other.mean.shape:
         raise UserError(
@@ -139,23 +139,23 @@ class Collected:
 def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
     """Mean and standard deviation over splits of the Inception Score (arXiv 1606.03498) of logits (n, classes).
 
-    Pictures are spread over the splits by torch-fidelity's fixed permutation.
+    Images are spread over the splits by torch-fidelity's fixed permutation.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
     if len(logits) < num_splits:
-        raise UserError(f"the Inception Score needs at least {num_splits} pictures, got {len(logits)}")
+        raise UserError(f"the Inception Score needs at least {num_splits} images, got {len(logits)}")
     result = isc_features_to_metric(logits, splits=num_splits)
     return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
 def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = 3) -> tuple[float, float]:
-    """Share of generated pictures within the real ones' neighbourhood, and the reverse (arXiv 1904.06991).
+    """Share of generated images within the real ones' neighbourhood, and the reverse (arXiv 1904.06991).
 
     Args:
-        features: Of the generated pictures, (n, D).
-        real: Of real pictures, (m, D).
-        num_neighbours: The radius around each picture reaches to so many neighbours.
+        features: Of the generated images, (n, D).
+        real: Of real images, (m, D).
+        num_neighbours: The radius around each image reaches to so many neighbours.
     """
     from torch_fidelity.metric_prc import (
         KEY_METRIC_PRECISION,
@@ -165,7 +165,7 @@ def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = 3) ->
 
     if min(len(features), len(real)) <= num_neighbours:
         raise UserError(
-            f"precision and recall need more than {num_neighbours} pictures on both sides, got {len(features)} and "
+            f"precision and recall need more than {num_neighbours} images on both sides, got {len(features)} and "
             f"{len(real)}"
         )
     result = prc_features_to_metric(

@@ -1,4 +1,4 @@
-"""The pictures of a data set in a fixed order and in every variant, as scripts/pretokenize.py reads them."""
+"""The images of a data set in a fixed order and in every variant, as scripts/pretokenize.py reads them."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,15 +21,15 @@ from data.shard_urls import resolve_shards
 from data.tar_samples import manifest_facts
 from data.transforms import EvalTransform, TrainTransform
 
-FOLDER_PART = 1000  # pictures of a folder in one part
+FOLDER_PART = 1000  # images of a folder in one part
 
 
 class Variants:
-    """All variants of a training picture: the centre crop, then random crops, each followed by its mirror.
+    """All variants of a training image: the centre crop, then random crops, each followed by its mirror.
 
     Args:
         preprocessing: The config's `dataset.preprocessing`; mirrors are made where `random_flip` is true.
-        num_crops: Random crops, drawn by `seed`, the picture's key and the crop's number alone.
+        num_crops: Random crops, drawn by `seed`, the image's key and the crop's number alone.
     """
 
     def __init__(self, preprocessing: DictConfig, num_crops: int, seed: int):
@@ -44,26 +44,26 @@ class Variants:
         crops = ["centre", *(f"random {number}" for number in range(1, len(self.crops)))]
         return [f"{crop}{side}" for crop in crops for side in (["", ", mirrored"] if self.mirror else [""])]
 
-    def __call__(self, picture: Image.Image, key: str) -> torch.Tensor:
+    def __call__(self, image: Image.Image, key: str) -> torch.Tensor:
         """(variants, 3, P, P) uint8."""
         variants = []
         for number, crop in enumerate(self.crops):
-            pixels = crop(picture, seeded(self.seed, "crop", key, number))
+            pixels = crop(image, seeded(self.seed, "crop", key, number))
             variants += [pixels, pixels.flip(-1)] if self.mirror else [pixels]
         return torch.stack(variants)
 
 
 class CentreCrop:
-    """The one variant of an evaluation picture, as evaluation on the fly has it."""
+    """The one variant of an evaluation image, as evaluation on the fly has it."""
 
     names = ["centre"]
 
     def __init__(self, preprocessing: DictConfig):
         self.transform = EvalTransform(preprocessing.crop_size)
 
-    def __call__(self, picture: Image.Image, key: str) -> torch.Tensor:
+    def __call__(self, image: Image.Image, key: str) -> torch.Tensor:
         """(1, 3, P, P) uint8."""
-        return self.transform(picture)[None]
+        return self.transform(image)[None]
 
 
 class Part(NamedTuple):
@@ -71,13 +71,13 @@ class Part(NamedTuple):
 
     name: str
     num_variants: int
-    jobs: Callable[[FaultLog], Iterator[Callable[[], Example]]]  # each decodes one picture, or raises SampleError
+    jobs: Callable[[FaultLog], Iterator[Callable[[], Example]]]  # each decodes one image, or raises SampleError
 
 
-class PictureSource:
+class ImageSource:
     """One split of the data set that a config names, in parts.
 
-    `dataset.type` says where the pictures are; of a config with type tokens it is the shards, or the folder where no
+    `dataset.type` says where the images are; of a config with type tokens it is the shards, or the folder where no
     shards are named.
 
     Args:
@@ -121,7 +121,7 @@ class PictureSource:
 
 
 def decoded(part: Part, *, batch_size: int, num_threads: int, faults: FaultLog) -> Iterator[list[Example]]:
-    """The pictures of a part in batches, two of which are decoded ahead; broken ones go to `faults`."""
+    """The images of a part in batches, two of which are decoded ahead; broken ones go to `faults`."""
     with ThreadPoolExecutor(max(1, num_threads)) as pool:  # Pillow lets other threads run while it decodes
         ahead: deque[list[Any]] = deque()
         jobs = part.jobs(faults)
@@ -144,7 +144,7 @@ def _results(futures: Iterable[Any], part: str, faults: FaultLog) -> Iterator[Ex
 
 
 def check_skipped(num_images: int, skipped: list[str], max_bad_fraction: float) -> None:
-    """Refuse a set of which too many pictures or shards could not be read."""
+    """Refuse a set of which too many images or shards could not be read."""
     if len(skipped) > max_bad_fraction * (num_images + len(skipped)):
         raise DataError(
             f"{len(skipped)} samples or shards beside {num_images} good ones cannot be used, more than "

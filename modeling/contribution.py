@@ -1,4 +1,4 @@
-"""What each token contributes to the picture: the change at every pixel when it is replaced, or added to a prefix."""
+"""What each token contributes to the image: the change at every pixel when it is replaced, or added to a prefix."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ NORMS = {"l1": Tensor.abs, "l2": Tensor.square}
 def other_codes(tokens: Tensor, keys: list[str], *, codebook_size: int, num_draws: int, seed: int) -> Tensor:
     """For each token `num_draws` codes that differ from it, drawn uniformly with repetition: (B, N, num_draws).
 
-    They depend on the seed and the picture's key alone, and not on the pictures beside it.
+    They depend on the seed and the image's key alone, and not on the images beside it.
 
     Args:
         tokens: (B, N) in 0..codebook_size-1.
-        keys: Names of the B pictures.
+        keys: Names of the B images.
     """
     steps = []
     for key in keys:
@@ -34,7 +34,7 @@ def other_codes(tokens: Tensor, keys: list[str], *, codebook_size: int, num_draw
 def replacement_changes(
     tokenizer: TiTok, tokens: Tensor, codes: Tensor, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """How the pictures change when one token at a time is replaced (arXiv 2501.10064, the token contributions).
+    """How the images change when one token at a time is replaced (arXiv 2501.10064, the token contributions).
 
     Args:
         tokens: (B, N).
@@ -45,34 +45,34 @@ def replacement_changes(
         Indices of T tokens, and what replacing each of them changes, (B, T, K, 3, P, P) in [-1, 1].
     """
     num_images, num_tokens, num_draws = codes.shape
-    whole = pictures_of(tokenizer, tokens)[:, None, None]
+    whole = images_of(tokenizer, tokens)[:, None, None]
     step = max(1, batch_size // (num_images * num_draws))
     for first in range(0, num_tokens, step):
         indices = slice(first, min(first + step, num_tokens))
         places = torch.arange(indices.start, indices.stop, device=tokens.device)
         changed = tokens[:, None, None].repeat(1, len(places), num_draws, 1)  # (B, T, K, N)
         changed.scatter_(3, places[None, :, None, None].expand(*changed.shape[:3], 1), codes[:, indices, :, None])
-        yield indices, pictures_of(tokenizer, changed.flatten(0, 2)).unflatten(0, changed.shape[:3]) - whole
+        yield indices, images_of(tokenizer, changed.flatten(0, 2)).unflatten(0, changed.shape[:3]) - whole
 
 
 @torch.no_grad()
 def prefix_changes(tokenizer: TiTok, tokens: Tensor, no_tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """How the pictures change when each token is added to the ones before it; as `replacement_changes`, with K = 1.
+    """How the images change when each token is added to the ones before it; as `replacement_changes`, with K = 1.
 
     Args:
         tokens: (B, N).
-        no_tokens: The picture that the first token is added to, (3, P, P).
+        no_tokens: The image that the first token is added to, (3, P, P).
     """
     before = no_tokens
     for length in range(1, tokens.shape[1] + 1):
-        pictures = pictures_of(tokenizer, tokens[:, :length])
-        yield slice(length - 1, length), (pictures - before)[:, None, None]
-        before = pictures
+        images = images_of(tokenizer, tokens[:, :length])
+        yield slice(length - 1, length), (images - before)[:, None, None]
+        before = images
 
 
 @torch.no_grad()
 def mean_of_one_token(tokenizer: TiTok, counts: Tensor, batch_size: int) -> Tensor:
-    """The mean of the pictures that the first token alone gives, (3, P, P).
+    """The mean of the images that the first token alone gives, (3, P, P).
 
     It stands for the prefix of no tokens, from which no model decodes: what is known before any token is read.
 
@@ -82,19 +82,19 @@ def mean_of_one_token(tokenizer: TiTok, counts: Tensor, batch_size: int) -> Tens
     codes = counts.nonzero()[:, 0]
     total = 0.0
     for some in codes.split(batch_size):
-        pictures = pictures_of(tokenizer, some[:, None].to(tokenizer.latent_tokens.device))
-        total = total + torch.einsum("b,bchw->chw", counts[some].to(pictures), pictures)
+        images = images_of(tokenizer, some[:, None].to(tokenizer.latent_tokens.device))
+        total = total + torch.einsum("b,bchw->chw", counts[some].to(images), images)
     return total / counts.sum()
 
 
-def pictures_of(tokenizer: TiTok, tokens: Tensor) -> Tensor:
-    """Pictures (B, 3, P, P) of tokens (B, K) as people see them: clamped to [0, 1], not rounded, since small changes
+def images_of(tokenizer: TiTok, tokens: Tensor) -> Tensor:
+    """Images (B, 3, P, P) of tokens (B, K) as people see them: clamped to [0, 1], not rounded, since small changes
     would be lost."""
     return tokenizer.decode_tokens(tokens).float().clamp(0, 1)
 
 
 class Contributions:
-    """Sums over pictures of the pixel changes that the tokens make, in float64.
+    """Sums over images of the pixel changes that the tokens make, in float64.
 
     Args:
         num_tokens, image_size: N and P.
@@ -114,7 +114,7 @@ class Contributions:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def update(self, tokens: slice, change: Tensor) -> None:
-        """Add what tokens change in some pictures: (B, T, K, C, P, P), averaged over K, summed over the channels C."""
+        """Add what tokens change in some images: (B, T, K, C, P, P), averaged over K, summed over the channels C."""
         for norm, size_of in NORMS.items():
             maps = size_of(change).sum(dim=3).mean(dim=2).to(self.device).double()  # (B, T, P, P)
             means = maps.mean(dim=(2, 3))  # (B, T)
@@ -123,18 +123,18 @@ class Contributions:
             self.sums[f"square_{norm}"][tokens] += means.square().sum(dim=0)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The sums and the count, to be kept, and added to those of other pictures."""
+        """The sums and the count, to be kept, and added to those of other images."""
         return {name: value.cpu().numpy() for name, value in self.sums.items()} | {"count": np.array(self.count)}
 
 
 def contributions(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means over pictures, from the sums that `Contributions.arrays` gives.
+    """Means over images, from the sums that `Contributions.arrays` gives.
 
     Returns:
         `length_to_diff_l1` and `length_to_diff_l2`, (N, P, P): the mean absolute and squared change at each pixel,
         summed over the channels, which each token makes. `mean_l1` and `mean_l2`, (N,): their means over the pixels;
-        `standard_error_l1` and `standard_error_l2`: those means' standard errors over pictures, NaN for one picture.
-        `count`: the number of pictures.
+        `standard_error_l1` and `standard_error_l2`: those means' standard errors over images, NaN for one image.
+        `count`: the number of images.
     """
     count = int(sums["count"])
     result = {f"length_to_diff_{norm}": sums[f"map_{norm}"] / count for norm in NORMS}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.cli import UserError
+from utils.errors import UserError
 from utils.evaluation.statistics import Means, add_up, gather
 from utils.processes import Processes
 
@@ -23,7 +23,7 @@ class Score(Protocol):
     """Predictions on reconstructions, each process its share, held against those on the originals and the truth."""
 
     def update(self, predicted: Any, reference: Any, truth: Any = None) -> None:
-        """Add one batch: predictions on the reconstructions, on the originals, and what is really in the pictures."""
+        """Add one batch: predictions on the reconstructions, on the originals, and what is really in the images."""
         ...
 
     def finish(self, processes: Processes) -> dict[str, float]:
@@ -31,8 +31,8 @@ class Score(Protocol):
         ...
 
 
-class PerPicture:
-    """Means over the pictures of what `measure(predicted, reference, truth)` says of each, {name: (B,)}."""
+class PerImage:
+    """Means over the images of what `measure(predicted, reference, truth)` says of each, {name: (B,)}."""
 
     def __init__(self, measure: Callable[[Tensor, Tensor, Any], dict[str, Tensor]]):
         self.measure, self.means = measure, Means()
@@ -77,7 +77,7 @@ def depth(predicted: Tensor, reference: Tensor, truth: None) -> dict[str, Tensor
 
 
 class Segmentation:
-    """Intersection over union of classes of pixels, over all pictures, averaged over the classes that occur.
+    """Intersection over union of classes of pixels, over all images, averaged over the classes that occur.
 
     `miou` is against masks; `miou_to_original` against the classes seen in the originals.
     """
@@ -141,7 +141,7 @@ class Detection:
     def update(
         self, predicted: Sequence[Boxes], reference: Sequence[Boxes], truth: Sequence[Boxes] | None = None
     ) -> None:
-        """Add the boxes of B pictures."""
+        """Add the boxes of B images."""
         for index, (boxes, seen) in enumerate(zip(predicted, reference, strict=True)):
             boxes, seen = ({name: value.cpu() for name, value in item.items()} for item in (boxes, seen))
             sure = seen["scores"] >= SURE

@@ -1,4 +1,4 @@
-"""Sets of pictures that are compared as they are: arrays (.npy, .npz) and folders, read a batch at a time."""
+"""Sets of images that are compared as they are: arrays (.npy, .npz) and folders, read a batch at a time."""
 
 import os
 import zipfile
@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from data import DataError
-from data.sources import list_pictures
+from data.image_sources import list_images
 from data.transforms import decode_image
 from utils.arrays import ARRAY_ERRORS
 
@@ -20,13 +20,13 @@ NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
 def shares(count: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[slice]:
-    """Which of `count` pictures make the batches of a rank: each r-th batch is rank r's, so all come once."""
+    """Which of `count` images make the batches of a rank: each r-th batch is rank r's, so all come once."""
     for first in range(rank * batch_size, count, world_size * batch_size):
         yield slice(first, min(first + batch_size, count))
 
 
-class PictureSet:
-    """Pictures of one size in a fixed order.
+class ImageSet:
+    """Images of one size in a fixed order.
 
     Attributes:
         source: Where they are, for messages.
@@ -41,7 +41,7 @@ class PictureSet:
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """The name of a picture: its file's, without extension, or its number."""
+        """The name of an image: its file's, without extension, or its number."""
         return f"{index:08d}"
 
     def read(self, first: int, end: int) -> np.ndarray:
@@ -49,28 +49,27 @@ class PictureSet:
         raise NotImplementedError
 
     def batches(self, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[list[str], Tensor]]:
-        """Keys and pictures (B, 3, H, W) uint8 of each of this rank's `shares`."""
+        """Keys and images (B, 3, H, W) uint8 of each of this rank's `shares`."""
         for share in shares(len(self), batch_size=batch_size, rank=rank, world_size=world_size):
-            pictures = torch.from_numpy(self.read(share.start, share.stop)).permute(0, 3, 1, 2)
-            yield [self.key(index) for index in range(share.start, share.stop)], pictures
+            images = torch.from_numpy(self.read(share.start, share.stop)).permute(0, 3, 1, 2)
+            yield [self.key(index) for index in range(share.start, share.stop)], images
 
-    def check_pairs(self, other: "PictureSet") -> None:
-        """Each picture here has its counterpart at the same place of `other`.
+    def check_pairs(self, other: "ImageSet") -> None:
+        """Each image here has its counterpart at the same place of `other`.
 
         Raises:
             DataError: The numbers or sizes differ, or, where both are folders, the names.
         """
         if len(self) != len(other):
             raise DataError(
-                f"expected as many pictures in both, got {len(self)} in {self.source} and {len(other)} in "
-                f"{other.source}"
+                f"expected as many images in both, got {len(self)} in {self.source} and {len(other)} in {other.source}"
             )
         if (self.height, self.width) != (other.height, other.width):
             raise DataError(
-                f"expected pictures of one size, got {self.height} x {self.width} in {self.source} and "
+                f"expected images of one size, got {self.height} x {self.width} in {self.source} and "
                 f"{other.height} x {other.width} in {other.source}"
             )
-        if isinstance(self, FolderPictures) and isinstance(other, FolderPictures):
+        if isinstance(self, FolderImages) and isinstance(other, FolderImages):
             for index in range(len(self)):
                 if self.key(index) != other.key(index):
                     raise DataError(
@@ -79,7 +78,7 @@ class PictureSet:
                     )
 
 
-class ArrayPictures(PictureSet):
+class ArrayImages(ImageSet):
     """An array (n, H, W, 3) uint8 in a .npy file, or the first of an .npz archive; read by position, never whole."""
 
     def __init__(self, path: Path):
@@ -91,9 +90,9 @@ class ArrayPictures(PictureSet):
         except DataError:
             raise
         except ARRAY_ERRORS as error:
-            raise DataError(f"{path} must hold an array of pictures, and cannot be read ({error})") from error
+            raise DataError(f"{path} must hold an array of images, and cannot be read ({error})") from error
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
-            raise DataError(f"{path} must hold pictures (n, H, W, 3) of uint8, got {shape} of {dtype}")
+            raise DataError(f"{path} must hold images (n, H, W, 3) of uint8, got {shape} of {dtype}")
         self._start = self._file.tell()
         self.count, self.height, self.width = shape[:3]
 
@@ -105,17 +104,17 @@ class ArrayPictures(PictureSet):
         self._file.seek(self._start + first * size)
         data = self._file.read((end - first) * size)
         if len(data) != (end - first) * size:
-            raise DataError(f"{self.source} ends before picture {end} of {self.count}: write or fetch it again")
+            raise DataError(f"{self.source} ends before image {end} of {self.count}: write or fetch it again")
         return np.frombuffer(bytearray(data), dtype=np.uint8).reshape(end - first, self.height, self.width, 3)
 
 
-class FolderPictures(PictureSet):
-    """The pictures of a folder, sorted by name."""
+class FolderImages(ImageSet):
+    """The images of a folder, sorted by name."""
 
     def __init__(self, folder: Path):
-        self.source, self.files = folder, list_pictures(folder)
+        self.source, self.files = folder, list_images(folder)
         if not self.files:
-            raise DataError(f"{folder} holds no pictures")
+            raise DataError(f"{folder} holds no images")
         self.height, self.width = self._load(0).shape[:2]
 
     def __len__(self) -> int:
@@ -135,27 +134,25 @@ class FolderPictures(PictureSet):
             raise DataError(f"{path}: {error}") from error
         if index and pixels.shape[:2] != (self.height, self.width):
             raise DataError(
-                f"expected pictures of one size, got {pixels.shape[0]} x {pixels.shape[1]} in {path} and "
+                f"expected images of one size, got {pixels.shape[0]} x {pixels.shape[1]} in {path} and "
                 f"{self.height} x {self.width} in {self.source / self.files[0]}: scripts/reconstruct_tokenizer.py "
                 "--original crops them alike"
             )
         return pixels
 
 
-def open_pictures(path: str | os.PathLike) -> PictureSet:
-    """The pictures of a .npy or .npz file or of a folder.
+def open_images(path: str | os.PathLike) -> ImageSet:
+    """The images of a .npy or .npz file or of a folder.
 
     Raises:
-        DataError: There is none, or it holds no pictures of one size.
+        DataError: There is none, or it holds no images of one size.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return FolderPictures(path)
+        return FolderImages(path)
     if path.is_file() and path.suffix in (".npy", ".npz"):
-        return ArrayPictures(path)
-    raise DataError(
-        f"expected a .npy or .npz file or a folder of pictures, got {path} (working directory {Path.cwd()})"
-    )
+        return ArrayImages(path)
+    raise DataError(f"expected a .npy or .npz file or a folder of images, got {path} (working directory {Path.cwd()})")
 
 
 def _open_array(path: Path) -> BinaryIO:
@@ -166,17 +163,17 @@ def _open_array(path: Path) -> BinaryIO:
     member = f"{NPZ_MEMBER}.npy"
     if member not in members:
         raise DataError(
-            f"{path} must hold the pictures as {NPZ_MEMBER}, got {', '.join(map(repr, members)) or 'nothing'}"
+            f"{path} must hold the images as {NPZ_MEMBER}, got {', '.join(map(repr, members)) or 'nothing'}"
         )
     return archive.open(member)  # its seek reads on from where it is: cheap in order
 
 
 class Statistics(NamedTuple):
-    """Mean (D,) and covariance (D, D), float64, of Inception features, and whether pictures stand beside them."""
+    """Mean (D,) and covariance (D, D), float64, of Inception features, and whether images stand beside them."""
 
     mean: np.ndarray
     covariance: np.ndarray
-    has_pictures: bool
+    has_images: bool
 
 
 def read_statistics(path: str | os.PathLike) -> Statistics | None:
@@ -189,9 +186,9 @@ def read_statistics(path: str | os.PathLike) -> Statistics | None:
             if not {"mu", "sigma"} <= set(archive.files):
                 return None
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
-            has_pictures = NPZ_MEMBER in archive.files
+            has_images = NPZ_MEMBER in archive.files
     except ARRAY_ERRORS as error:
         raise DataError(f"{path} must be a reference archive of arrays, and cannot be read ({error})") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
-    return Statistics(mean, covariance, has_pictures)
+    return Statistics(mean, covariance, has_images)

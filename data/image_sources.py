@@ -1,4 +1,4 @@
-"""Where the pictures of new shards come from: a folder, an ImageNet folder, the Hugging Face hub."""
+"""Where the images of new shards come from: a folder, an ImageNet folder, the Hugging Face hub."""
 
 import csv
 import hashlib
@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from data import DataError
-from data.shard_files import PICTURE_EXTENSIONS
+from data.shard_files import IMAGE_EXTENSIONS
 
 
 class FolderSource:
-    """A folder of pictures, in sorted order; subfolders, where there are any, are the classes.
+    """A folder of images, in sorted order; subfolders, where there are any, are the classes.
 
     Args:
-        folder: Holds either pictures or one subfolder for each class (with pictures at any depth below).
+        folder: Holds either images or one subfolder for each class (with images at any depth below).
         classes: Names by class id; the sorted names of the subfolders when not given.
         class_of: Class name by file name without extension, for a flat folder whose labels stand in a file.
 
     Raises:
-        DataError: There is no picture, or it is not clear what the classes are.
+        DataError: There is no image, or it is not clear what the classes are.
     """
 
     def __init__(self, folder: Path, *, classes: list[str] | None = None, class_of: dict[str, str] | None = None):
         self.folder = folder
-        files = list_pictures(folder)
+        files = list_images(folder)
         if not files:
             raise DataError(
-                f"{folder} holds no pictures (.{', .'.join(PICTURE_EXTENSIONS)}), neither directly nor in subfolders"
+                f"{folder} holds no images (.{', .'.join(IMAGE_EXTENSIONS)}), neither directly nor in subfolders"
             )
         flat = [file for file in files if "/" not in file]
         if flat and len(flat) < len(files):
             raise DataError(
-                f"{folder} holds pictures ({flat[0]}, ...) beside subfolders with pictures: put all pictures into "
+                f"{folder} holds images ({flat[0]}, ...) beside subfolders with images: put all images into "
                 "subfolders, one for each class, or all into one folder without subfolders"
             )
         if class_of is not None:
@@ -70,11 +70,11 @@ class FolderSource:
         return (self.folder / self.files[index]).read_bytes(), self.class_ids[index] if self.class_ids else None
 
 
-def list_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below `folder`, relative to it with forward slashes, sorted; hidden files are left out."""
+def list_images(folder: Path) -> list[str]:
+    """Paths of all images below `folder`, relative to it with forward slashes, sorted; hidden files are left out."""
     if not folder.is_dir():
-        raise DataError(f"{folder} must be a folder of pictures, and it is not there (from {Path.cwd()})")
-    endings = tuple(f".{extension}" for extension in PICTURE_EXTENSIONS)
+        raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
+    endings = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
@@ -91,7 +91,7 @@ def list_pictures(folder: Path) -> list[str]:
 
 def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:
     if stem not in class_of:
-        raise DataError(f"the picture {stem} of {folder} has no label in the file of labels")
+        raise DataError(f"the image {stem} of {folder} has no label in the file of labels")
     return class_of[stem]
 
 
@@ -106,24 +106,24 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
     classes = subfolders(train) if train.is_dir() else []
     if subfolders(folder):
         return FolderSource(folder, classes=classes or None)
-    class_of = validation_labels(root, [Path(file).stem for file in list_pictures(folder)])
+    class_of = validation_labels(root, [Path(file).stem for file in list_images(folder)])
     if class_of is None:
         if classes:
             raise DataError(
                 f"{folder} has no class folders, and neither LOC_val_solution.csv nor ILSVRC2012_devkit_t12 is in "
-                f"{root}: put one of them there, or sort the pictures into class folders"
+                f"{root}: put one of them there, or sort the images into class folders"
             )
         return FolderSource(folder)
     return FolderSource(folder, classes=classes or sorted(set(class_of.values())), class_of=class_of)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The classes of a folder of pictures: its subfolders' names, sorted."""
+    """The classes of a folder of images: its subfolders' names, sorted."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def validation_labels(root: Path, stems: list[str]) -> dict[str, str] | None:
-    """WordNet id by picture name for ImageNet's validation pictures, None where no file of labels is found."""
+    """WordNet id by image name for ImageNet's validation images, None where no file of labels is found."""
     for place in (root, *root.resolve().parents[:3]):
         solution = place / "LOC_val_solution.csv"
         if solution.is_file():
@@ -138,7 +138,7 @@ def validation_labels(root: Path, stems: list[str]) -> dict[str, str] | None:
             wordnet_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
             numbers = truth.read_text(encoding="ascii").split()
             if len(numbers) != len(stems):
-                raise DataError(f"{truth} has {len(numbers)} labels for {len(stems)} validation pictures")
+                raise DataError(f"{truth} has {len(numbers)} labels for {len(stems)} validation images")
             return {stem: wordnet_id[int(number)] for stem, number in zip(sorted(stems), numbers, strict=True)}
     return None
 
@@ -187,7 +187,7 @@ class HubStream:
 
 
 class Columns:
-    """Which columns of a hub data set hold the picture and the class."""
+    """Which columns of a hub data set hold the image and the class."""
 
     def __init__(self, features: Any, name: str):
         from datasets import ClassLabel, Image
@@ -196,7 +196,7 @@ class Columns:
         labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
         if len(images) != 1 or len(labels) > 1:
             raise DataError(
-                f"{name} must have one column of pictures and at most one of class labels, got {images} and {labels}"
+                f"{name} must have one column of images and at most one of class labels, got {images} and {labels}"
             )
         self.image = images[0]
         self.label = labels[0] if labels else None
@@ -208,11 +208,11 @@ class Columns:
         return dataset.cast_column(self.image, Image(decode=False))
 
     def read(self, row: dict[str, Any]) -> tuple[bytes, int | None]:
-        image = row[self.image]
-        picture = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        cell = row[self.image]
+        image = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         class_id = row[self.label] if self.label else None
         # The hub writes -1 where a label is withheld.
-        return picture, class_id if class_id is not None and class_id >= 0 else None
+        return image, class_id if class_id is not None and class_id >= 0 else None
 
 
 def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
@@ -231,7 +231,7 @@ def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
 
 
 def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSource | HubSource | HubStream:
-    """The pictures that a command line names: a folder that exists, or else a data set of the hub."""
+    """The images that a command line names: a folder that exists, or else a data set of the hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         if streaming:

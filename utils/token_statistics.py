@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import ARRAY_ERRORS
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 def read_tokens(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Tokens (n, N) and the keys of the n pictures, from a tokens.npz of scripts/reconstruct_tokenizer.py.
+    """Tokens (n, N) and the keys of the n images, from a tokens.npz of scripts/reconstruct_tokenizer.py.
 
     Raises:
         UserError: There is none, or it holds something else.
@@ -37,7 +37,7 @@ def read_labels(path: Path, num_images: int) -> np.ndarray:
     """Class ids (n,) of a labels.npy, -1 where there is none.
 
     Raises:
-        UserError: There is none, or it does not hold one label for each picture.
+        UserError: There is none, or it does not hold one label for each image.
     """
     try:
         labels = np.load(path, allow_pickle=False)
@@ -47,7 +47,7 @@ def read_labels(path: Path, num_images: int) -> np.ndarray:
             "--labels"
         ) from error
     if getattr(labels, "shape", None) != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path} must hold {num_images} integers, one for each picture, got {_described(labels)}")
+        raise UserError(f"{path} must hold {num_images} integers, one for each image, got {_described(labels)}")
     return labels
 
 
@@ -114,7 +114,7 @@ def clusters(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def purity(cluster: np.ndarray, labels: np.ndarray) -> float:
-    """The share of pictures whose class is the most frequent one of their cluster. It is 1 where all are alone."""
+    """The share of images whose class is the most frequent one of their cluster. It is 1 where all are alone."""
     pairs, counts = np.unique(np.stack([cluster, labels], axis=1), axis=0, return_counts=True)
     highest = np.zeros(int(cluster.max()) + 1, dtype=np.int64)
     np.maximum.at(highest, pairs[:, 0], counts)
@@ -122,7 +122,7 @@ def purity(cluster: np.ndarray, labels: np.ndarray) -> float:
 
 
 def same_class(cluster: np.ndarray, labels: np.ndarray) -> float:
-    """Of two pictures of one cluster, how often they are of one class; NaN where all pictures are alone.
+    """Of two images of one cluster, how often they are of one class; NaN where all images are alone.
 
     Unlike purity and mutual information, it does not grow with the number of clusters alone.
     """

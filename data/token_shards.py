@@ -1,32 +1,26 @@
-"""Token sets: the tokens of all pictures of a data set, made once by scripts/pretokenize.py and trained on after.
+"""Token sets: the tokens of all images of a data set, made once by scripts/pretokenize.py and trained on after.
 
 SET/train, SET/eval     one folder a split, of four files:
 manifest.json           the tokenizer, the crops, the counts; written last, so a folder with it is whole
-tokens.npy              (pictures, variants, N), uint16 where the codebook allows, read through a memory map
-labels.npy              (pictures,) int64, -1 without a label
+tokens.npy              (images, variants, N), uint16 where the codebook allows, read through a memory map
+labels.npy              (images,) int64, -1 without a label
 keys.txt                one key a line, in sorted order, which is the order of the other two
 """
 
-import functools
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from data import DataError
 from data.batches import Batch
-from data.image_folder import GlobalBatches, evaluation_batches
 from utils.arrays import ARRAY_ERRORS
-from utils.cli import ROOT
-from utils.parts import write_json
+from utils.files import replacing, write_json
 
 MANIFEST, TOKENS, LABELS, KEYS = "manifest.json", "tokens.npy", "labels.npy", "keys.txt"
-logger = logging.getLogger(__name__)
 
 
 class TokenSet:
@@ -70,7 +64,7 @@ class TokenSet:
         return len(self.manifest["variants"])
 
     def batch(self, indices: np.ndarray, variants: np.ndarray | int) -> Batch:
-        """`tokens` (B, N) int64, `class_id` (B,) int64 and `__key__` of pictures, each in one of its variants.
+        """`tokens` (B, N) int64, `class_id` (B,) int64 and `__key__` of images, each in one of its variants.
 
         Raises:
             DataError: A token is none of the codebook; an accelerator would only say that an index is out of bounds.
@@ -84,95 +78,6 @@ class TokenSet:
                 f"{self.manifest['codebook_size']}: delete the set and make it again"
             )
         return {"tokens": tokens, "class_id": torch.from_numpy(self.labels[indices]), "__key__": keys}
-
-
-class TokenBatches:
-    """Batches of one rank. No workers: reading a batch takes far less than the network's step.
-
-    Attributes:
-        num_bad: Always 0; broken pictures were counted when the set was made.
-        expected: Pictures in the whole split, all ranks together.
-    """
-
-    num_bad = 0
-
-    def __init__(self, token_set: TokenSet, batches: Iterable[Any], variant_of: Callable[[int], np.ndarray] | None):
-        self.token_set, self.batches, self.variant_of = token_set, batches, variant_of
-        self.expected = len(token_set)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for samples in self.batches:
-            if self.variant_of is None:
-                yield self.token_set.batch(np.array(samples), 0)
-            else:
-                variants = np.array([self.variant_of(epoch)[index] for epoch, index in samples])
-                yield self.token_set.batch(np.array([index for _, index in samples]), variants)
-
-
-def training_tokens(config: DictConfig, start_batch: int, *, rank: int, world_size: int) -> TokenBatches:
-    """Endless training batches of a rank, from any batch on: a permutation an epoch, a variant drawn for each picture.
-
-    Order and variants are functions of `training.seed`, the epoch and the picture alone.
-    """
-    token_set = TokenSet(_folder(config, "train"))
-    seed = config.training.seed
-    batches = GlobalBatches(
-        len(token_set),
-        config.training.per_gpu_batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        start_batch=start_batch,
-    )
-
-    @functools.lru_cache(maxsize=2)
-    def variant_of(epoch: int) -> np.ndarray:
-        random = np.random.default_rng([seed, epoch, 1])  # the order is drawn from [seed, epoch]
-        return random.integers(token_set.num_variants, size=len(token_set), dtype=np.uint16)
-
-    return TokenBatches(token_set, batches, variant_of)
-
-
-def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> TokenBatches:
-    """This rank's share of the evaluation split, every picture once, in its first variant (the centre crop)."""
-    token_set = TokenSet(_folder(config, "eval"))
-    batch_size = config.training.per_gpu_batch_size
-    batches = evaluation_batches(len(token_set), batch_size, rank=rank, world_size=world_size)
-    return TokenBatches(token_set, batches, None)
-
-
-def token_loaders(
-    config: DictConfig, *, rank: int, world_size: int
-) -> tuple[Callable[[int], TokenBatches], Callable[[], TokenBatches] | None]:
-    """As `data.image_shards.loaders`, for `dataset.type: tokens`."""
-    place = {"rank": rank, "world_size": world_size}
-    evaluation = functools.partial(evaluation_tokens, config, **place)
-    if not (_folder(config, "eval") / MANIFEST).is_file():
-        logger.warning("no evaluation: there is no token set %s", _folder(config, "eval"))
-        evaluation = None
-    return functools.partial(training_tokens, config, **place), evaluation
-
-
-def check_token_sets(config: DictConfig, fingerprint: str, tokenizer: str) -> None:
-    """Refuse to train on tokens of another tokenizer. Does nothing unless `dataset.type` is tokens.
-
-    Args:
-        fingerprint: Of the tokenizer that the generator is trained for.
-        tokenizer: What that one is called in the error.
-    """
-    if config.dataset.get("type") != "tokens":
-        return
-    for split in ("train", "eval"):
-        folder = _folder(config, split)
-        if split == "eval" and not (folder / MANIFEST).is_file():
-            continue
-        made_by = read_token_manifest(folder)["tokenizer"]
-        if made_by["fingerprint"] != fingerprint:
-            raise DataError(
-                f"the token set {folder} was made by another tokenizer: by {made_by['checkpoint']} (fingerprint "
-                f"{made_by['fingerprint'][:12]}), and experiment.tokenizer_checkpoint is {tokenizer} (fingerprint "
-                f"{fingerprint[:12]}): make the set again with scripts/pretokenize.py, or name that tokenizer"
-            )
 
 
 def read_token_manifest(folder: Path) -> dict[str, Any]:
@@ -204,7 +109,7 @@ def write_token_set(
 
     Args:
         parts: Gives the parts anew at each call: `tokens` (n, variants, N), `labels` (n,), `keys` (n,) text.
-        manifest: All but the number of pictures; `num_tokens` and `variants` give the shape, `codebook_size` the type.
+        manifest: All but the number of images; `num_tokens` and `variants` give the shape, `codebook_size` the type.
     """
     labels, keys = [], []
     for part in parts():
@@ -217,17 +122,16 @@ def write_token_set(
     places[order] = np.arange(len(keys))
 
     shape = (len(keys), len(manifest["variants"]), manifest["num_tokens"])
-    aside = folder / f"{TOKENS}.partial"
     dtype = token_dtype(manifest["codebook_size"])
-    tokens = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=shape)
-    first = 0
-    for part in parts():
-        codes = part["tokens"]
-        tokens[places[first : first + len(codes)]] = codes
-        first += len(codes)
-    tokens.flush()
-    del tokens
-    aside.replace(folder / TOKENS)
+    with replacing(folder / TOKENS) as aside:
+        tokens = np.lib.format.open_memmap(aside, mode="w+", dtype=dtype, shape=shape)
+        first = 0
+        for part in parts():
+            codes = part["tokens"]
+            tokens[places[first : first + len(codes)]] = codes
+            first += len(codes)
+        tokens.flush()
+        del tokens
     np.save(folder / LABELS, np.concatenate(labels)[order].astype(np.int64), allow_pickle=False)
     with open(folder / KEYS, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(f"{keys[index]}\n" for index in order)
@@ -239,12 +143,3 @@ def write_token_set(
 def token_dtype(codebook_size: int) -> type[np.unsignedinteger]:
     """The smallest type that holds all codes, 2 bytes where 65,536 codes or fewer."""
     return np.uint16 if codebook_size <= 1 << 16 else np.uint32
-
-
-def _folder(config: DictConfig, split: str) -> Path:
-    name = config.dataset.params.get("token_set")
-    if not name:
-        raise DataError("dataset.params.token_set must name a token set when dataset.type is tokens, and it is empty")
-    path = Path(name).expanduser()
-    # As shards: from the current folder, then from the repository.
-    return (path if path.is_dir() or not (ROOT / path).is_dir() else ROOT / path) / split

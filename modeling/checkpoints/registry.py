@@ -1,0 +1,95 @@
+"""Which class a configuration means, and which configuration of this project fits some weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from modeling.checkpoints import WeightsError
+from utils.config import lenient_config, load_config
+from utils.errors import UserError
+from utils.paths import ROOT
+
+# What a configuration says, (key, value), and the class that it means. A generator's names its tokenizer too.
+MODELS: dict[tuple[str, str], type] = {}
+TOKENIZER, GENERATOR = "model.type", "model.generator.model_type"
+_KEYS = (TOKENIZER, GENERATOR)  # the last one that a configuration has is what it is about
+
+Model = TypeVar("Model", bound=type)
+
+
+def register(key: str, value: str) -> Callable[[Model], Model]:
+    """Decorate the class that a configuration with `key: value` means."""
+
+    def add(model: Model) -> Model:
+        MODELS[key, value] = model
+        return model
+
+    return add
+
+
+def declared_classes(config: Mapping | DictConfig) -> list[type]:
+    """The classes that a configuration says its checkpoint may hold, what it is about last."""
+    config = lenient_config(config)
+    named = ((key, str(OmegaConf.select(config, key))) for key in _KEYS)
+    return [MODELS[one] for one in named if one in MODELS]
+
+
+def model_class(config: Mapping | DictConfig) -> type:
+    """The class of the model that a configuration is about; a generator's also names its tokenizer, and means itself.
+
+    Raises:
+        WeightsError: Neither `model.type` nor `model.generator.model_type` says which.
+    """
+    declared = declared_classes(config)
+    if not declared:
+        known = ", ".join(sorted({f"{key}: {value}" for key, value in MODELS}))
+        raise WeightsError(f"the configuration does not say what model it is about: it needs one of {known}")
+    return declared[-1]
+
+
+def class_named(key: str, value: str, base: type) -> type:
+    """The class derived from `base` that `key: value` means.
+
+    Raises:
+        UserError: There is none; the text lists what there is.
+    """
+    known = {name: model for (its_key, name), model in MODELS.items() if its_key == key and issubclass(model, base)}
+    if value not in known:
+        raise UserError(f"{key} must be one of {', '.join(known)} here, got {value}")
+    return known[value]
+
+
+def fitting_config(model_class: type, given: Mapping[str, tuple]) -> str | None:
+    """The first configuration of this project whose model has exactly these names and shapes."""
+    if not is_known(model_class):
+        return None
+    for path in _project_configs():
+        try:
+            config = load_config(path)
+            declared = declared_classes(config)
+            if not any(issubclass(one, model_class) or issubclass(model_class, one) for one in declared):
+                continue
+            with torch.device("meta"):
+                shapes = shapes_of(model_class(config).state_dict())
+        except UserError:  # a file that somebody is still writing must not hide the error at hand
+            continue
+        if shapes == given:
+            return str(path.relative_to(ROOT))
+    return None
+
+
+def is_known(model_class: type) -> bool:
+    return model_class in MODELS.values()
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _project_configs() -> Iterator[Path]:
+    for pattern in ("eval/*.yaml", "fashion/*.yaml", "training/**/*.yaml"):
+        yield from sorted((ROOT / "configs").glob(pattern))
