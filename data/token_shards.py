@@ -108,7 +108,7 @@ def write_token_set(
     """Put parts together in the sorted order of their keys; returns the manifest, which is written last.
 
     Args:
-        parts: Gives the parts anew at each call: `tokens` (n, variants, N), `labels` (n,), `keys` (n,) text.
+        parts: Yields the parts again at each call: `tokens` (n, variants, N), `labels` (n,), `keys` (n,) text.
         manifest: All but the number of images; `num_tokens` and `variants` give the shape, `codebook_size` the type.
     """
     labels, keys = [], []

@@ -35,7 +35,7 @@ def load_generator(
     in its output folder, or else the published model that it belongs to.
 
     Raises:
-        ConfigError, WeightsError: The configuration or the weights cannot be had, or do not fit one another.
+        ConfigError, WeightsError: The configuration or the weights could not be loaded, or do not fit one another.
     """
     if config_path is None:
         located = locate(BUNDLED_GENERATOR if checkpoint is None else checkpoint)
@@ -66,7 +66,7 @@ def load_its_tokenizer(
         checkpoint: By default the `experiment.tokenizer_checkpoint` of that configuration: what it was trained with.
 
     Raises:
-        WeightsError: It cannot be had, or does not fit the generator.
+        WeightsError: It could not be loaded, or does not fit the generator.
     """
     own = lenient_config(located.config or generator.config)
     named = checkpoint or OmegaConf.select(own, "experiment.tokenizer_checkpoint")
@@ -78,7 +78,7 @@ def load_its_tokenizer(
         if checkpoint is not None:
             raise
         raise WeightsError(
-            f"the tokenizer that the generator was trained with ({named}) cannot be had: {error}; give another place "
+            f"the tokenizer that the generator was trained with ({named}) could not be loaded: {error}; give another place "
             "as --tokenizer_checkpoint"
         ) from error
     check_sizes(generator, tokenizer, named)

@@ -38,7 +38,7 @@ def load_tokenizer(
         config: The configuration, or the path of its file.
 
     Raises:
-        ConfigError, WeightsError: The configuration or the weights cannot be had, do not fit one another, or are no
+        ConfigError, WeightsError: The configuration or the weights could not be loaded, do not fit one another, or are no
             tokenizer that decodes to pixels.
     """
     if config is None:

@@ -134,7 +134,7 @@ def refuse_another(trial: Trial, plan: Mapping[str, Any]) -> None:
     if record.exists() and read_json(record) != settings_of(trial, plan):
         raise UserError(
             f"{trial.folder} was run with other settings, which are in its {SETTINGS}: give another --output_dir, or "
-            "delete that folder to run it anew"
+            "delete that folder to run it again"
         )
 
 

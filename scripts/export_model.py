@@ -63,7 +63,7 @@ def to_share(config: Mapping, tokenizer: str | None) -> DictConfig:
         tokenizer = tokenizer or OmegaConf.select(config, TOKENIZER)
         if not is_public(tokenizer or ""):
             raise UserError(
-                f"the generator's tokenizer, {tokenizer or 'which its configuration does not name'}, is not to be had "
+                f"the generator's tokenizer, {tokenizer or 'which its configuration does not name'}, cannot be loaded "
                 "elsewhere: give it as --tokenizer, by the name of a bundled model or its hub repository"
             )
         OmegaConf.update(config, TOKENIZER, tokenizer)

@@ -241,7 +241,7 @@ def full_disk(folder: Path) -> dict:
         "left": sorted(path.name for path in starved.output_dir.iterdir()),
         "last_step": last_step(starved.output_dir),
         "printed": starved.printed(),
-        "mended": Ranks(folder, "starved").wait(),
+        "fixed": Ranks(folder, "starved").wait(),
         "differences": differences(folder / "undisturbed", folder / "starved"),
     }
 

@@ -82,4 +82,4 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_log(found):
     sentence = full["printed"].splitlines()[-1]
     assert sentence.startswith("error: rank 0: cannot write to") and "File too large" in sentence
     assert sentence.endswith("free space there; the same command then goes on from checkpoint-4")
-    assert full["mended"] == [0, 0] and full["differences"] == []
+    assert full["fixed"] == [0, 0] and full["differences"] == []

@@ -154,7 +154,7 @@ def test_models_and_weights_that_cannot_be_had_are_one_sentence(tmp_path, monkey
         (lambda: classifier("convnext_base"), "could not be downloaded .*put convnext_base-6075fbad.pth into"),
         (lambda: classifier("resnet"), "classification model of torchvision, got resnet: alexnet, "),
         (lambda: TorchvisionDetector("alexnet"), "detection model of torchvision, got alexnet: fasterrcnn"),
-        (lambda: classifier("timm:none_such"), "timm model none_such cannot be had"),
+        (lambda: classifier("timm:none_such"), "timm model none_such could not be loaded"),
         (lambda: ClipEmbedding("openai/clip"), "needs the package transformers, .*: pip install .*downstream"),
     ):
         with pytest.raises(UserError, match=message) as raised:
@@ -196,7 +196,7 @@ def test_transformers_models_are_loaded_whole_or_not_at_all(monkeypatch, images,
     setattr(library, network.architecture, SimpleNamespace(from_pretrained=load))
     monkeypatch.setitem(sys.modules, "transformers", library)
     assert network("somewhere")(images).shape == shape
-    with pytest.raises(UserError, match=r"cannot be had as .* \(nowhere is not on the hub\): .*--model FOLDER"):
+    with pytest.raises(UserError, match=r"could not be loaded as .* \(nowhere is not on the hub\): .*--model FOLDER"):
         network("nowhere")
     missing.add("head.weight")
     with pytest.raises(UserError, match="lacks 1 tensors, the first is head.weight"):

@@ -66,9 +66,9 @@ def test_a_shared_generator_says_where_its_tokenizer_is(export):
 
 
 def test_a_generator_is_not_shared_without_its_tokenizer(export, tmp_path):
-    with pytest.raises(UserError, match=f"tokenizer, {tmp_path}/tokenizer, is not to be had elsewhere: give it"):
+    with pytest.raises(UserError, match=f"tokenizer, {tmp_path}/tokenizer, cannot be loaded elsewhere: give it"):
         export(ImageBert)
-    with pytest.raises(UserError, match="tokenizer, checkpoints/mine, is not to be had elsewhere"):
+    with pytest.raises(UserError, match="tokenizer, checkpoints/mine, cannot be loaded elsewhere"):
         export(ImageBert, "--tokenizer", "checkpoints/mine")
     with pytest.raises(UserError, match="--tokenizer is for a generator, and this is a tokenizer or a teacher"):
         export(OneDPiece, "--tokenizer", "one-d-piece_fashion")

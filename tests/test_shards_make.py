@@ -280,7 +280,9 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
         raise ConnectionError("Couldn't reach 'ILSVRC/imagenet-1k' on the Hub\n(offline)")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    message = r"data set ILSVRC/imagenet-1k \(split train\) could not be had .* on the Hub \(offline\); check the name "
+    message = (
+        r"data set ILSVRC/imagenet-1k \(split train\) could not be loaded .* on the Hub \(offline\); check the name "
+    )
     with pytest.raises(DataError, match=message):
         open_source("ILSVRC/imagenet-1k", "train")
 

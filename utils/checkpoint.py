@@ -63,7 +63,7 @@ def _seal(folder: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Tell of a full disk in one sentence, in whose words ever the libraries do, and of where the run can go on."""
+    """Tell of a full disk in one sentence, whichever library raises it, and of where the run can go on."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; its text says what was expected, what came and what to do."""
+    """A mistake that the user can fix; its text says what was expected, what came and what to do."""

@@ -495,7 +495,7 @@ class Run:
                 found = latest_checkpoint(self.output_dir, self.say)
                 if found is None and checkpoints(self.output_dir):
                     raise UserError(
-                        f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start anew"
+                        f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start from scratch"
                     )
         self.ranks.meet()
         found = self.ranks.gather(found)[0]
@@ -580,7 +580,7 @@ def worker_advice(data_time_share: float, num_workers: int, num_cores: int) -> s
     """What to change where training waits for data; None where it hardly does.
 
     Args:
-        data_time_share: Share of the time in which there was nothing to compute for want of data, 0..1.
+        data_time_share: Share of the time in which there was nothing to compute because data was missing, 0..1.
         num_workers: Processes that load data for each rank; 0: the rank itself.
         num_cores: CPU cores for each rank.
     """

@@ -39,7 +39,7 @@ class TorchvisionNetwork(ImageNetwork):
         kind: Its module in torchvision.models: "" (classification), "segmentation" or "detection".
 
     Raises:
-        UserError: torchvision has no such model with weights, or the weights cannot be had.
+        UserError: torchvision has no such model with weights, or the weights could not be loaded.
     """
 
     def __init__(self, name: str, kind: str):
@@ -101,7 +101,7 @@ class HubNetwork(ImageNetwork):
         name: Of a repository on the hub, or a folder with its files.
 
     Raises:
-        UserError: transformers is not installed, or the model cannot be had or is of another kind.
+        UserError: transformers is not installed, or the model could not be loaded or is of another kind.
     """
 
     architecture: str  # in transformers
@@ -121,7 +121,7 @@ class HubNetwork(ImageNetwork):
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{name} cannot be had as a {self.architecture} ({reason}): correct --model, connect to the network, "
+                f"{name} could not be loaded as a {self.architecture} ({reason}): correct --model, connect to the network, "
                 f"or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give --model FOLDER"
             ) from error
         if loaded["missing_keys"]:  # transformers would go on with random values

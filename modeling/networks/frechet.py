@@ -105,7 +105,7 @@ def set_features(name: str, weights: str | os.PathLike | None = None) -> SetFeat
         weights: A local file with the weights; downloaded (or for efficientnet_lite0 taken from its package) otherwise.
 
     Raises:
-        UserError: The name is unknown, or the weights cannot be had; the text says how to get them.
+        UserError: The name is unknown, or the weights could not be loaded; the text says how to get them.
     """
     if name == "inception":
         return InceptionFeatures(weights)

@@ -109,7 +109,7 @@ class TimmNetwork(ImageNetwork):
         options: timm's own; num_classes=0 leaves the classifier away.
 
     Raises:
-        UserError: timm has no such model, or its weights cannot be had.
+        UserError: timm has no such model, or its weights could not be loaded.
     """
 
     def __init__(self, name: str, weights: str | os.PathLike | None = None, **options: Any):
@@ -121,7 +121,7 @@ class TimmNetwork(ImageNetwork):
         except Exception as error:  # timm, the hub and the network raise errors of many classes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the timm model {name} cannot be had ({reason}): correct the name, connect to the network, or give "
+                f"the timm model {name} could not be loaded ({reason}): correct the name, connect to the network, or give "
                 "--weights FILE"
             ) from error
         settings = timm.data.resolve_model_data_config(self.network)

@@ -15,7 +15,7 @@ class Networks:
     """The networks of the measures that were asked for, loaded before the first image is read.
 
     Raises:
-        UserError: Weights cannot be had.
+        UserError: Weights could not be loaded.
     """
 
     def __init__(self, arguments: argparse.Namespace, processes: Processes):

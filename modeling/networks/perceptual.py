@@ -72,7 +72,7 @@ class PerceptualDistance(FrozenNetwork):
         weights: A local file with the weights of convnext_s, where they cannot be downloaded.
 
     Raises:
-        UserError: The name is unknown, or the network's weights cannot be had; the text says how to get them.
+        UserError: The name is unknown, or the network's weights could not be loaded; the text says how to get them.
     """
 
     def __init__(self, name: str = "convnext_s", weights: str | os.PathLike | None = None):
@@ -118,7 +118,7 @@ class LPIPS(FrozenNetwork):
         backbone: "alex" or "vgg".
 
     Raises:
-        UserError: torchvision's weights of the backbone cannot be had.
+        UserError: torchvision's weights of the backbone could not be loaded.
     """
 
     def __init__(self, backbone: str):
@@ -152,7 +152,7 @@ def perceptual_measure(name: str) -> PerceptualDistance | LPIPS:
     """A network whose `per_image` and `distance_to` tell how different two images look.
 
     Raises:
-        UserError: The name is not one of `PERCEPTUAL_DISTANCES`, or the weights cannot be had.
+        UserError: The name is not one of `PERCEPTUAL_DISTANCES`, or the weights could not be loaded.
     """
     if name not in PERCEPTUAL_DISTANCES:
         raise UserError(f"a perceptual distance is one of {', '.join(PERCEPTUAL_DISTANCES)}, got {name}")
