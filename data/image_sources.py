@@ -224,9 +224,9 @@ def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
         # datasets has many errors for "no network", "no such data set" and "not allowed".
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"the data set {name} (split {split}) could not be loaded from the Hugging Face hub: {reason}; check the name "
-            "and the network, accept the data set's terms on its page and log in with `hf auth login`, or give a local "
-            "folder as --source"
+            f"the data set {name} (split {split}) could not be loaded from the Hugging Face hub: {reason}; check the "
+            "name and the network, accept the data set's terms on its page and log in with `hf auth login`, or give a "
+            "local folder as --source"
         ) from error
 
 

@@ -78,8 +78,8 @@ def load_its_tokenizer(
         if checkpoint is not None:
             raise
         raise WeightsError(
-            f"the tokenizer that the generator was trained with ({named}) could not be loaded: {error}; give another place "
-            "as --tokenizer_checkpoint"
+            f"the tokenizer that the generator was trained with ({named}) could not be loaded: {error}; give another "
+            "place as --tokenizer_checkpoint"
         ) from error
     check_sizes(generator, tokenizer, named)
     expected = OmegaConf.select(own, "experiment.tokenizer_mean_code")

@@ -38,8 +38,8 @@ def load_tokenizer(
         config: The configuration, or the path of its file.
 
     Raises:
-        ConfigError, WeightsError: The configuration or the weights could not be loaded, do not fit one another, or are no
-            tokenizer that decodes to pixels.
+        ConfigError, WeightsError: The configuration or the weights could not be loaded, do not fit one another, or are
+            no tokenizer that decodes to pixels.
     """
     if config is None:
         located = locate(BUNDLED_TOKENIZER if checkpoint is None else checkpoint)

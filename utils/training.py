@@ -495,7 +495,8 @@ class Run:
                 found = latest_checkpoint(self.output_dir, self.say)
                 if found is None and checkpoints(self.output_dir):
                     raise UserError(
-                        f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start from scratch"
+                        f"no checkpoint in {self.output_dir} is whole: restore one, or delete them to start "
+                        "from scratch"
                     )
         self.ranks.meet()
         found = self.ranks.gather(found)[0]

@@ -121,8 +121,8 @@ class HubNetwork(ImageNetwork):
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{name} could not be loaded as a {self.architecture} ({reason}): correct --model, connect to the network, "
-                f"or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give --model FOLDER"
+                f"{name} could not be loaded as a {self.architecture} ({reason}): correct --model, connect to the "
+                f"network, or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give --model FOLDER"
             ) from error
         if loaded["missing_keys"]:  # transformers would go on with random values
             raise UserError(

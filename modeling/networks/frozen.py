@@ -121,8 +121,8 @@ class TimmNetwork(ImageNetwork):
         except Exception as error:  # timm, the hub and the network raise errors of many classes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the timm model {name} could not be loaded ({reason}): correct the name, connect to the network, or give "
-                "--weights FILE"
+                f"the timm model {name} could not be loaded ({reason}): correct the name, connect to the network, or "
+                "give --weights FILE"
             ) from error
         settings = timm.data.resolve_model_data_config(self.network)
         if weights is not None:
