@@ -59,7 +59,7 @@ def class_named(key: str, value: str, base: type) -> type:
     """
     known = {name: model for (its_key, name), model in MODELS.items() if its_key == key and issubclass(model, base)}
     if value not in known:
-        raise UserError(f"{key} must be one of {', '.join(known)} here, got {value}")
+        raise UserError(f"{key} must be one of {', '.join(known)}, got {value}")
     return known[value]
 
 
