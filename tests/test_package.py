@@ -1,0 +1,27 @@
+"""What belongs to the project as a whole: one version, and no trap in a wheel."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from utils.paths import ROOT
+
+PACKAGES = ("modeling", "data", "codec", "scripts", "utils")
+
+
+def test_there_is_one_version():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
+    assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+
+
+@pytest.mark.parametrize("module", ["modeling.one_d_piece", "data.transforms", "scripts.inference_tokenizer"])
+def test_a_copy_without_configurations_says_to_use_a_clone(tmp_path, module):
+    for package in PACKAGES:  # what a wheel holds
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ImportError: One-D-Piece runs from a clone"), done.stderr
