@@ -723,7 +723,7 @@ def main() -> None:
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 
-def in_a_cell(text: str, limit: int = 240) -> str:
+def in_a_cell(text: str, limit: int = 125) -> str:
     """Without what changes from run to run, and without what a table would take for its own."""
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"pid\(s\) \d+", "pid", text))
     text = text.replace("|", "\\|").replace("<", "&lt;")

@@ -130,7 +130,7 @@ def test_pixels_are_rounded_not_cut():
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 101, 255, 255, 255]
 
 
-def test_measures_give_one_number_a_image():
+def test_measures_give_one_number_an_image():
     images = torch.rand(3, 3, 176, 180, generator=torch.Generator().manual_seed(0))
     other = (images + torch.tensor([0.0, 0.02, 0.2])[:, None, None, None]).clamp(0, 1)
     for measure in (psnr, ssim, ms_ssim):

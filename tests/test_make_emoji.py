@@ -182,7 +182,7 @@ def test_recoloured_images_have_many_backgrounds(emoji):
     assert len(corners) > 0.9 * len(CLASSES) * NUM_PER_CLASS
 
 
-def test_a_image_of_the_test_is_in_no_training_set(emoji, monkeypatch):
+def test_an_image_of_the_test_is_in_no_training_set(emoji, monkeypatch):
     shared = image("shared", "Noto", 64)
     monkeypatch.setattr(
         make_emoji,
