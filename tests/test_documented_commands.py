@@ -1,4 +1,4 @@
-"""The commands of README and docs: every script, flag and configuration in them exists, and the cheap ones run as written."""
+"""The commands of README and docs: every script, flag and configuration in them exists; the cheap ones are run."""
 
 import contextlib
 import io
