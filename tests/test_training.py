@@ -19,13 +19,14 @@ from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
-from utils.ema import EMA
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.paths import ROOT
-from utils.processes import Ranks
-from utils.schedule import ema_decay, learning_rate, parameter_groups
-from utils.training import Run, make_accelerator, worker_advice
+from utils.processes import Processes
+from utils.training import loop
+from utils.training.loop import make_accelerator
+from utils.training.optimizer import EMA, ema_decay, learning_rate, parameter_groups
+from utils.training.report import worker_advice
 
 JOBS = ("teacher", "stage1", "stage2")
 
@@ -180,7 +181,7 @@ def write_number(number):
 
 
 def save(folder, step, write=None):
-    write_checkpoint(folder, step, write or write_number(step), Ranks(rank=0, world_size=1))
+    write_checkpoint(folder, step, write or write_number(step), Processes("cpu"))
 
 
 def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
@@ -189,11 +190,11 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
 import os, signal
 from pathlib import Path
 from utils.checkpoint import write_checkpoint
-from utils.processes import Ranks
+from utils.processes import Processes
 def write(folder):
     (folder / "half.txt").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
-write_checkpoint(Path({str(tmp_path)!r}), 2, write, Ranks(rank=0, world_size=1))
+write_checkpoint(Path({str(tmp_path)!r}), 2, write, Processes("cpu"))
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     assert latest_checkpoint(tmp_path)[0] == 1
@@ -280,7 +281,7 @@ def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_pat
     [
         (0.1, 1, 8, None),
         (0.5, 0, 8, "num_workers_per_gpu=1 (now 0;"),
-        (0.75, 2, 12, "num_workers_per_gpu=8 (now 2; 12 cores a process)"),
+        (0.75, 2, 12, "num_workers_per_gpu=8 (now 2; 12 cores per process)"),
         (0.75, 2, 4, "num_workers_per_gpu=4 (now 2;"),
         (0.75, 4, 4, "4 workers already keep 4 cores"),
     ],
@@ -291,19 +292,19 @@ def test_who_waits_for_data_hears_how_many_workers_it_takes(share, num_workers, 
 
 
 def test_a_run_that_waits_for_its_data_says_so_once(trained, tmp_path, capsys, monkeypatch):
-    take = Run.take
+    take = loop.take
 
-    def slowly(self, batches):
-        self.data_seconds += 100.0
-        return take(self, batches)
+    def slowly(run, batches):
+        run.data_seconds += 100.0
+        return take(run, batches)
 
-    monkeypatch.setattr(Run, "take", slowly)
+    monkeypatch.setattr(loop, "take", slowly)
     run_job("teacher", trained, tmp_path / "run", "experiment.log_every=1")
     assert capsys.readouterr().out.count("waiting for data") == 1
 
 
 def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.training.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: False)
     accelerator = make_accelerator(job_config("teacher", trained, tmp_path, "training.mixed_precision=bf16"))
     if accelerator.device.type == "cpu":
         assert accelerator.mixed_precision == "no"

@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU, whichever is there first."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
