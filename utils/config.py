@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import write_text
 
 USAGE = """\
 arguments:
@@ -87,8 +87,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
     """Write the resolved configuration as one YAML file; `config=` that file repeats the run."""
     header = "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
-    with replacing(path) as aside:
-        aside.write_text(header + OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    write_text(Path(path), header + OmegaConf.to_yaml(config, resolve=True))
 
 
 def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str) -> DictConfig:
@@ -161,7 +160,7 @@ def _merge_defaults(path: Path, defaults: list[str], chain: list[Path]) -> DictC
     for name in defaults:
         file = path.parent / name
         if file.resolve() in [link.resolve() for link in chain]:
-            raise ConfigError(f"defaults run in a circle: {' -> '.join(map(str, [*chain, file]))}")
+            raise ConfigError(f"defaults form a cycle: {' -> '.join(map(str, [*chain, file]))}")
         if not file.is_file():
             raise ConfigError(f"{path}: defaults name {name}, but there is no {file} (names are relative to the file)")
         body, deeper = _read(file)
@@ -213,7 +212,7 @@ def _fit(value: Any, current: Any, what: str) -> Any:
     elif isinstance(current, float):
         fits, wanted = is_number, "a number"
     elif isinstance(current, str):
-        fits, wanted = is_number or isinstance(value, str), "a text"
+        fits, wanted = is_number or isinstance(value, str), "a string"
     else:
         return _fit_list(value, current, what)
     if not fits:
