@@ -6,6 +6,7 @@ SIGTERM and SIGUSR1 on, lets the processes save for as long as that takes, and e
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -54,16 +55,15 @@ class Node:
 
     def wait(self) -> int:
         """The status of the first process that failed; else that of all."""
-        failed, failed_at = None, 0.0
+        failed, deadline = None, math.inf
         while None in [process.poll() for process in self.processes]:
             time.sleep(0.1)
-            if failed is None:
-                failed = next((process for process in self.processes if self.has_failed(process)), None)
-                failed_at = time.monotonic()
-            elif time.monotonic() > failed_at + GRACE:
+            if failed is None and (failed := self.find_failed()) is not None:
+                deadline = time.monotonic() + GRACE
+            if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()
-        failed = failed or next((process for process in self.processes if self.has_failed(process)), None)
+        failed = failed or self.find_failed()
         if failed is None:
             return os.EX_TEMPFAIL if any(process.returncode for process in self.processes) else 0
         if failed.returncode > 0:
@@ -72,8 +72,11 @@ class Node:
         print(f"error: process {self.processes.index(failed)} of this machine was ended by {name}", file=sys.stderr)
         return 128 - failed.returncode
 
+    def find_failed(self) -> subprocess.Popen | None:
+        return next((process for process in self.processes if self.has_failed(process)), None)
+
     def has_failed(self, process: subprocess.Popen) -> bool:
-        # A notice that comes before a script heeds it ends the script: there is nothing to save yet.
+        # A notice that arrives before a script handles it ends the script: there is nothing to save yet.
         untouched = [-number for number in NOTICES] if self.noticed else []
         return process.returncode not in (None, 0, os.EX_TEMPFAIL, *untouched)
 
