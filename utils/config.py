@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.paths import expanded
 
 USAGE = """\
 arguments:
@@ -33,6 +34,7 @@ examples:
 
 
 RUN_CONFIG = "config.yaml"  # in a run's output folder
+OUTPUT_DIR = "experiment.output_dir"
 SECTIONS = ("experiment", "model", "dataset", "training")
 # `${section.key}` refers to another value. What has more to it calls a function of OmegaConf.
 CALL = re.compile(r"\$\{(?![\w.\[\]-]+\})")
@@ -45,14 +47,15 @@ class ConfigError(UserError):
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a configuration file with its defaults, then apply `a.b=c` overrides.
 
-    The result is in struct mode: reading or setting a key that is not there is an error. Paths in it stay as written,
-    relative to the working directory. A file without `defaults` (one that `save_config` wrote) is taken as it is.
+    The result is in struct mode: reading or setting a key that is not there is an error. A value that begins with `~`
+    is a path in a home folder; other paths stay as written, relative to the working directory. A file without
+    `defaults` (one that `save_config` wrote) is taken as it is.
 
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, a value has the wrong type, or a value
-            is still undecided (`???`) or refers to anything but a key that exists.
+            is still undecided (`???`) or refers to anything but a key that exists, or `experiment.output_dir` is empty.
     """
-    path = Path(path)
+    path = Path(expanded(os.fspath(path)))
     body, defaults = _read(path)
     config = _merge_defaults(path, defaults, chain=[path])
     if defaults:
@@ -61,6 +64,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictC
         config = body
     for override in overrides:
         config = _override(config, override)
+    _expand_home(config)
     _check_decided(config, source=str(path))
     OmegaConf.set_struct(config, True)
     return config
@@ -248,6 +252,12 @@ def _refuse_calls(values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: {name} may refer to other keys as ${{section.key}} only, got {value!r}")
 
 
+def _expand_home(config: DictConfig) -> None:
+    for name, value in _flatten(_plain(config)).items():
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, name, expanded(value), merge=False)
+
+
 def _check_decided(config: DictConfig, source: str) -> None:
     _refuse_calls(_plain(config), source)
     undecided = [name for name, value in _flatten(_plain(config)).items() if value == "???"]
@@ -258,6 +268,9 @@ def _check_decided(config: DictConfig, source: str) -> None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
+    output_dir = OmegaConf.select(config, OUTPUT_DIR, default="not read by this command")
+    if not str(output_dir or "").strip():  # would be the working directory
+        raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
