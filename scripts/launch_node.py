@@ -18,7 +18,7 @@ import torch
 
 from utils.cli import run
 from utils.errors import UserError
-from utils.processes import NOTICES
+from utils.processes import NOTICES, TIME_IS_UP, num_cores
 
 GRACE = 10.0  # seconds that the others have to end by themselves when a process has failed
 
@@ -41,7 +41,7 @@ class Node:
     def __init__(self, command: list[str]):
         self.noticed = False
         self.processes: list[subprocess.Popen] = []
-        for number in (*NOTICES, signal.SIGINT, signal.SIGHUP):
+        for number in {*NOTICES, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self.hand_on)
         for environment in environments(count_processes()):
@@ -65,7 +65,7 @@ class Node:
                     process.kill()
         failed = failed or self.find_failed()
         if failed is None:
-            return os.EX_TEMPFAIL if any(process.returncode for process in self.processes) else 0
+            return TIME_IS_UP if any(process.returncode for process in self.processes) else 0
         if failed.returncode > 0:
             return failed.returncode
         name = signal.Signals(-failed.returncode).name
@@ -78,7 +78,7 @@ class Node:
     def has_failed(self, process: subprocess.Popen) -> bool:
         # A notice that arrives before a script handles it ends the script: there is nothing to save yet.
         untouched = [-number for number in NOTICES] if self.noticed else []
-        return process.returncode not in (None, 0, os.EX_TEMPFAIL, *untouched)
+        return process.returncode not in (None, 0, TIME_IS_UP, *untouched)
 
 
 def count_processes() -> int:
@@ -103,11 +103,10 @@ def environments(processes: int) -> list[dict[str, str]]:
     if nodes * processes == 1:
         return [{}]
     node = int(os.environ["SLURM_NODEID"]) if nodes > 1 else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     shared = {"WORLD_SIZE": str(nodes * processes), "LOCAL_WORLD_SIZE": str(processes)}
     # Only where the job's launcher, or the user, has not said:
     if "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+        shared["OMP_NUM_THREADS"] = str(max(1, num_cores() // processes))
     if "MASTER_ADDR" not in os.environ:
         shared["MASTER_ADDR"] = "127.0.0.1"
     if "MASTER_PORT" not in os.environ:

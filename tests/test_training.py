@@ -17,6 +17,7 @@ from torch import nn
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
+from tests.apple_gpu import AppleGPU
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.errors import UserError
@@ -387,3 +388,30 @@ def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(t
     loss.backward()
     assert player == "discriminator" and task.discriminator.to_logits[2].weight.grad.abs().sum() > 0
     assert task.first_step("discriminator") == 2
+
+
+# Other systems
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_an_apple_gpu_which_has_no_float64_trains_and_evaluates(trained, tmp_path, job):
+    with AppleGPU():
+        run_job(job, trained, tmp_path / "run", "training.max_train_steps=2")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert any("eval/images" in line for line in lines) and any("loss/model" in line for line in lines)
+
+
+def test_a_system_without_what_only_linux_has_can_train():
+    """macOS has no sched_getaffinity; Windows has neither SIGUSR1, SIGHUP, EX_TEMPFAIL, killpg, resource nor fcntl."""
+    program = """
+import os, signal, sys
+del os.sched_getaffinity, os.EX_TEMPFAIL, os.killpg, signal.SIGUSR1, signal.SIGHUP
+sys.modules |= {"resource": None, "fcntl": None}
+import scripts.launch_node, scripts.watch, utils.training.ablation, utils.training.loop
+from utils import processes
+print(processes.num_cores() > 0, processes.NOTICES == (signal.SIGTERM,))
+with processes.Processes("cpu").noticing_signals():
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr

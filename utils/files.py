@@ -30,6 +30,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,8 @@ from utils.errors import UserError
 # Processes wait for the slowest, whose share of the work may take hours longer.
 PATIENCE = timedelta(days=7)
 # By which Slurm says that a job's time is nearly up (sbatch --signal=TERM@300).
-NOTICES = (signal.SIGTERM, signal.SIGUSR1)
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows has one
+TIME_IS_UP = 75  # exit status: the work is saved, the same command continues it (EX_TEMPFAIL)
 
 
 @atexit.register
@@ -84,6 +85,12 @@ class Processes:
         torch.distributed.all_gather_object(values, value, group=self.group)
         return values
 
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's tensor, which is on the CPU."""
+        if self.group is not None:
+            torch.distributed.all_reduce(tensor, group=self.group)
+        return tensor
+
     def close(self) -> None:
         if self.group is not None:
             torch.distributed.destroy_process_group()
@@ -128,6 +135,13 @@ class Processes:
             sys.exit(1)
         rank, text = next((rank, text) for rank, text in enumerate(errors) if text is not None)
         raise UserError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def obey_only_the_parent(worker_id: int = 0) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.files import write_json
 from utils.paths import ROOT
+from utils.processes import num_cores
 
 SETTINGS = "settings.json"
 KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
@@ -178,7 +179,7 @@ def environment(place: int, parallel: int) -> dict[str, str]:
     """For the run in one of `parallel` places: its share of the CPU's threads, and its GPU where there are some."""
     environ = dict(os.environ)
     if parallel > 1:
-        environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // parallel)))
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // parallel)))
         if torch.cuda.device_count() > 1:
             environ["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
     return environ

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.images import preview_sheet
 from utils.log import RunLog
+from utils.processes import num_cores
 from utils.training.run import Run
 from utils.training.task import Batch, Logs
 
@@ -120,8 +121,7 @@ class Report:
         # While the host waited for data, the accelerator still worked on what is waited for here.
         starved = max(0.0, run.data_seconds - (time.perf_counter() - reached))
         numbers = self._means() | self._counts()
-        extra = torch.tensor([float(num_bad), starved], dtype=torch.float64, device=run.accelerator.device)
-        bad, waited = run.accelerator.reduce(extra, reduction="sum").tolist()
+        bad, waited = run.processes.add_up(torch.tensor([num_bad, starved], dtype=torch.float64)).tolist()
 
         steps, seconds = len(self.logs), time.perf_counter() - self.started - run.paused_seconds
         rates = {player: optimizer.param_groups[0]["lr"] for player, optimizer in run.optimizers.items()}
@@ -145,23 +145,24 @@ class Report:
     def _means(self) -> dict[str, float]:
         """Each logged value's mean over the steps that have it, and over ranks."""
         names = sorted({name for logs in self.logs for name in logs})
-        sums = torch.stack([sum(logs.get(name, torch.zeros(())) for logs in self.logs) for name in names]).double()
-        times = torch.tensor([float(sum(name in logs for logs in self.logs)) for name in names]).to(sums)
-        means = self.run.accelerator.reduce(sums / times, reduction="mean").tolist()
-        return dict(zip(names, means, strict=True))
+        sums = torch.stack([sum(logs.get(name, torch.zeros(())) for logs in self.logs) for name in names])
+        times = torch.tensor([sum(name in logs for logs in self.logs) for name in names], dtype=torch.float64)
+        # Moved first: an Apple GPU has no float64.
+        means = self.run.processes.add_up(sums.cpu().double() / times) / self.run.processes.world_size
+        return dict(zip(names, means.tolist(), strict=True))
 
     def _counts(self) -> dict[str, float]:
         """What the task makes of its counters, which start from zero again."""
         counts = self.run.task.counts
-        totals = {name: self.run.accelerator.reduce(count, reduction="sum") for name, count in counts.items()}
+        totals = {name: self.run.processes.add_up(count.cpu().clone()) for name, count in counts.items()}
         numbers = self.run.task.summarize(totals)
         for count in counts.values():
             count.zero_()
         return numbers
 
     def _advise(self, data_time_share: float) -> None:
-        num_cores = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        advice = worker_advice(data_time_share, self.run.config.dataset.params.num_workers_per_gpu, num_cores)
+        cores = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        advice = worker_advice(data_time_share, self.run.config.dataset.params.num_workers_per_gpu, cores)
         if advice:
             self.run.say(advice)
 
@@ -177,7 +178,7 @@ class Report:
             return
         run = self.run
         sound = torch.stack([torch.stack(list(self._soundness(logs))).all() for logs in self.logs])
-        num_unsound = run.accelerator.reduce((~sound).float(), reduction="sum").tolist()  # ranks, by step
+        num_unsound = run.processes.add_up((~sound).cpu().int()).tolist()  # ranks, by step
         if not any(num_unsound):
             return
         index = next(index for index, number in enumerate(num_unsound) if number)
@@ -262,11 +263,11 @@ class Report:
             with run.accelerator.autocast():
                 values = run.task.evaluate(run.evaluated, run.to_device(batch))
             for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value.double().sum()
+                sums.setdefault(name, []).append(value)
             count += len(value)
             if count >= enough:
                 break
-        sums = {name: float(value) for name, value in sums.items()}
+        sums = {name: sum(float(value.cpu().double().sum()) for value in values) for name, values in sums.items()}
         counts = {"images": count, "bad": getattr(loader, "num_bad", 0)}
         return (sums, counts), getattr(loader, "expected", None)
 

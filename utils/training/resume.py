@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.errors import UserError
 from utils.files import write_json
+from utils.processes import TIME_IS_UP
 from utils.training.run import Run
 
 WORLD = "world.json"  # in a checkpoint: how far the run is, and on how many processes
@@ -127,5 +127,5 @@ def finish(run: Run) -> None:
     run.processes.meet()
     if not is_complete:
         run.say(f"time is up: step {run.step} is saved; run the same command again to continue")
-        sys.exit(os.EX_TEMPFAIL)
+        sys.exit(TIME_IS_UP)
     run.say(f"trained {run.step} steps; weights and config.json in {run.output_dir}")
