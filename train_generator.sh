@@ -4,7 +4,7 @@
 #   sbatch train_generator.sh CONFIG [a.b=c ...]       (sbatch's own options come before the file's name)
 #   bash train_generator.sh CONFIG [a.b=c ...]
 #
-# A run that was stopped goes on where its last checkpoint was; a job whose time is up saves and queues itself again.
+# A stopped run continues from its last checkpoint; a job whose time is up saves and requeues itself.
 # Nodes and GPUs: sbatch --nodes N --gpus-per-node M --cpus-per-gpu C train_..., or once in scripts/site.env
 # (docs/cluster.md): a header that asked for GPUs would be refused by a cluster that has none.
 #SBATCH --job-name=train_generator

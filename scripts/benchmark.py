@@ -416,7 +416,7 @@ def make_run(setting: Setting, config: DictConfig, task):
     """The training loop around a task, in the setting's precision."""
     from accelerate import Accelerator
 
-    from utils.training import Run
+    from utils.training.run import Run
 
     mixed_precision = setting.precision if setting.precision in ("bf16", "fp16") else "no"
     if mixed_precision != "no":  # what autocast leaves in float32 is as in training
@@ -426,10 +426,11 @@ def make_run(setting: Setting, config: DictConfig, task):
 
 def one_update(training, batch: dict[str, Tensor], step: int = 0) -> Callable[[], None]:
     """A turn that does the update with index `step` on `batch`, again and again."""
+    from utils.training.loop import update
 
     def turn():
         training.step = step
-        training.update([batch])
+        update(training, [batch])
 
     return turn
 

@@ -6,6 +6,7 @@ SIGTERM and SIGUSR1 on, lets the processes save for as long as that takes, and e
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import torch
 
 from utils.cli import run
 from utils.errors import UserError
-from utils.processes import NOTICES
+from utils.processes import NOTICES, TIME_IS_UP, num_cores
 
 GRACE = 10.0  # seconds that the others have to end by themselves when a process has failed
 
@@ -40,7 +41,7 @@ class Node:
     def __init__(self, command: list[str]):
         self.noticed = False
         self.processes: list[subprocess.Popen] = []
-        for number in (*NOTICES, signal.SIGINT, signal.SIGHUP):
+        for number in {*NOTICES, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self.hand_on)
         for environment in environments(count_processes()):
@@ -54,28 +55,30 @@ class Node:
 
     def wait(self) -> int:
         """The status of the first process that failed; else that of all."""
-        failed, failed_at = None, 0.0
+        failed, deadline = None, math.inf
         while None in [process.poll() for process in self.processes]:
             time.sleep(0.1)
-            if failed is None:
-                failed = next((process for process in self.processes if self.has_failed(process)), None)
-                failed_at = time.monotonic()
-            elif time.monotonic() > failed_at + GRACE:
+            if failed is None and (failed := self.find_failed()) is not None:
+                deadline = time.monotonic() + GRACE
+            if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()
-        failed = failed or next((process for process in self.processes if self.has_failed(process)), None)
+        failed = failed or self.find_failed()
         if failed is None:
-            return os.EX_TEMPFAIL if any(process.returncode for process in self.processes) else 0
+            return TIME_IS_UP if any(process.returncode for process in self.processes) else 0
         if failed.returncode > 0:
             return failed.returncode
         name = signal.Signals(-failed.returncode).name
         print(f"error: process {self.processes.index(failed)} of this machine was ended by {name}", file=sys.stderr)
         return 128 - failed.returncode
 
+    def find_failed(self) -> subprocess.Popen | None:
+        return next((process for process in self.processes if self.has_failed(process)), None)
+
     def has_failed(self, process: subprocess.Popen) -> bool:
-        # A notice that comes before a script heeds it ends the script: there is nothing to save yet.
+        # A notice that arrives before a script handles it ends the script: there is nothing to save yet.
         untouched = [-number for number in NOTICES] if self.noticed else []
-        return process.returncode not in (None, 0, os.EX_TEMPFAIL, *untouched)
+        return process.returncode not in (None, 0, TIME_IS_UP, *untouched)
 
 
 def count_processes() -> int:
@@ -100,11 +103,10 @@ def environments(processes: int) -> list[dict[str, str]]:
     if nodes * processes == 1:
         return [{}]
     node = int(os.environ["SLURM_NODEID"]) if nodes > 1 else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     shared = {"WORLD_SIZE": str(nodes * processes), "LOCAL_WORLD_SIZE": str(processes)}
     # Only where the job's launcher, or the user, has not said:
     if "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+        shared["OMP_NUM_THREADS"] = str(max(1, num_cores() // processes))
     if "MASTER_ADDR" not in os.environ:
         shared["MASTER_ADDR"] = "127.0.0.1"
     if "MASTER_PORT" not in os.environ:

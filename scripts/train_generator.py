@@ -16,7 +16,7 @@ def main() -> None:
     from data.labels import Labelled
     from data.token_loader import check_token_sets
     from modeling.tasks.generator import GeneratorTask
-    from utils.training import make_accelerator, train
+    from utils.training.loop import make_accelerator, train
 
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}

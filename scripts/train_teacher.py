@@ -9,7 +9,7 @@ def main() -> None:
     # Slow to import, too slow for --help.
     from data.image_shards import check_count, loaders
     from modeling.tasks.teacher import TeacherTask
-    from utils.training import make_accelerator, train
+    from utils.training.loop import make_accelerator, train
 
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}

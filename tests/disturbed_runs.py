@@ -28,7 +28,7 @@ from tests.slurm_cluster import free_ports
 from tests.training_runs import differences, job_config, make_images
 from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
 from utils.cli import run
-from utils.training import make_accelerator, train
+from utils.training.loop import make_accelerator, train
 
 SAVE_EVERY = 2
 SMALL = [

@@ -53,9 +53,11 @@ from utils.cli import run as run_command
 from utils.config import load_config, save_config
 from utils.errors import UserError
 from utils.paths import ROOT
-from utils.processes import Ranks
+from utils.processes import Processes
 from utils.token_statistics import read_tokens
-from utils.training import Run, make_accelerator
+from utils.training import resume
+from utils.training.loop import make_accelerator
+from utils.training.run import Run
 
 PAGE, MARK = ROOT / "docs/reliability.md", "<!-- what follows is written by python3 -m tests.faults -->\n"
 PATIENCE = 300  # seconds until a fault counts as a hang
@@ -376,14 +378,14 @@ def _(folder: Path) -> str:
     config = job_config("teacher", folder, folder)
     first = Run(TeacherTask(config), config, make_accelerator(config))
     first.step = 1
-    first.save()
+    resume.save(first)
     saved = folder / "checkpoint-1"
     metadata = json.loads((saved / METADATA_FILE).read_text())
     torch.save({"state": Code(folder)}, saved / "optimizer.bin")
     data = (saved / "optimizer.bin").read_bytes()
     metadata["files"]["optimizer.bin"] = [len(data), hashlib.sha256(data).hexdigest()]
     (saved / METADATA_FILE).write_text(json.dumps(metadata))
-    Run(TeacherTask(config), config, make_accelerator(config)).resume()
+    resume.resume(Run(TeacherTask(config), config, make_accelerator(config)))
     return "resumed"
 
 
@@ -590,12 +592,12 @@ def load_weights(path: Path) -> str:
 
 
 def checkpoint_file(folder: Path) -> Path:
-    write_checkpoint(folder, 1, lambda aside: None, Ranks(0, 1))
-    write_checkpoint(folder, 2, lambda aside: (aside / "state").write_bytes(bytes(range(256))), Ranks(0, 1))
+    write_checkpoint(folder, 1, lambda aside: None, Processes("cpu"))
+    write_checkpoint(folder, 2, lambda aside: (aside / "state").write_bytes(bytes(range(256))), Processes("cpu"))
     return folder / "checkpoint-2/state"
 
 
-def resume(path: Path) -> str:
+def newest_checkpoint(path: Path) -> str:
     step, _ = latest_checkpoint(path.parents[1])
     if step == 1:
         raise UserError(str(find_damage(path.parent)))
@@ -639,10 +641,10 @@ FUZZED: dict[str, tuple[Callable[[Path], Path], Callable[[Path], str]]] = {
     ),
     **{f"weights, {name}": (weights_file(name), load_weights) for name in ("w.safetensors", "w.bin")},
     "a model's config.json": (model_config, load_model),
-    "a file of a run's checkpoint": (checkpoint_file, resume),
+    "a file of a run's checkpoint": (checkpoint_file, newest_checkpoint),
     "a run's checkpoint, list of files": (
         lambda folder: checkpoint_file(folder).parent / METADATA_FILE,
-        lambda path: resume(path.parent / "state"),
+        lambda path: newest_checkpoint(path.parent / "state"),
     ),
     "a configuration": (run_config, read_config),
     **{

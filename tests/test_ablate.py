@@ -12,7 +12,9 @@ from tests.evaluation_data import command
 from tests.training_runs import job_config, make_images, run_job
 from utils.config import load_config, save_config
 from utils.paths import ROOT
-from utils.processes import Ranks
+from utils.processes import Processes
+from utils.training import ablation
+from utils.training.ablation_results import spread
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,14 @@ def here(monkeypatch):
     """Commands run in this process, which is quicker; the list of those that ran."""
     ran = []
     # Signals are the main thread's, and here the commands run in another.
-    monkeypatch.setattr(Ranks, "heeding_signals", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(Processes, "noticing_signals", lambda self: contextlib.nullcontext())
 
     def execute(trial, words, environ):
         ran.append((trial.folder.name, words[0]))
         monkeypatch.setattr("sys.argv", list(words))
         importlib.import_module(f"scripts.{words[0].removesuffix('.py')}").main()
 
-    monkeypatch.setattr(ablate, "execute", execute)
+    monkeypatch.setattr(ablation, "execute", execute)
     return ran
 
 
@@ -85,7 +87,7 @@ def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world,
 
 
 def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(ablate, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
+    monkeypatch.setattr(ablation, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
     arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path)
     status, _, error = command(monkeypatch, capsys, ablate.main, *arguments)
     assert not (tmp_path / "other-1").exists(), "nothing starts after a failure"
@@ -93,8 +95,8 @@ def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, 
 
 
 def test_seeds_are_told_by_their_mean_and_half_their_range():
-    assert ablate.spread([20.0, 20.5]) == "20.25 ± 0.25"
-    assert ablate.spread([20.0]) == "20"
+    assert spread([20.0, 20.5]) == "20.25 ± 0.25"
+    assert spread([20.0]) == "20"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_mistake_in_the_list_is_told_before_anything_runs(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_committed_lists_can_be_trained(path):
-    plan = ablate.read_arms(path)
-    for trial in ablate.trials_of(plan, ROOT / "output"):
+    plan = ablation.read_arms(path)
+    for trial in ablation.trials_of(plan, ROOT / "output"):
         load_config(ROOT / plan["train"], trial.overrides)
     load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])

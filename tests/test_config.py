@@ -145,7 +145,7 @@ def test_undecided_values_say_which_key_to_set(write):
         ("a: ${b\n", "cannot be read"),
         ("defaults: base.yaml\n", "defaults must be a list"),
         ("defaults: [nothing.yaml]\n", "there is no .*nothing.yaml"),
-        ("defaults: [named.yaml]\n", "circle"),
+        ("defaults: [named.yaml]\n", "cycle"),
         ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
     ],
 )

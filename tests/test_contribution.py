@@ -242,7 +242,7 @@ def test_a_run_that_was_killed_goes_on(measure, monkeypatch, tmp_path):
     done = []
     monkeypatch.setattr(Parts, "write", lambda self, part, **arrays: (done.append(part), write(self, part, **arrays)))
     status, _, error, _ = measure(save_every=2, seed=1)
-    assert status == 1 and "holds the work of another run, with seed 42 where 1 is wanted" in error
+    assert status == 1 and "holds results of other settings: seed was 42 and is now 1" in error
     status, _, _, result = measure(save_every=2)
     assert status == 0 and done == [2, 3] and not (tmp_path / "out/parts").exists()
     assert_same(result, expected)

@@ -34,7 +34,8 @@ from utils.config import save_config
 from utils.evaluation.protocol import exact_arithmetic
 from utils.inference import add_speed_arguments, largest_batch, prepared
 from utils.paths import ROOT
-from utils.training import Run, make_accelerator
+from utils.training import loop
+from utils.training.loop import make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -217,7 +218,7 @@ def test_three_steps_and_three_more_equal_six(trained, job):
 
 def test_training_is_that_of_a_cpu(trained, tmp_path, monkeypatch):
     """The first losses; later ones depend on what each kind of device draws."""
-    monkeypatch.setattr("utils.training.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("utils.training.loop.pick_device", lambda: torch.device("cpu"))
     run_job("teacher", trained, tmp_path / "cpu", *SHORT, "experiment.log_every=1")
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.undo()
@@ -284,16 +285,16 @@ def test_a_generator_trains_and_resumes_exactly_on_tokens_that_are_those_of_a_cp
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_training_step_does_not_wait_for_the_gpu(trained, tmp_path, monkeypatch, job):
-    update, watched = Run.update, 3  # at the even ones, codes are moved
+    update, watched = loop.update, 3  # at the even ones, codes are moved
 
-    def update_watched(self, micro_batches):
-        torch.cuda.set_sync_debug_mode("error" if self.step == watched else "default")
+    def update_watched(run, micro_batches):
+        torch.cuda.set_sync_debug_mode("error" if run.step == watched else "default")
         try:
-            update(self, micro_batches)
+            return update(run, micro_batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Run, "update", update_watched)
+    monkeypatch.setattr(loop, "update", update_watched)
     options = ("training.mixed_precision=bf16", "training.max_train_steps=4", "model.vq_model.tail_drop=per_sample")
     run_job(job, trained, tmp_path / "run", *SHORT, *(options if job != "teacher" else options[:2]))
 

@@ -63,7 +63,7 @@ def test_another_number_of_processes_goes_on_and_says_what_differs(found):
     other = found["other_worlds"]
     assert other["statuses"] == [[75, 75], [75], [0, 0]]
     for then, now in ((2, 1), (1, 2)):
-        assert f"written by {then} processes, now there are {now}: training goes on" in other["printed"]
+        assert f"written by {then} processes, now there are {now}: training continues" in other["printed"]
         assert f"the global batch was {2 * then} images and is {2 * now} now" in other["printed"]
     assert other["images_seen"] == [4, 8, 12, 16, 18, 20, 22, 24, *range(28, 28 + 4 * 10, 4)]
 
@@ -81,5 +81,5 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_log(found):
     assert full["left"] == ["checkpoint-2", "checkpoint-4", "config.yaml", "metrics.jsonl"] and full["last_step"] == 6
     sentence = full["printed"].splitlines()[-1]
     assert sentence.startswith("error: rank 0: cannot write to") and "File too large" in sentence
-    assert sentence.endswith("free space there; the same command then goes on from checkpoint-4")
+    assert sentence.endswith("free space there; the same command then continues from checkpoint-4")
     assert full["fixed"] == [0, 0] and full["differences"] == []

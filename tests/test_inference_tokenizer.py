@@ -208,7 +208,7 @@ def test_a_broken_image_that_was_named_is_an_error_after_the_others_are_done(inf
         ([], {"lengths": "1,5"}, "length must be in 1..4, got 5"),
         ([], {"lengths": "0"}, "length must be in 1..4, got 0"),
         ([], {"device": "toaster"}, "--device toaster cannot be used here"),
-        ([], {"output_dir": "{tmp}/notes.txt"}, "notes.txt cannot be made"),
+        ([], {"output_dir": "{tmp}/notes.txt"}, "notes.txt cannot be created"),
         ([], {"checkpoint": "nowhere/at/all"}, "no checkpoint nowhere/at/all"),
         ([], {"checkpoint": "7"}, "checkpoint 7 is a step number, which needs the output folder"),
         ([], {"config": "configs/eval/nothing.yaml"}, "configs/eval/nothing.yaml does not exist"),

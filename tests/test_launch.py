@@ -80,17 +80,41 @@ def test_ranks_end_with_their_own_status(launch, tmp_path):
     script.write_text(
         textwrap.dedent("""
             import sys
-            import torch
-            from utils.processes import Ranks
-            torch.distributed.init_process_group("gloo")
-            ranks = Ranks(torch.distributed.get_rank(), 2)
+            from utils.processes import Processes
+            processes = Processes("cpu")
+            assert processes.world_size == 2
             for _ in range(50):
-                ranks.meet()
+                processes.meet()
             sys.exit(75)
         """)
     )
     result = launch(ROOT / "scripts/launch.sh", script, NUM_PROCESSES="2")
     assert result.returncode == 75 and "terminate" not in result.stderr, result.stderr
+
+
+def test_processes_of_a_training_wait_for_the_slowest_for_days(launch, tmp_path):
+    """Not gloo's 30 minutes: their own limit holds for every group, and ends the waiting when it is made short."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        textwrap.dedent("""
+            import datetime, time
+            import torch
+            from utils import processes
+            processes.PATIENCE = datetime.timedelta(seconds=2)
+            torch.distributed.init_process_group("gloo")  # as Accelerate does
+            ours = processes.Processes("cpu")
+            ours.meet()
+            if not ours.is_main:
+                time.sleep(5)
+            try:
+                ours.meet()
+            except RuntimeError as error:
+                assert "Timed out" in str(error), error
+                print("out of patience", flush=True)
+        """)
+    )
+    result = launch(ROOT / "scripts/launch.sh", script, NUM_PROCESSES="2")
+    assert "out of patience" in result.stdout, result.stderr
 
 
 def test_a_slurm_job_has_one_launcher_a_node(launch, greet):

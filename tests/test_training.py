@@ -17,15 +17,17 @@ from torch import nn
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
+from tests.apple_gpu import AppleGPU
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
-from utils.ema import EMA
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.paths import ROOT
-from utils.processes import Ranks
-from utils.schedule import ema_decay, learning_rate, parameter_groups
-from utils.training import Run, make_accelerator, worker_advice
+from utils.processes import Processes
+from utils.training import loop
+from utils.training.loop import make_accelerator
+from utils.training.optimizer import EMA, ema_decay, learning_rate, parameter_groups
+from utils.training.report import worker_advice
 
 JOBS = ("teacher", "stage1", "stage2")
 
@@ -180,7 +182,7 @@ def write_number(number):
 
 
 def save(folder, step, write=None):
-    write_checkpoint(folder, step, write or write_number(step), Ranks(rank=0, world_size=1))
+    write_checkpoint(folder, step, write or write_number(step), Processes("cpu"))
 
 
 def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
@@ -189,11 +191,11 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
 import os, signal
 from pathlib import Path
 from utils.checkpoint import write_checkpoint
-from utils.processes import Ranks
+from utils.processes import Processes
 def write(folder):
     (folder / "half.txt").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
-write_checkpoint(Path({str(tmp_path)!r}), 2, write, Ranks(rank=0, world_size=1))
+write_checkpoint(Path({str(tmp_path)!r}), 2, write, Processes("cpu"))
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     assert latest_checkpoint(tmp_path)[0] == 1
@@ -280,7 +282,7 @@ def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_pat
     [
         (0.1, 1, 8, None),
         (0.5, 0, 8, "num_workers_per_gpu=1 (now 0;"),
-        (0.75, 2, 12, "num_workers_per_gpu=8 (now 2; 12 cores a process)"),
+        (0.75, 2, 12, "num_workers_per_gpu=8 (now 2; 12 cores per process)"),
         (0.75, 2, 4, "num_workers_per_gpu=4 (now 2;"),
         (0.75, 4, 4, "4 workers already keep 4 cores"),
     ],
@@ -291,19 +293,19 @@ def test_who_waits_for_data_hears_how_many_workers_it_takes(share, num_workers, 
 
 
 def test_a_run_that_waits_for_its_data_says_so_once(trained, tmp_path, capsys, monkeypatch):
-    take = Run.take
+    take = loop.take
 
-    def slowly(self, batches):
-        self.data_seconds += 100.0
-        return take(self, batches)
+    def slowly(run, batches):
+        run.data_seconds += 100.0
+        return take(run, batches)
 
-    monkeypatch.setattr(Run, "take", slowly)
+    monkeypatch.setattr(loop, "take", slowly)
     run_job("teacher", trained, tmp_path / "run", "experiment.log_every=1")
     assert capsys.readouterr().out.count("waiting for data") == 1
 
 
 def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.training.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: False)
     accelerator = make_accelerator(job_config("teacher", trained, tmp_path, "training.mixed_precision=bf16"))
     if accelerator.device.type == "cpu":
         assert accelerator.mixed_precision == "no"
@@ -386,3 +388,30 @@ def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(t
     loss.backward()
     assert player == "discriminator" and task.discriminator.to_logits[2].weight.grad.abs().sum() > 0
     assert task.first_step("discriminator") == 2
+
+
+# Other systems
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_an_apple_gpu_which_has_no_float64_trains_and_evaluates(trained, tmp_path, job):
+    with AppleGPU():
+        run_job(job, trained, tmp_path / "run", "training.max_train_steps=2")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert any("eval/images" in line for line in lines) and any("loss/model" in line for line in lines)
+
+
+def test_a_system_without_what_only_linux_has_can_train():
+    """macOS has no sched_getaffinity; Windows has neither SIGUSR1, SIGHUP, EX_TEMPFAIL, killpg, resource nor fcntl."""
+    program = """
+import os, signal, sys
+del os.sched_getaffinity, os.EX_TEMPFAIL, os.killpg, signal.SIGUSR1, signal.SIGHUP
+sys.modules |= {"resource": None, "fcntl": None}
+import scripts.launch_node, scripts.watch, utils.training.ablation, utils.training.loop
+from utils import processes
+print(processes.num_cores() > 0, processes.NOTICES == (signal.SIGTERM,))
+with processes.Processes("cpu").noticing_signals():
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True True\n", done.stderr

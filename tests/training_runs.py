@@ -17,7 +17,7 @@ from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import tokenizer_task
 from utils.config import load_config
 from utils.paths import ROOT
-from utils.training import make_accelerator, train
+from utils.training.loop import make_accelerator, train
 
 SMALL = [
     "experiment.save_every=3",

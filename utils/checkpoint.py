@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 
 from utils.errors import UserError
 from utils.files import flush, sha256_of
-from utils.processes import Ranks
+from utils.processes import Processes
 
 METADATA_FILE = "metadata.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], ranks: Ranks) -> None:
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], processes: Processes) -> None:
     """Write `folder/checkpoint-STEP` from all ranks so that a kill at any moment leaves the earlier ones usable.
 
     Args:
@@ -28,22 +28,22 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], ran
         UserError: A rank could not write its files. The earlier checkpoints are still there, and nothing else.
     """
     final, aside = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.part"
-    with ranks.careful(), writing(folder):
-        if ranks.is_main:
+    with processes.careful(), writing(folder):
+        if processes.is_main:
             remove_unfinished(folder)
             aside.mkdir(parents=True)
-    ranks.meet()
+    processes.meet()
     try:
-        with ranks.careful(), writing(folder):
+        with processes.careful(), writing(folder):
             write(aside)
-        ranks.meet()
-        with ranks.careful(), writing(folder):
-            if ranks.is_main:
+        processes.meet()
+        with processes.careful(), writing(folder):
+            if processes.is_main:
                 _seal(aside, step)
                 shutil.rmtree(final, ignore_errors=True)
                 os.rename(aside, final)
                 flush(folder)
-        ranks.meet()
+        processes.meet()
     except UserError:  # raised on the main rank
         remove_unfinished(folder)
         raise
@@ -63,7 +63,7 @@ def _seal(folder: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Tell of a full disk in one sentence, whichever library raises it, and of where the run can go on."""
+    """Make an error of the disk one sentence, whichever library raises it, that says where the run can continue."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -71,11 +71,11 @@ def writing(folder: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError):
             if "iostream error" not in f"{error} {error.__context__}":
                 raise
-            reason = "PyTorch's file stream broke off, as it does on a full disk"
+            reason = "PyTorch's file stream ended early, as it does on a full disk"
         last = latest_checkpoint(folder)
         raise UserError(
             f"cannot write to {folder} ({reason}): free space there; "
-            + (f"the same command then goes on from {last[1].name}" if last else "it holds no checkpoint yet")
+            + (f"the same command then continues from {last[1].name}" if last else "it holds no checkpoint yet")
         ) from error
 
 
@@ -86,12 +86,12 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None] = lambda text: None) -> tuple[int, Path] | None:
-    """The newest whole checkpoint, or None; `say` hears of each broken one that was passed over."""
+    """The newest whole checkpoint, or None; `say` is told of each broken one that was skipped."""
     for step, path in reversed(checkpoints(folder)):
         problem = find_damage(path)
         if problem is None:
             return step, path
-        say(f"passed over {path}: {problem}")
+        say(f"skipped {path}: {problem}")
     return None
 
 
@@ -115,7 +115,7 @@ def prune(folder: Path, last_step: int, keep_last: int, keep_every: int) -> None
     """Delete all but the newest `keep_last` checkpoints and those at multiples of `keep_every` (0: none of these).
 
     Args:
-        last_step: Of the newest one. Any after it are broken, were passed over and will be written again.
+        last_step: Of the newest one. Any after it are broken, were skipped and will be written again.
     """
     ours = [(step, path) for step, path in checkpoints(folder) if step <= last_step]
     for step, path in ours[: -max(1, keep_last)]:

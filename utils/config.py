@@ -18,7 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import write_text
+from utils.paths import expanded
 
 USAGE = """\
 arguments:
@@ -33,6 +34,7 @@ examples:
 
 
 RUN_CONFIG = "config.yaml"  # in a run's output folder
+OUTPUT_DIR = "experiment.output_dir"
 SECTIONS = ("experiment", "model", "dataset", "training")
 # `${section.key}` refers to another value. What has more to it calls a function of OmegaConf.
 CALL = re.compile(r"\$\{(?![\w.\[\]-]+\})")
@@ -45,14 +47,15 @@ class ConfigError(UserError):
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a configuration file with its defaults, then apply `a.b=c` overrides.
 
-    The result is in struct mode: reading or setting a key that is not there is an error. Paths in it stay as written,
-    relative to the working directory. A file without `defaults` (one that `save_config` wrote) is taken as it is.
+    The result is in struct mode: reading or setting a key that is not there is an error. A value that begins with `~`
+    is a path in a home folder; other paths stay as written, relative to the working directory. A file without
+    `defaults` (one that `save_config` wrote) is taken as it is.
 
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, a value has the wrong type, or a value
-            is still undecided (`???`) or refers to anything but a key that exists.
+            is still undecided (`???`) or refers to anything but a key that exists, or `experiment.output_dir` is empty.
     """
-    path = Path(path)
+    path = Path(expanded(os.fspath(path)))
     body, defaults = _read(path)
     config = _merge_defaults(path, defaults, chain=[path])
     if defaults:
@@ -61,6 +64,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictC
         config = body
     for override in overrides:
         config = _override(config, override)
+    _expand_home(config)
     _check_decided(config, source=str(path))
     OmegaConf.set_struct(config, True)
     return config
@@ -87,8 +91,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
     """Write the resolved configuration as one YAML file; `config=` that file repeats the run."""
     header = "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
-    with replacing(path) as aside:
-        aside.write_text(header + OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+    write_text(Path(path), header + OmegaConf.to_yaml(config, resolve=True))
 
 
 def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str) -> DictConfig:
@@ -161,7 +164,7 @@ def _merge_defaults(path: Path, defaults: list[str], chain: list[Path]) -> DictC
     for name in defaults:
         file = path.parent / name
         if file.resolve() in [link.resolve() for link in chain]:
-            raise ConfigError(f"defaults run in a circle: {' -> '.join(map(str, [*chain, file]))}")
+            raise ConfigError(f"defaults form a cycle: {' -> '.join(map(str, [*chain, file]))}")
         if not file.is_file():
             raise ConfigError(f"{path}: defaults name {name}, but there is no {file} (names are relative to the file)")
         body, deeper = _read(file)
@@ -213,7 +216,7 @@ def _fit(value: Any, current: Any, what: str) -> Any:
     elif isinstance(current, float):
         fits, wanted = is_number, "a number"
     elif isinstance(current, str):
-        fits, wanted = is_number or isinstance(value, str), "a text"
+        fits, wanted = is_number or isinstance(value, str), "a string"
     else:
         return _fit_list(value, current, what)
     if not fits:
@@ -249,6 +252,12 @@ def _refuse_calls(values: Mapping[str, Any], source: str) -> None:
             raise ConfigError(f"{source}: {name} may refer to other keys as ${{section.key}} only, got {value!r}")
 
 
+def _expand_home(config: DictConfig) -> None:
+    for name, value in _flatten(_plain(config)).items():
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(config, name, expanded(value), merge=False)
+
+
 def _check_decided(config: DictConfig, source: str) -> None:
     _refuse_calls(_plain(config), source)
     undecided = [name for name, value in _flatten(_plain(config)).items() if value == "???"]
@@ -259,6 +268,9 @@ def _check_decided(config: DictConfig, source: str) -> None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
+    output_dir = OmegaConf.select(config, OUTPUT_DIR, default="not read by this command")
+    if not str(output_dir or "").strip():  # would be the working directory
+        raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import write_text
 from utils.images import write_image
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,8 +30,7 @@ class RunLog:
         self.path = folder / METRICS_FILE
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
-            with replacing(self.path) as aside:
-                aside.write_text("".join(f"{line}\n" for line in kept))
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.wandb = _start_wandb(folder, config) if config.training.get("enable_wandb", False) else None
         self.tensorboard = None
         if config.training.get("enable_tensorboard", False):

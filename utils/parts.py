@@ -70,8 +70,8 @@ def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> N
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
             raise UserError(
-                f"{folder} holds the work of another run, with {name} {_short(there.get(name))} where "
-                f"{_short(wanted.get(name))} is wanted now: give another --output_dir, or delete that folder"
+                f"{folder} holds results of other settings: {name} was {_short(there.get(name))} and is now "
+                f"{_short(wanted.get(name))}; give another --output_dir, or delete that folder"
             )
 
 

@@ -1,4 +1,4 @@
-"""What several processes do together: the shares of a command's work, and the ranks of a training run."""
+"""The processes of a command: who each of them is, how they wait for one another, and how they stop together."""
 
 import atexit
 import contextlib
@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
@@ -19,7 +20,8 @@ from utils.errors import UserError
 # Processes wait for the slowest, whose share of the work may take hours longer.
 PATIENCE = timedelta(days=7)
 # By which Slurm says that a job's time is nearly up (sbatch --signal=TERM@300).
-NOTICES = (signal.SIGTERM, signal.SIGUSR1)
+NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows has one
+TIME_IS_UP = 75  # exit status: the work is saved, the same command continues it (EX_TEMPFAIL)
 
 
 @atexit.register
@@ -32,24 +34,39 @@ def _leave() -> None:
 class Processes:
     """The processes of one command, as the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) says; one without it.
 
-    `torchrun --nproc_per_node N scripts/X.py ...` or accelerate launch.
+    `scripts/launch.sh scripts/X.py ...`, torchrun or accelerate launch. They meet over gloo, which works from host to
+    host, so a meeting never waits for an accelerator.
+
+    In training they stop together, when one has an error or when the cluster wants its nodes. A process that left
+    alone would keep the others waiting in their next collective operation, so it keeps its error (`careful`) until all
+    of them `meet`.
 
     Args:
         device: Name for `pick_device`. Of several GPUs each process of a machine takes its own.
+
+    Attributes:
+        noticed: This process knows that time is up; others may not yet.
+        called_off: All processes have agreed to stop.
     """
 
-    def __init__(self, device: str = "auto"):
+    def __init__(self, device: str | torch.device = "auto"):
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = pick_device(device)
-        if self.world_size > 1:
-            if self.device.type == "cuda" and self.device.index is None:
-                local = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-                self.device = torch.device("cuda", local)
-            # They only wait for each other, so gloo does on every device.
-            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        if self.device.type == "cuda" and self.device.index is None and self.world_size > 1:
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
+        self.group = self._open_group() if self.world_size > 1 else None
+        self.error: UserError | None = None
+        self.noticed = self.called_off = False
+
+    @staticmethod
+    def _open_group() -> torch.distributed.ProcessGroup:
+        if torch.distributed.is_initialized():  # by Accelerate, on GPUs over NCCL
+            return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        return torch.distributed.group.WORLD
 
     @property
     def is_main(self) -> bool:
@@ -57,38 +74,29 @@ class Processes:
 
     def wait(self) -> None:
         """Return when every process has come here."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
+        if self.group is not None:
+            torch.distributed.barrier(self.group)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of every process, in order of rank, on every process."""
+        if self.group is None:
+            return [value]
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's tensor, which is on the CPU."""
+        if self.group is not None:
+            torch.distributed.all_reduce(tensor, group=self.group)
+        return tensor
 
     def close(self) -> None:
-        if self.world_size > 1:
+        if self.group is not None:
             torch.distributed.destroy_process_group()
 
-
-class Ranks:
-    """The ranks of a training run, which stop together: when one has an error, or when the cluster wants its nodes.
-
-    A rank that left alone would keep the others waiting in their next collective operation. So it keeps its error
-    (`careful`) until all of them `meet`.
-
-    Attributes:
-        noticed: This rank knows that time is up; others may not yet.
-        called_off: All ranks have agreed to stop.
-    """
-
-    def __init__(self, rank: int, world_size: int):
-        self.rank, self.world_size = rank, world_size
-        # Gloo, which works from host to host: a meeting never waits for an accelerator.
-        self.group = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
-        self.error: UserError | None = None
-        self.noticed = self.called_off = False
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
     @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
+    def noticing_signals(self) -> Iterator[None]:
         """SIGTERM and SIGUSR1 are noticed, instead of ending the process."""
 
         def notice(number, frame):
@@ -110,10 +118,10 @@ class Ranks:
             self.error = self.error or error
 
     def meet(self) -> None:
-        """Wait for every rank, and learn of their errors and whether time is up: two bytes over the network.
+        """Wait for every process, and learn of their errors and whether time is up: two bytes over the network.
 
         Raises:
-            UserError: On the first rank, where any rank has kept an error; the others exit quietly.
+            UserError: On the main process, where any process has kept an error; the others exit quietly.
         """
         news = torch.tensor([self.error is not None, self.noticed], dtype=torch.uint8)
         if self.group is not None:
@@ -123,18 +131,17 @@ class Ranks:
         if not failed:
             return
         errors = self.gather(None if self.error is None else str(self.error))
-        if self.rank:
+        if not self.is_main:
             sys.exit(1)
         rank, text = next((rank, text) for rank, text in enumerate(errors) if text is not None)
         raise UserError(text if len(set(errors)) == 1 else f"rank {rank}: {text}")
 
-    def gather(self, value) -> list:
-        """Everybody's `value`, by rank."""
-        if self.group is None:
-            return [value]
-        values = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value, group=self.group)
-        return values
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def obey_only_the_parent(worker_id: int = 0) -> None:

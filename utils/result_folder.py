@@ -14,14 +14,14 @@ class ResultFolder:
     The first of them removes the files that the run before this one made here; what others put into the folder stays.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: The folder cannot be created.
     """
 
     def __init__(self, path: Path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--output_dir {path} cannot be made ({error.strerror}): name another folder") from error
+            raise UserError(f"--output_dir {path} cannot be created ({error.strerror}): name another folder") from error
         self.path = path
         self._is_cleared = False
 

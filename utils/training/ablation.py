@@ -1,0 +1,189 @@
+"""The arms of an ablation: which trainings they are, and the commands that train and score each, run once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import write_json
+from utils.paths import ROOT
+from utils.processes import num_cores
+
+SETTINGS = "settings.json"
+KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm with one seed.
+
+    Args:
+        overrides: `a.b=c` for the training configuration.
+    """
+
+    arm: str
+    title: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+def read_arms(path: Path) -> dict[str, Any]:
+    """The plan in a file of arms, checked for its keys."""
+    try:
+        plan = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a list of arms: {error}") from error
+    if not isinstance(plan, dict) or set(plan) != KEYS or not plan["arms"]:
+        raise UserError(f"{path} must have the keys {', '.join(sorted(KEYS))}, see configs/ablations")
+    for name, arm in plan["arms"].items():
+        if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds"}:
+            raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds")
+    return plan
+
+
+def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
+    for name, arm in plan["arms"].items():
+        for seed in arm.get("seeds", plan["seeds"]):
+            values = {**arm["overrides"], "training.seed": seed}
+            overrides = tuple(f"{key}={value}" for key, value in values.items())
+            yield Trial(name, arm["title"], seed, overrides, output_dir / f"{name}-{seed}")
+
+
+def settings_of(trial: Trial, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the list says of how a trial is run: not what the configurations that it names hold."""
+    return {key: plan[key] for key in sorted(KEYS - {"seeds", "arms"})} | {"overrides": list(trial.overrides)}
+
+
+def refuse_another(trial: Trial, plan: Mapping[str, Any]) -> None:
+    """Raise where the trial's folder holds results of other settings."""
+    record = trial.folder / SETTINGS
+    if record.exists() and read_json(record) != settings_of(trial, plan):
+        raise UserError(
+            f"{trial.folder} was run with other settings, which are in its {SETTINGS}: give another --output_dir, or "
+            "delete that folder to run it again"
+        )
+
+
+def run_all(trials: Sequence[Trial], plan: Mapping[str, Any], parallel: int) -> None:
+    """Every step of every trial that is not done yet, `parallel` trials at a time.
+
+    Raises:
+        UserError: The first command that fails ends all; the text names its log.
+    """
+    todo = {trial: list(steps_of(trial, plan)) for trial in trials}
+    places: SimpleQueue[int] = SimpleQueue()
+    for place in range(parallel):
+        places.put(place)
+    failed = Event()
+    with (
+        tqdm(total=sum(map(len, todo.values())), unit="step", dynamic_ncols=True) as bar,
+        ThreadPoolExecutor(parallel) as pool,
+    ):
+
+        def work(trial: Trial) -> None:
+            place = places.get()
+            try:
+                if not failed.is_set():
+                    write_json(trial.folder / SETTINGS, settings_of(trial, plan))
+                    run_trial(trial, todo[trial], environment(place, parallel), bar, failed)
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                places.put(place)
+
+        for job in [pool.submit(work, trial) for trial in trials]:
+            job.result()
+
+
+def run_trial(
+    trial: Trial, steps: Sequence[tuple[Path, list[str]]], environ: Mapping[str, str], bar: tqdm, failed: Event
+) -> None:
+    """The steps whose results are not there; stops before the next one when another trial has failed."""
+    for result, command in steps:
+        if failed.is_set():
+            return
+        if not result.exists():
+            bar.set_postfix_str(f"{trial.folder.name}: {command[0].removesuffix('.py')}")
+            execute(trial, command, environ)
+        bar.update()
+
+
+def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list[str]]]:
+    """The commands of a trial in their order, each behind the file that is there when it is done."""
+
+    def output(name: str) -> list[str]:
+        return ["--output_dir", str(trial.folder / name)]
+
+    stage1, model, tokens = (trial.folder / name for name in ("stage1", "model", "tokens"))
+    yield (
+        stage1 / "model.safetensors",
+        ["train_tokenizer.py", f"config={ROOT / plan['train']}", *trial.overrides, f"experiment.output_dir={stage1}"],
+    )
+    # Stage 2 before its first step: the teacher's decoder as it is.
+    sizes = [override for override in trial.overrides if override.startswith("model.")]
+    finish = [f"experiment.init_weight={stage1}", f"experiment.output_dir={model}", "training.max_train_steps=0"]
+    yield (
+        model / "model.safetensors",
+        ["train_tokenizer.py", f"config={ROOT / plan['finish']}", *sizes, *finish],
+    )
+    source = ["--config", str(ROOT / plan["evaluate"][0]), "--checkpoint", str(model)]
+    changes = [*plan["evaluate"][1:], *sizes]
+    yield (
+        trial.folder / "scores" / "metrics.json",
+        ["evaluate_reconstruction.py", *source, "--features", "none", *output("scores"), *changes],
+    )
+    num_images = str(plan["num_contribution_images"])
+    yield (
+        trial.folder / "contribution" / "diffs.npz",
+        ["generate_token_contribution_data.py", *source, "--num_images", num_images, *output("contribution"), *changes],
+    )
+    yield (
+        tokens / "labels.npy",
+        ["reconstruct_tokenizer.py", *source, "--tokens", "--labels", "--without_image", *output("tokens"), *changes],
+    )
+    data = ["--data", str(tokens / "tokens.npz"), "--labels", str(tokens / "labels.npy")]
+    yield tokens / "analysis.json", ["analyze_tokens.py", *data]
+
+
+def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Run one of our commands, all that it prints into the trial's log."""
+    log = trial.folder / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:]],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environ,
+        )
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        raise UserError(f"{command[0]} of {trial.folder.name} ended with status {done.returncode} ({last}); see {log}")
+
+
+def environment(place: int, parallel: int) -> dict[str, str]:
+    """For the run in one of `parallel` places: its share of the CPU's threads, and its GPU where there are some."""
+    environ = dict(os.environ)
+    if parallel > 1:
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // parallel)))
+        if torch.cuda.device_count() > 1:
+            environ["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
+    return environ
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

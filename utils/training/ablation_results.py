@@ -1,0 +1,112 @@
+"""What the arms of an ablation came to: the numbers of each run, tables and curves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from utils.evaluation.report import title_of
+from utils.figures import plotting
+from utils.training.ablation import Trial, read_json
+
+CURVES = ("psnr", "ssim", "perceptual_efficientnet_lite0")
+
+
+def results_of(trial: Trial) -> dict[str, Any]:
+    """The numbers of a finished trial.
+
+    Returns:
+        "curves": a row for each number of tokens; "head": the share of the first eighth of the tokens in the absolute
+        contribution of all; "codes_used": by position; "nmi", "nmi_shuffled", "purity", "purity_shuffled": of the first
+        token and the class.
+    """
+    folder = trial.folder
+    scores, analysis = read_json(folder / "scores" / "metrics.json"), read_json(folder / "tokens" / "analysis.json")
+    with np.load(folder / "contribution" / "diffs.npz", allow_pickle=False) as file:
+        contribution = file["mean_l1"]
+    first = analysis["classes"][0]
+    return {
+        "title": trial.title,
+        "seed": trial.seed,
+        "curves": [{name: row[name] for name in ("tokens", "bytes_per_image", *CURVES)} for row in scores["rows"]],
+        "contribution": contribution.tolist(),
+        "head": float(contribution[: max(1, len(contribution) // 8)].sum() / contribution.sum()),
+        "perplexity": scores["codebook"]["perplexity"],
+        "entropy": [row["entropy"] for row in analysis["positions"]],
+        "codes_used": [row["codes_used"] for row in analysis["positions"]],
+        **{name: first[name] for name in ("nmi", "nmi_shuffled", "purity", "purity_shuffled")},
+    }
+
+
+Arms = Mapping[str, Sequence[Mapping[str, Any]]]  # results of each seed, by arm
+
+
+def tables(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown: each curve by number of tokens, then what else there is; means over seeds, and half their range."""
+    lengths = [row["tokens"] for row in next(iter(arms.values()))[0]["curves"]]
+    for name in CURVES:
+        rows = []
+        for seeds in arms.values():
+            values = zip(*([row[name] for row in seed["curves"]] for seed in seeds), strict=True)  # by length
+            rows.append([seeds[0]["title"], *map(spread, values)])
+        for row in baselines:
+            note = f"{row['name']}: {row['bytes_per_image']:g} bytes"
+            rows.append([note, *[""] * (len(lengths) - 1), spread([row[name]])])
+        yield markdown([f"{title_of(name)} at tokens", *map(str, lengths)], rows)
+    columns = {
+        "share of the first eighth": lambda seed: 100 * seed["head"],
+        "perplexity": lambda seed: seed["perplexity"],
+        "codes used, first token": lambda seed: seed["codes_used"][0],
+        "codes used, last token": lambda seed: seed["codes_used"][-1],
+        "fewest": lambda seed: min(seed["codes_used"]),
+        "NMI of first token and class": lambda seed: seed["nmi"],
+        "shuffled": lambda seed: seed["nmi_shuffled"],
+        "purity": lambda seed: seed["purity"],
+        "purity, shuffled": lambda seed: seed["purity_shuffled"],
+    }
+    rows = [
+        [seeds[0]["title"], *(spread([float(value(seed)) for seed in seeds]) for value in columns.values())]
+        for seeds in arms.values()
+    ]
+    yield markdown(["arm", *columns], rows)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and half the range where there are several."""
+    mean = f"{np.mean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2g}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Any:
+    """PSNR and perceptual distance by number of tokens, and what the first tokens carry of the contribution of all."""
+    pyplot = plotting()
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 5), layout="constrained")
+    curves = dict(zip(("psnr", "perceptual_efficientnet_lite0"), axes, strict=False))
+    colours = pyplot.get_cmap("tab10").colors
+    for seeds, colour in zip(arms.values(), colours * len(arms), strict=False):
+        look = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1.2}
+        for place, seed in enumerate(seeds):
+            tokens = [row["tokens"] for row in seed["curves"]]
+            label = seed["title"] if place == 0 else None
+            for name, axis in curves.items():
+                axis.plot(tokens, [row[name] for row in seed["curves"]], label=label, **look)
+            share = np.cumsum(seed["contribution"]) / sum(seed["contribution"])
+            axes[2].plot(range(1, len(share) + 1), 100 * share, **look)
+    for name, axis in curves.items():
+        for row, line in zip(baselines, ("--", ":", "-."), strict=False):
+            label = f"{row['name']}: {row['bytes_per_image']:g} bytes"
+            axis.axhline(row[name], color="black", linewidth=1, linestyle=line, label=label)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="tokens", title=title_of(name))
+    axes[2].plot([0, len(share)], [0, 100], color="grey", linewidth=0.8, linestyle="--")
+    axes[2].set(xlabel="first tokens", ylabel="%", title="Share of the contribution (dashed: equal shares)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure

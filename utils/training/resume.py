@@ -1,0 +1,131 @@
+"""The state of a run: saved, restored so that training goes on bit for bit, and left as final weights."""
+
+import contextlib
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
+from utils.errors import UserError
+from utils.files import write_json
+from utils.processes import TIME_IS_UP
+from utils.training.run import Run
+
+WORLD = "world.json"  # in a checkpoint: how far the run is, and on how many processes
+
+
+def save(run: Run) -> None:
+    """Write checkpoint-STEP, and delete the ones that are not to be kept."""
+    experiment = run.config.experiment
+    with run.paused():
+        write_checkpoint(run.output_dir, run.step, lambda folder: write_state(run, folder), run.processes)
+        if run.processes.is_main:
+            prune(run.output_dir, run.step, experiment.keep_last, experiment.keep_every)
+
+
+def write_state(run: Run, folder: Path) -> None:
+    """This rank's files of a checkpoint."""
+    run.accelerator.save_state(str(folder))
+    if run.task.state:
+        state = {name: value.contiguous().cpu() for name, value in run.task.state.items()}
+        save_file(state, folder / f"task_state_{run.processes.rank}.safetensors")
+    if run.processes.is_main:
+        run.model.save_pretrained(folder / "unwrapped_model")
+        if run.ema is not None:
+            run.ema.model.save_pretrained(folder / "ema_model")
+        write_json(
+            folder / WORLD,
+            {
+                "num_processes": run.processes.world_size,
+                "global_batch": run.global_batch,
+                "images_seen": run.images_seen,
+                "owes_evaluation": run.owes_evaluation,
+            },
+        )
+
+
+def resume(run: Run) -> None:
+    """Continue from the newest whole checkpoint, naming broken ones that were passed over."""
+    if not run.config.experiment.get("resume", True):
+        return
+    found = find_checkpoint(run)
+    if found is None:
+        return
+    run.step, folder = found
+    with run.processes.careful(), fitting(folder):
+        world = json.loads((folder / WORLD).read_text())
+        run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
+        tell_differences(run, folder, world)
+        run.accelerator.load_state(str(folder))
+        if run.ema is not None:
+            run.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
+        same_world = world["num_processes"] == run.processes.world_size
+        state = folder / f"task_state_{run.processes.rank if same_world else 0}.safetensors"
+        if run.task.state:
+            for name, value in load_file(state).items():
+                run.task.state[name].copy_(value)
+    run.processes.meet()
+
+
+def find_checkpoint(run: Run) -> tuple[int, Path] | None:
+    """(step, folder) of the newest whole one, which the main process looks for; None in a new run."""
+    found = None
+    with run.processes.careful():
+        if run.processes.is_main:
+            found = latest_checkpoint(run.output_dir, run.say)
+            if found is None and checkpoints(run.output_dir):
+                raise UserError(
+                    f"no checkpoint in {run.output_dir} is whole: restore one, or delete them to start from scratch"
+                )
+    run.processes.meet()
+    return run.processes.gather(found)[0]
+
+
+def tell_differences(run: Run, folder: Path, world: dict[str, Any]) -> None:
+    """Say where the run goes on in other circumstances than those in which the checkpoint was written."""
+    if world["num_processes"] != run.processes.world_size:
+        run.say(
+            f"{folder} was written by {world['num_processes']} processes, now there are {run.processes.world_size}: "
+            "training continues, with other batches than an uninterrupted run has"
+        )
+    if world["global_batch"] != run.global_batch:
+        run.say(
+            f"the global batch was {world['global_batch']} images and is {run.global_batch} now: change "
+            "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
+        )
+
+
+@contextlib.contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """Say of a whole checkpoint that is not this run's what is wrong with it."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint} holds more than tensors and was refused, because loading such a pickle could run code: "
+            "delete it, or give another experiment.output_dir"
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{checkpoint} does not fit this configuration ({reason}): give another experiment.output_dir, or undo "
+            "the change"
+        ) from error
+
+
+def finish(run: Run) -> None:
+    """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
+    is_complete = run.step == run.total_steps and not run.owes_evaluation
+    with run.processes.careful(), writing(run.output_dir):
+        if run.processes.is_main and is_complete:
+            run.evaluated.save_pretrained(run.output_dir)
+    run.processes.meet()
+    if not is_complete:
+        run.say(f"time is up: step {run.step} is saved; run the same command again to continue")
+        sys.exit(TIME_IS_UP)
+    run.say(f"trained {run.step} steps; weights and config.json in {run.output_dir}")
