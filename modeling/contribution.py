@@ -1,13 +1,15 @@
 """What each token contributes to the image: the change at every pixel when it is replaced, or added to a prefix."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modeling.titok import TiTok
+from modeling.tokenizers import encode_tokens
+from utils.inference import Arithmetic
 
 NORMS = {"l1": Tensor.abs, "l2": Tensor.square}
 
@@ -125,6 +127,74 @@ class Contributions:
     def arrays(self) -> dict[str, np.ndarray]:
         """The sums and the count, to be kept, and added to those of other images."""
         return {name: value.cpu().numpy() for name, value in self.sums.items()} | {"count": np.array(self.count)}
+
+
+class Measurement:
+    """Adds up what the tokens of images change, under one set of settings.
+
+    Args:
+        arithmetic: The context in which the tokenizer decodes.
+        mode: "replace", each token by others in turn, or "prefix", each added to those before it.
+        num_draws: Codes that replace each token.
+        seed: Draws them.
+        batch_size: Most token sequences that are decoded at once.
+    """
+
+    def __init__(
+        self, tokenizer: TiTok, arithmetic: Arithmetic, *, mode: str, num_draws: int, seed: int, batch_size: int
+    ):
+        self.tokenizer, self.arithmetic, self.mode = tokenizer, arithmetic, mode
+        self.num_draws, self.seed, self.batch_size = num_draws, seed, batch_size
+        self.device = tokenizer.latent_tokens.device
+        self.no_tokens: Tensor | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images in a batch."""
+        return max(1, self.batch_size // self.num_draws)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Tokens (B, N) of images (B, 3, P, P) uint8."""
+        with torch.no_grad():
+            return encode_tokens(self.tokenizer, pixels.to(self.device).float() / 255)
+
+    def count_first_codes(self, batches: Iterable[tuple[list[str], Tensor]]) -> Tensor:
+        """How often each code is an image's first token, (V,): what prefixes are measured from is made of it."""
+        counts = torch.zeros(self.tokenizer.codebook_size, dtype=torch.long)
+        for _, pixels in batches:
+            counts += self.encode(pixels)[:, 0].cpu().bincount(minlength=len(counts))
+        return counts
+
+    def start_from(self, counts: Tensor) -> None:
+        """Take the mean image of the first tokens that were counted, over all images, for that of no tokens."""
+        with self.arithmetic():
+            self.no_tokens = mean_of_one_token(self.tokenizer, counts, self.batch_size)
+
+    def sums(
+        self, batches: Iterable[tuple[list[str], Tensor]], done: Callable[[int], None] = lambda num: None
+    ) -> dict[str, np.ndarray]:
+        """The sums of `Contributions.arrays` over images.
+
+        Args:
+            batches: Keys and images (B, 3, P, P) uint8.
+            done: Told of the images of each batch that is done.
+        """
+        total = Contributions(self.tokenizer.num_latent_tokens, self.tokenizer.image_size, self.device)
+        for keys, pixels in batches:
+            tokens = self.encode(pixels)
+            with self.arithmetic():
+                for places, change in self._changes(keys, tokens):
+                    total.update(places, change)
+            total.count += len(keys)
+            done(len(keys))
+        return total.arrays()
+
+    def _changes(self, keys: list[str], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        if self.mode == "prefix":
+            return prefix_changes(self.tokenizer, tokens, self.no_tokens)
+        draws = {"codebook_size": self.tokenizer.codebook_size, "num_draws": self.num_draws}
+        codes = other_codes(tokens, keys, seed=self.seed, **draws)
+        return replacement_changes(self.tokenizer, tokens, codes, self.batch_size)
 
 
 def contributions(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Any generator: the one that a command line names, its tokenizer, its classes, and images from it."""
 
-import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from torch import Tensor
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate, locate_configured
 from modeling.maskgit import MaskGIT, generator_class, sampler_settings
-from modeling.modules.masking import GUIDANCE_DECAYS, image_seeds
+from modeling.modules.masking import image_seeds
 from modeling.titok import TiTok
 from modeling.tokenizers import has_mean_code, load_tokenizer
 from utils.config import lenient_config, load_config
@@ -142,39 +141,29 @@ def sample(
         yield tokens, pixels
 
 
-def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
-    """The published sampler flags; `chosen_settings` reads them."""
-    group = parser.add_argument_group("sampler (default: as the generator's configuration says)")
-    group.add_argument("--guidance_scale", type=float, help="strength of classifier-free guidance")
-    group.add_argument("--guidance_decay", choices=GUIDANCE_DECAYS, help="how it changes over the steps")
-    group.add_argument("--guidance_scale_pow", type=float, help="power of power-cosine")
-    group.add_argument("--randomize_temperature", type=float, help="noise at the first step; 0: none")
-    group.add_argument(
-        "--softmax_temperature_annealing",
-        nargs="?",
-        const=True,
-        type=_true_or_false,
-        metavar="true|false",
-        help="sharpen the prediction over the steps",
-    )
-    group.add_argument("--num_sample_steps", type=int, help="forward passes")
+def sample_prefixes(
+    generator: MaskGIT,
+    tokenizer: TiTok,
+    images: Sequence[tuple[int, int]],
+    lengths: Sequence[int],
+    *,
+    arithmetic: Arithmetic = nullcontext,
+    **drawing: Any,
+) -> Iterator[dict[int, Tensor]]:
+    """Sample images as `sample` does, and decode the first tokens of each: {length: (b, 3, P, P), about [0, 1]}.
+
+    Args:
+        lengths: Numbers of tokens; all of them give the images of `sample`.
+        drawing: Further arguments of `sample`.
+    """
+    for tokens, pixels in sample(generator, tokenizer, images, arithmetic=arithmetic, **drawing):
+        versions = {tokens.shape[1]: pixels}
+        with torch.no_grad(), arithmetic():
+            for length in set(lengths) - {tokens.shape[1]}:
+                versions[length] = tokenizer.decode_tokens(tokens, length).float()
+        yield {length: versions[length] for length in lengths}
 
 
-def chosen_settings(config: DictConfig, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `generate`: the configuration's, changed by the flags that were given."""
-    names = (
-        "guidance_scale",
-        "guidance_decay",
-        "guidance_scale_pow",
-        "randomize_temperature",
-        "softmax_temperature_annealing",
-        "num_sample_steps",
-    )
-    given = {name: getattr(arguments, name) for name in names}
+def chosen_settings(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `generate`: the configuration's, changed by those that were given (None: was not)."""
     return sampler_settings(config) | {name: value for name, value in given.items() if value is not None}
-
-
-def _true_or_false(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
-    return text.lower() == "true"

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from modeling.checkpoints.state import fingerprint
 from modeling.titok import TiTok
 from utils.config import load_config
 from utils.errors import UserError
+from utils.inference import Arithmetic
 
 BUNDLED_TOKENIZER = "one-d-piece_fashion"
 
@@ -62,6 +64,32 @@ def tokenizer_class(config: Mapping | DictConfig) -> type[TiTok]:
     What is no tokenizer comes out as a TiTok, and `from_pretrained` refuses it.
     """
     return next((kind for kind in declared_classes(config) if issubclass(kind, TiTok)), TiTok)
+
+
+def reconstruct(
+    model: TiTok, pixels: Tensor, lengths: Sequence[int | None], arithmetic: Arithmetic = nullcontext
+) -> tuple[Tensor, Iterator[tuple[int | None, Tensor]]]:
+    """The tokens of images, and what is decoded from them at each length, one after the other.
+
+    Args:
+        pixels: (B, 3, P, P) uint8, on any device.
+        lengths: Numbers of tokens; None for all.
+        arithmetic: The context of decoding, see `utils.inference.prepared`.
+
+    Returns:
+        Tokens (B, N), and an iterator of (length, images (B, 3, P, P), unclamped).
+    """
+    place = model.latent_tokens
+    with torch.no_grad():
+        z_quantized, encoded = model.encode(pixels.to(place.device, place.dtype) / 255)
+
+    def decoded() -> Iterator[tuple[int | None, Tensor]]:
+        for length in lengths:
+            with torch.no_grad(), arithmetic():
+                images = model.decode(z_quantized.to(place.dtype), length=length)
+            yield length, images
+
+    return encoded["min_encoding_indices"][:, 0], decoded()
 
 
 def default_lengths(model: TiTok) -> list[int]:

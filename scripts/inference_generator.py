@@ -23,19 +23,27 @@ from tqdm import tqdm
 
 from modeling.generators import (
     BUNDLED_GENERATOR,
-    add_sampler_arguments,
     chosen_settings,
     class_names,
     load_generator,
     load_its_tokenizer,
     sample,
 )
+from modeling.modules.masking import GUIDANCE_DECAYS
 from modeling.titok import TiTok
 from utils.cli import pick_device, run
 from utils.errors import UserError
 from utils.files import write_arrays
 from utils.images import contact_sheet, to_pil, write_image
-from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
+from utils.inference import (
+    Arithmetic,
+    add_batch_size_argument,
+    add_sampler_arguments,
+    add_speed_arguments,
+    choose_batch_size,
+    prepared,
+    sampler_flags,
+)
 from utils.result_folder import ResultFolder
 
 DEFAULT_CLASSES = 10  # shown where --labels is not given, evenly spread over all
@@ -53,7 +61,7 @@ def main() -> None:
     tokenizer, tokenizer_located = load_its_tokenizer(generator, located, arguments.tokenizer_checkpoint, device=device)
     check_lengths(lengths, tokenizer)
     arithmetic = prepared(arguments, generator, tokenizer)
-    settings = chosen_settings(generator.config, arguments)
+    settings = chosen_settings(generator.config, sampler_flags(arguments))
     print(f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image")
     print(f"tokenizer      {tokenizer_located.name}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
     print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
@@ -118,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add_speed_arguments(parser)
-    add_sampler_arguments(parser)
+    add_sampler_arguments(parser, GUIDANCE_DECAYS)
     arguments = parser.parse_args()
     if arguments.num_images < 1:
         raise UserError(f"--num_images must be 1 or more, got {arguments.num_images}")

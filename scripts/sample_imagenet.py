@@ -25,19 +25,26 @@ from tqdm import tqdm
 from modeling.checkpoints.state import fingerprint
 from modeling.generators import (
     BUNDLED_GENERATOR,
-    add_sampler_arguments,
     chosen_settings,
     load_generator,
     load_its_tokenizer,
     sample,
 )
 from modeling.maskgit import MaskGIT
+from modeling.modules.masking import GUIDANCE_DECAYS
 from modeling.titok import TiTok
 from utils.cli import run
 from utils.errors import UserError
 from utils.files import replacing, write_json
 from utils.images import to_array, write_image
-from utils.inference import add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
+from utils.inference import (
+    add_batch_size_argument,
+    add_sampler_arguments,
+    add_speed_arguments,
+    choose_batch_size,
+    prepared,
+    sampler_flags,
+)
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
 
@@ -54,7 +61,7 @@ def main() -> None:
         generator, located, arguments.tokenizer_checkpoint, device=processes.device
     )
     arithmetic = prepared(arguments, generator, tokenizer)
-    settings = chosen_settings(generator.config, arguments)
+    settings = chosen_settings(generator.config, sampler_flags(arguments))
     num_images = arguments.num_images
     if arguments.num_images_per_class is not None:
         num_images = arguments.num_images_per_class * generator.num_classes
@@ -135,7 +142,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
-    add_sampler_arguments(parser)
+    add_sampler_arguments(parser, GUIDANCE_DECAYS)
     arguments = parser.parse_args()
     for name in ("num_images", "num_images_per_class"):
         value = getattr(arguments, name)

@@ -25,6 +25,8 @@ from tests.fill import fill
 from tests.shard_data import make_shards, shard_spec
 from utils.cli import run
 from utils.errors import UserError
+from utils.evaluation.contribution_figures import area_of_half, draw_maps
+from utils.figures import plotting
 from utils.parts import Parts
 from utils.paths import ROOT
 
@@ -336,13 +338,13 @@ def test_figures_are_not_blank_and_have_their_size(draw, tmp_path):
 @pytest.mark.parametrize(("num_maps", "rows", "columns"), [(1, 1, 1), (6, 2, 4), (256, 16, 16)])
 def test_the_grid_fits_any_number_of_maps(num_maps, rows, columns):
     maps = np.random.default_rng(0).random((256, 4, 4))
-    figure = visualize_token_contribution.draw_maps(maps, np.arange(1, num_maps + 1), "title")
+    figure = draw_maps(maps, np.arange(1, num_maps + 1), "title")
     axes = [axis for axis in figure.axes if axis.get_images()]
     assert [axis.get_title() for axis in axes] == [str(token) for token in range(1, num_maps + 1)]
     assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (rows, columns)
     scales = {(axis.get_images()[0].norm.vmin, axis.get_images()[0].norm.vmax) for axis in axes}
     assert len(scales) == 1  # one scale for all maps
-    visualize_token_contribution.plotting().close(figure)
+    plotting().close(figure)
 
 
 @pytest.mark.parametrize("tokens", ["0", "9", "1-", "a", "", "3-1", "1-9"])
@@ -360,7 +362,7 @@ def test_data_that_are_none_are_refused(draw, tmp_path):
 
 
 def test_no_change_anywhere_can_be_drawn():
-    figure = visualize_token_contribution.draw_maps(np.zeros((2, 4, 4)), np.array([1, 2]), "nothing")
+    figure = draw_maps(np.zeros((2, 4, 4)), np.array([1, 2]), "nothing")
     figure.canvas.draw()
 
 
@@ -368,7 +370,7 @@ def test_the_area_that_holds_half_of_the_change():
     even, one, three = np.full((4, 4), 0.5), np.zeros((4, 4)), np.zeros((4, 4))
     one[2, 1] = 7
     three[0, :3] = 1
-    areas = visualize_token_contribution.area_of_half(np.stack([even, one, three]))
+    areas = area_of_half(np.stack([even, one, three]))
     assert areas.tolist() == [8 / 16, 1 / 16, 2 / 16]
 
 

@@ -20,7 +20,7 @@ import scripts.train_generator
 from data.token_loader import evaluation_tokens
 from data.transforms import EvalTransform
 from modeling.maskgit import ImageBert, UViTBert
-from modeling.networks.frozen import LITE0_PACKAGE
+from modeling.networks.efficientnet import PACKAGE as LITE0_PACKAGE
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from scripts import evaluate_reconstruction

@@ -21,6 +21,7 @@ from scripts import (
 )
 from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
 from utils.config import load_config
+from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.paths import ROOT
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
@@ -142,12 +143,12 @@ def test_other_results_are_shown_beside_if_they_are_of_the_same_images(world, ev
 
 
 def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_few():
-    assert [evaluate_baselines.patch_grid(count, 32) for count in (1, 8, 16, 32)] == [(1, 1), (4, 2), (4, 4), (8, 4)]
+    assert [patch_grid(count, 32) for count in (1, 8, 16, 32)] == [(1, 1), (4, 2), (4, 4), (8, 4)]
     generator = np.random.default_rng(0)
     patches = generator.integers(256, size=(6, 3, 4, 8))
     levels = np.stack([tiled(patches[generator.integers(6, size=(8, 4))]) for _ in range(20)]).reshape(20, -1)
     images = (levels / 255).astype(np.float32)
-    vq = evaluate_baselines.fit_patch_vq(images, 32, (8, 4), 6, seed=0)
+    vq = fit_patch_vq(images, 32, (8, 4), 6, seed=0)
     assert vq.bits == pytest.approx(32 * np.log2(6))
     assert np.array_equal((vq.restore(images) * 255).round(), levels)
 
@@ -340,7 +341,7 @@ def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
 
 
 def test_default_budgets_are_those_of_the_tokenizer(world):
-    budgets = evaluate_image_formats.default_budgets(load_config(ROOT / "configs/fashion/eval.yaml"))
+    budgets = evaluate_image_formats.budgets_of(load_config(ROOT / "configs/fashion/eval.yaml"))
     assert budgets == [2, 3, 5, 10, 20, 40, 80, 160, 320, 640]
 
 

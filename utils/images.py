@@ -65,13 +65,16 @@ def contact_sheet(
             draw.text((MARGIN, y + tile // 2), row_titles[index], fill=INK, font=bold, anchor="lm")
         for column, image in enumerate(row):
             x = left + column * (tile + MARGIN)
-            enlarge = image.width <= tile
-            fitted = image.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (x, y))
-            if captions:
-                for number, text in enumerate(captions[index][column].split("\n")):
-                    draw.text((x + tile // 2, y + tile + 3 + number * line), text, fill=INK, font=font, anchor="ma")
+            sheet.paste(_fitted(image, tile), (x, y))
+            lines = captions[index][column].split("\n") if captions else ()
+            for number, text in enumerate(lines):
+                draw.text((x + tile // 2, y + tile + 3 + number * line), text, fill=INK, font=font, anchor="ma")
     return sheet
+
+
+def _fitted(image: Image.Image, tile: int) -> Image.Image:
+    enlarge = image.width <= tile
+    return image.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
 
 
 def preview_sheet(images: dict[str, Tensor], tile: int = 128) -> Image.Image:

@@ -5,15 +5,17 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import psutil
 import torch
 import torch.distributed
 from torch import nn
 
+from utils.errors import UserError
 from utils.evaluation.protocol import exact_arithmetic
 from utils.speed import compile_blocks, cpu_has_bfloat16
 
@@ -46,6 +48,43 @@ def add_compile_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the networks' blocks first (torch.compile): worth its minute for many images",
     )
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser, guidance_decays: Sequence[str]) -> None:
+    """The published flags of a generator's sampler, which `sampler_flags` reads."""
+    group = parser.add_argument_group("sampler (default: as the generator's configuration says)")
+    group.add_argument("--guidance_scale", type=float, help="strength of classifier-free guidance")
+    group.add_argument("--guidance_decay", choices=guidance_decays, help="how it changes over the steps")
+    group.add_argument("--guidance_scale_pow", type=float, help="power of power-cosine")
+    group.add_argument("--randomize_temperature", type=float, help="noise at the first step; 0: none")
+    group.add_argument(
+        "--softmax_temperature_annealing",
+        nargs="?",
+        const=True,
+        type=_true_or_false,
+        metavar="true|false",
+        help="sharpen the prediction over the steps",
+    )
+    group.add_argument("--num_sample_steps", type=int, help="forward passes")
+
+
+def sampler_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of those flags by the names of `generate`'s arguments; None where a flag was not given."""
+    names = (
+        "guidance_scale",
+        "guidance_decay",
+        "guidance_scale_pow",
+        "randomize_temperature",
+        "softmax_temperature_annealing",
+        "num_sample_steps",
+    )
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
+    return text.lower() == "true"
 
 
 def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:
@@ -115,6 +154,35 @@ def _batch_size(text: str, expected: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
     return int(text)
+
+
+def parse_lengths(texts: str | Sequence[str], num_tokens: int | None = None) -> list[int]:
+    """The token counts of --lengths: "1,4" or ["16", "1,4"] as [1, 4, 16], sorted, each once.
+
+    Args:
+        num_tokens: As many as the tokenizer has; not given, it is not known yet.
+
+    Raises:
+        UserError: A word is no whole number, or some are not in 1..num_tokens; it names them all.
+    """
+    text = texts if isinstance(texts, str) else ",".join(texts)
+    try:
+        lengths = sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {text}") from error
+    check_lengths(lengths, num_tokens, "--lengths")
+    return lengths
+
+
+def check_lengths(lengths: Sequence[int], num_tokens: int | None, flag: str) -> None:
+    """Refuse token counts that no prefix of `num_tokens` tokens has."""
+    wrong = [length for length in lengths if length < 1 or (num_tokens is not None and length > num_tokens)]
+    if wrong:
+        allowed = "1 or more" if num_tokens is None else f"in 1..{num_tokens}"
+        raise UserError(
+            f"{flag} must be {allowed}, got {', '.join(map(str, wrong))}"
+            + ("" if num_tokens is None else f": the tokenizer has {num_tokens} tokens")
+        )
 
 
 def choose_batch_size(

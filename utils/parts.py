@@ -57,6 +57,14 @@ class Parts:
             with np.load(self._path(part), allow_pickle=False) as file:
                 yield file
 
+    def total(self) -> dict[str, np.ndarray]:
+        """The sums of the arrays of all parts, always added in the same order."""
+        total: dict[str, np.ndarray] = {}
+        for part in self.read():
+            for name in part:
+                total[name] = total.get(name, 0) + part[name]
+        return total
+
     def remove(self) -> None:
         """Delete the parts, once what is made of them is on disk."""
         shutil.rmtree(self.folder)

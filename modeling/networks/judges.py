@@ -1,6 +1,7 @@
 """The networks behind the measures of an evaluation."""
 
-import argparse
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from modeling.networks.frechet import SetFeatures, set_features
@@ -11,18 +12,26 @@ from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, psnr, ssim
 from utils.processes import Processes
 
 
-class Networks:
+class Judges:
     """The networks of the measures that were asked for, loaded before the first image is read.
+
+    Args:
+        features: Network of the Frechet distance, for `set_features`; "none" for no such distance.
+        weights: A file with its weights, where they cannot be downloaded.
+        perceptual: Perceptual distances, for `perceptual_measure`.
+        processes: The networks go to their device.
 
     Raises:
         UserError: Weights could not be loaded.
     """
 
-    def __init__(self, arguments: argparse.Namespace, processes: Processes):
+    def __init__(
+        self, features: str, weights: str | os.PathLike | None, perceptual: Sequence[str], processes: Processes
+    ):
         self.processes = processes
-        self.features = load_features(arguments, processes)
+        self.features = None if features == "none" else set_features(features, weights).to(processes.device)
         self.perceptual: dict[str, FrozenNetwork] = {}
-        for name in dict.fromkeys(arguments.perceptual):
+        for name in dict.fromkeys(perceptual):
             key = name if name.startswith("lpips_") else f"perceptual_{name}"
             self.perceptual[key] = perceptual_measure(name).to(processes.device)
 
@@ -37,7 +46,7 @@ class Networks:
     def record(self) -> dict[str, Any]:
         """For the protocol."""
         return {
-            "feature_network": feature_record(self.features),
+            "feature_network": None if self.features is None else feature_record(self.features),
             "perceptual_networks": {
                 key: {"weights_sha256_of_tensors": sha256_of_tensors(network)}
                 for key, network in self.perceptual.items()
@@ -45,15 +54,8 @@ class Networks:
         }
 
 
-def load_features(arguments: argparse.Namespace, processes: Processes) -> SetFeatures | None:
-    if arguments.features == "none":
-        return None
-    return set_features(arguments.features, arguments.weights).to(processes.device)
-
-
-def feature_record(network: SetFeatures | None) -> dict[str, Any] | None:
-    if network is None:
-        return None
+def feature_record(network: SetFeatures) -> dict[str, Any]:
+    """What a protocol says of the network of a Frechet distance."""
     return {
         "distance": network.title,
         "dimension": network.dimension,

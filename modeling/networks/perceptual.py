@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.checkpoints.state import load_strict, read_state_dict
-from modeling.networks.frozen import LITE0_SMALLEST, EfficientNetLite0, FrozenNetwork, download
+from modeling.networks.efficientnet import SMALLEST, EfficientNetLite0
+from modeling.networks.frozen import FrozenNetwork, download
 from utils.errors import UserError
 from utils.evaluation.metrics import PERCEPTUAL_DISTANCES
 
@@ -135,9 +136,9 @@ class LPIPS(FrozenNetwork):
     @torch.no_grad()
     def per_image(self, input: Tensor, target: Tensor) -> Tensor:
         """Distance of each pair, (B,) float32, of (B, 3, H, W) in [0, 1], at least 64 pixels a side."""
-        if min(input.shape[-2:]) < LITE0_SMALLEST:
+        if min(input.shape[-2:]) < SMALLEST:
             raise UserError(
-                f"LPIPS needs images of at least {LITE0_SMALLEST} pixels a side, got {tuple(input.shape[-2:])}: "
+                f"LPIPS needs images of at least {SMALLEST} pixels a side, got {tuple(input.shape[-2:])}: "
                 "choose the perceptual distance efficientnet_lite0"
             )
         with torch.autocast(input.device.type, enabled=False):

@@ -2,14 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from utils.errors import UserError
 from utils.evaluation.metrics import PERCEPTUAL_DISTANCES
+from utils.files import sha256_of
 from utils.inference import add_batch_size_argument, parse_batch_size
 
 
 def add_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_batch_size: bool = False) -> None:
-    """The arguments of every command that evaluates."""
+    """The arguments of every command that scores images against their originals."""
     add_feature_arguments(parser)
     parser.add_argument(
         "--perceptual",
@@ -58,12 +59,37 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_
         add_batch_size_argument(parser, "images at once", default_is=default)
     else:
         parser.add_argument("--batch_size", type=parse_batch_size, help=f"images at once (default: {default})")
+    add_device_argument(parser)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 
 
-def parse_lengths(text: str) -> list[int]:
-    """ "1,4,16" as [1, 4, 16], sorted, each once; which of them can be decoded is the model's to say."""
-    try:
-        return sorted({int(word) for word in text.split(",")})
-    except ValueError as error:
-        raise UserError(f"--lengths takes whole numbers such as 1,4,16, got {text}") from error
+def add_tokenizer_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    """--config and --checkpoint of a tokenizer, and a.b=c after the flags."""
+    parser.add_argument(
+        "--config", required=required, help="configuration of the tokenizer and of the evaluation images"
+    )
+    parser.add_argument("--checkpoint", help="hub id, folder, training output, file, or step (default: the config's)")
+    add_overrides(parser)
+
+
+def tokenizer_facts(arguments: argparse.Namespace, name: str | None, weights: Path | None) -> dict[str, Any]:
+    """What a protocol says of those arguments, and of --precision and --compile.
+
+    Args:
+        name, weights: Of the tokenizer that was loaded, and its file; None where none was needed.
+    """
+    return {
+        "config": arguments.config,
+        "overrides": arguments.overrides,
+        "checkpoint": name,
+        "checkpoint_sha256": weights and sha256_of(weights),
+        "tokenizer_precision": arguments.precision,
+        "compiled": arguments.compile,
+    }
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, features
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -115,25 +116,58 @@ def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float]
     height, width = pixels.shape[:2]
     for scale in scales:
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = pixels
-        if size != (width, height):
-            small = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        misses = 0
-        for setting in image_format.settings:
-            data = image_format.encode(small, setting)
-            if len(data) > limit:
-                misses += 1
-                if misses == 2:  # sizes need not rise strictly with the setting
-                    break
-                continue
-            restored = decode(data)
-            if size != (width, height):
-                restored = np.array(Image.fromarray(restored).resize((width, height), Image.Resampling.BICUBIC))
+        small = _resized(pixels, size, Image.Resampling.LANCZOS)
+        for data in _fitting(image_format, small, limit):
+            restored = _resized(decode(data), (width, height), Image.Resampling.BICUBIC)
             error = float(np.square(restored.astype(np.float32) - pixels.astype(np.float32)).mean())
             yield Candidate(len(data), error, scale, restored)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """(H, W, 3) as (size[1], size[0], 3); itself where it has that size."""
+    if pixels.shape[1::-1] == size:
+        return pixels
+    return np.array(Image.fromarray(pixels).resize(size, resampling))
+
+
+def _fitting(image_format: Format, pixels: np.ndarray, limit: int) -> Iterator[bytes]:
+    """The files of at most `limit` bytes, from the lowest setting up to where two are larger."""
+    misses = 0
+    for setting in image_format.settings:
+        data = image_format.encode(pixels, setting)
+        if len(data) <= limit:
+            yield data
+            continue
+        misses += 1
+        if misses == 2:  # sizes need not rise strictly with the setting
+            return
 
 
 def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:
     """The candidate nearest to the image among those of at most `budget` bytes; None where none fits."""
     fitting = [candidate for candidate in found if candidate.num_bytes <= budget]
     return min(fitting, key=lambda candidate: (candidate.error, candidate.num_bytes), default=None)
+
+
+class Storage:
+    """What comes back of images that are stored in a format.
+
+    Args:
+        image_format: None gives the images themselves.
+
+    Attributes:
+        num_bytes: Of the files of all images so far, headers included.
+    """
+
+    def __init__(self, image_format: Format | None, setting: float):
+        self.image_format, self.setting = image_format, setting
+        self.num_bytes = 0
+
+    def __call__(self, pixels: Tensor) -> np.ndarray:
+        """(B, H, W, 3) uint8 of (B, 3, H, W) uint8."""
+        images = pixels.permute(0, 2, 3, 1).numpy()
+        if self.image_format is None:
+            return images
+        files = [self.image_format.encode(image, self.setting) for image in images]
+        self.num_bytes += sum(map(len, files))
+        return np.stack([decode(file) for file in files])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.figures import plotting, save_figure
 from utils.files import replacing
 
 Row = dict[str, Any]  # "name", "system" (a line of the curves), "bytes_per_image", ... and a number per measure
@@ -42,6 +43,11 @@ MEASURES = {
 }
 LINES = (("-", "o"), ("--", "s"), (":", "^"))  # and markers
 COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
+
+
+def tokens_text(length: int) -> str:
+    """How many tokens, in words."""
+    return f"{length} token{'s' if length > 1 else ''}"
 
 
 def is_measure(name: str) -> bool:
@@ -113,6 +119,11 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
     return [{name: float(value) if is_measure(name) else value for name, value in row.items()} for row in scored]
 
 
+def read_beside(paths: Sequence[str | os.PathLike], fingerprint: str) -> list[Row]:
+    """The rows of all the results that are to be shown beside those on the images of that `fingerprint`."""
+    return [row for path in paths for row in read_results(path, fingerprint)]
+
+
 def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: str = "bytes_per_image") -> None:
     """Draw each measure: a line for each `system` among the rows, a dot where it has one.
 
@@ -121,11 +132,7 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: 
     Args:
         over: What the rows have of the horizontal axis; those without are left out.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = plotting()
     rows = [row for row in rows if over in row]
     systems = list(dict.fromkeys(row["system"] for row in rows))
     families, variants = (list(dict.fromkeys(parts)) for parts in zip(*map(_parts, systems), strict=True))
@@ -156,7 +163,7 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: 
     if len(systems) > 1:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def _parts(system: str) -> tuple[str, str]:
@@ -170,12 +177,7 @@ def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str]
     Args:
         rows: Each has the settings `names` and `measure`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+    figure, axis = plotting().subplots(figsize=(6, 4.5), layout="constrained")
     axis.set_title(title_of(measure))
     axis.set_xlabel(names[-1])
     if len(names) == 1:
@@ -193,12 +195,4 @@ def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str]
             for line, y in enumerate(ys):
                 box = {"facecolor": "white", "alpha": 0.6, "linewidth": 0}
                 axis.text(column, line, f"{values[y, x]:.4g}", ha="center", va="center", bbox=box)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: str | os.PathLike) -> None:
-    from matplotlib import pyplot
-
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=130)
-    pyplot.close(figure)
+    save_figure(figure, path, dpi=130)

@@ -174,6 +174,27 @@ def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = 3) ->
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
 
+class CodeCounts:
+    """How often each code stands at each token position, each process its share.
+
+    Args:
+        num_tokens, codebook_size: N and V.
+    """
+
+    def __init__(self, num_tokens: int, codebook_size: int):
+        self.counts = torch.zeros(num_tokens, codebook_size, dtype=torch.long)
+        self.positions = torch.arange(num_tokens)
+
+    def update(self, codes: Tensor) -> None:
+        """Add one batch of tokens, (B, N) integers."""
+        codes = codes.cpu()
+        self.counts.index_put_((self.positions.expand_as(codes), codes), torch.ones(()).long(), accumulate=True)
+
+    def finish(self, processes: Processes) -> dict[str, Any]:
+        """`code_statistics` of all processes' tokens."""
+        return code_statistics(add_up(self.counts, processes))
+
+
 def code_statistics(counts: Tensor) -> dict[str, Any]:
     """Codebook usage, entropy and perplexity, over all tokens and for each token position.
 

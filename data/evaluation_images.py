@@ -1,0 +1,113 @@
+"""The images that commands evaluate: those of a configuration by number, and the reference of generated ones."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from data import DataError
+from data.batches import FaultLog, Loader, check_count
+from data.catalogue import CentreCrop, ImageSource, decoded
+from data.image_shards import evaluation_loader
+from utils.config import load_config
+from utils.evaluation.statistics import gather
+from utils.processes import Processes
+
+
+class NumberedImages:
+    """The evaluation images of a configuration in a fixed order, any of which can be read by its number.
+
+    All processes make it together; each counts its share of the shards, without decoding an image.
+
+    Args:
+        image_size: Side P that is wanted of them.
+
+    Attributes:
+        names: Of the shards, or of the stretches of a folder, with the number of images in each.
+        num_skipped: Shards that are damaged, where `dataset.params.eval_skip_broken` allows that.
+        expected: `dataset.params.num_eval_examples`.
+        preparation: What is done to the images, for the record.
+
+    Raises:
+        DataError: Images are missing, or cropped to another size.
+    """
+
+    def __init__(self, config: DictConfig, image_size: int, processes: Processes):
+        params, crop_size = config.dataset.params, config.dataset.preprocessing.crop_size
+        if crop_size != image_size:
+            raise DataError(
+                f"dataset.preprocessing.crop_size must be {image_size}, as the tokenizer takes it, got {crop_size}"
+            )
+        crop = CentreCrop(config.dataset.preprocessing)
+        self.preparation = crop.transform.description
+        self.strict = not params.get("eval_skip_broken", False)
+        self.num_threads = params.num_workers_per_gpu
+        self.parts = ImageSource(config, "eval", crop).parts
+        faults = FaultLog(self.strict)
+        mine = range(processes.rank, len(self.parts), processes.world_size)
+        counts = {index: sum(1 for _ in self.parts[index].jobs(faults)) for index in mine}
+        shares = gather((counts, len(faults.take())), processes)
+        sizes = {index: size for share, _ in shares for index, size in share.items()}
+        self.num_skipped = sum(num for _, num in shares)
+        self.names = [[part.name, sizes[index]] for index, part in enumerate(self.parts)]
+        self.bounds = np.cumsum([0, *(size for _, size in self.names)])
+        self.expected = params.get("num_eval_examples")
+        check_count(len(self), self.expected, self.num_skipped)
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def batches(self, numbers: np.ndarray, batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
+        """Keys and images (B, 3, P, P) uint8 of sorted `numbers`; broken ones are left out where that is allowed."""
+        for part, first, end in zip(self.parts, self.bounds[:-1], self.bounds[1:], strict=True):
+            wanted = numbers[(numbers >= first) & (numbers < end)] - first
+            if len(wanted):
+                picked = part._replace(jobs=partial(_pick, part.jobs, wanted.tolist()))
+                options = {"batch_size": batch_size, "num_threads": self.num_threads}
+                for examples in decoded(picked, **options, faults=FaultLog(self.strict)):
+                    yield [example.key for example in examples], torch.cat([example.image for example in examples])
+
+
+def _pick(jobs: Any, places: Sequence[int], faults: FaultLog) -> Iterator[Any]:
+    """The jobs at sorted places."""
+    wanted = set(places)
+    for place, job in enumerate(islice(jobs(faults), places[-1] + 1)):
+        if place in wanted:
+            yield job
+
+
+def choose(total: int, num_images: int | None, seed: int) -> np.ndarray:
+    """Which of `total` images to take, sorted: `num_images` of them, drawn by `seed`, or all."""
+    if num_images is None:
+        return np.arange(total)
+    if num_images > total:
+        raise DataError(f"--num_images must be at most {total}, the number of evaluation images, got {num_images}")
+    return np.sort(np.random.default_rng(seed).choice(total, num_images, replace=False))
+
+
+def reference_loader(source: str, size: int, **share: int) -> Loader:
+    """The evaluation images of a configuration, or the images in shards, cropped to `size` pixels a side.
+
+    Args:
+        source: Path of the configuration, or the shards (DIR/name-{000000..000049}.tar).
+        share: Rank, world size and batch size.
+
+    Raises:
+        DataError: The configuration crops to another size.
+    """
+    if ".tar" in source:
+        params = {"eval_shards_path_or_url": source, "num_workers_per_gpu": 1, "num_eval_examples": None}
+        dataset = {"type": "shards", "params": params, "preprocessing": {"crop_size": size}}
+        return evaluation_loader(OmegaConf.create({"dataset": dataset, "training": {}}), **share)
+    config = load_config(source)
+    if config.dataset.type == "tokens":  # a generator's configuration: its images stand in shards
+        config.dataset.type = "shards"
+    config_size = config.dataset.preprocessing.crop_size
+    if config_size != size:
+        raise DataError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
+    return evaluation_loader(config, **share)

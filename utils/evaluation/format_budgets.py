@@ -1,0 +1,166 @@
+"""Image formats at given bytes per image: the best file of each image that fits, and the scores of its pixels."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.evaluation.comparison import Comparison
+from utils.evaluation.image_formats import FORMATS, Candidate, best_within, candidates, header_bytes, is_grey
+from utils.evaluation.report import Row
+from utils.evaluation.statistics import add_up, gather
+from utils.processes import Processes
+
+SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+class Variant(NamedTuple):
+    """One way to spend a budget on one format."""
+
+    format_name: str
+    scales_down: bool
+    free_header: bool
+
+    @property
+    def title(self) -> str:
+        title = FORMATS[self.format_name].title
+        return title + ", scaled down" * self.scales_down + ", header free" * self.free_header
+
+
+class Entry(NamedTuple):
+    """A variant with a budget, in bytes of the file, or of what is not header."""
+
+    variant: Variant
+    budget: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.title}, {self.budget} bytes"
+
+    def limit(self, grey: bool) -> int:
+        """The most bytes that a file may have."""
+        return self.budget + self.variant.free_header * header_bytes(self.variant.format_name, grey)
+
+
+def entries_of(formats: Sequence[str], budgets: Sequence[int], free_headers: bool) -> list[Entry]:
+    """Each format plainly and scaled down, with `free_headers` also the latter without its header, at each budget."""
+    ways = [(False, False), (True, False)] + [(True, True)] * free_headers
+    return [Entry(Variant(name, *way), budget) for name in formats for way in ways for budget in budgets]
+
+
+def parse_budgets(text: str) -> list[int]:
+    """The bytes of --budgets, sorted, each once."""
+    try:
+        budgets = sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"--budgets takes whole numbers such as 40,80,160, got {text}") from error
+    if budgets[0] < 1:
+        raise UserError(f"--budgets must be 1 byte or more, got {budgets[0]}")
+    return budgets
+
+
+def default_budgets(num_tokens: int, codebook_size: int) -> list[int]:
+    """The bytes of 1, 2, 4, ... tokens of a tokenizer, and 2, 4, 8, 16 times its longest."""
+    bits = math.log2(codebook_size)
+    lengths = [2**power for power in range(num_tokens.bit_length() + 4)]
+    return sorted({math.ceil(length * bits / 8) for length in [*lengths, num_tokens] if length <= 16 * num_tokens})
+
+
+def best_files(pixels: np.ndarray, entries: Sequence[Entry]) -> dict[Entry, Candidate | None]:
+    """For each entry the best file of an image (H, W, 3) within its budget; None where none fits."""
+    grey = is_grey(pixels)
+    limits = {entry: entry.limit(grey) for entry in entries}
+    best = {}
+    for format_name, group in itertools.groupby(entries, lambda entry: entry.variant.format_name):
+        group = list(group)
+        found = list(candidates(FORMATS[format_name], pixels, SCALES, max(limits[entry] for entry in group)))
+        plain = [candidate for candidate in found if candidate.scale == 1]
+        for entry in group:
+            best[entry] = best_within(found if entry.variant.scales_down else plain, limits[entry])
+    return best
+
+
+class FormatScores:
+    """Scores of all entries over a set of images, each process its share.
+
+    An entry whose budget does not hold every image has no scores, only the share of those that it holds.
+    """
+
+    def __init__(self, entries: Sequence[Entry], comparison: Comparison, processes: Processes):
+        self.entries, self.comparison, self.processes = entries, comparison, processes
+        self.fitting = dict.fromkeys(entries, 0)  # images for which some file fits
+        self.wanted = set(entries)
+
+    def update(self, pixels: Tensor, files: Sequence[Mapping[Entry, Candidate | None]], keys: Sequence[str]) -> None:
+        """Add images (B, 3, H, W) uint8, `best_files` of each, and their names."""
+        for entry in self.entries:
+            num_fitting = sum(chosen[entry] is not None for chosen in files)
+            self.fitting[entry] += num_fitting
+            if num_fitting < len(files):
+                self.wanted.discard(entry)
+        grey = [is_grey(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+        scored = {entry: [chosen[entry] for chosen in files] for entry in self.entries if entry in self.wanted}
+        device = self.processes.device
+        versions = {entry.name: _as_tensor(chosen).to(device) for entry, chosen in scored.items()}
+        sizes = {entry.name: _counted_bytes(chosen, entry.variant, grey) for entry, chosen in scored.items()}
+        self.comparison.update(pixels.to(device), versions, keys, sizes)
+
+    def rows(self, image_size: int) -> list[Row]:
+        """A row an entry; every process calls this together.
+
+        Args:
+            image_size: Pixels a side.
+        """
+        seen = self.comparison.count()
+        counts = add_up(torch.tensor(list(self.fitting.values())), self.processes).tolist()
+        everywhere = set.intersection(*gather(self.wanted, self.processes))
+        scores = self.comparison.finish([entry.name for entry in self.entries if entry in everywhere])
+        rows = []
+        for entry, count in zip(self.entries, counts, strict=True):
+            row: Row = {"name": entry.name, "system": entry.variant.title}
+            row |= {"budget": entry.budget, "fits": count / seen}
+            if entry in everywhere:
+                mean_bytes = scores[entry.name].pop("counted_bytes")
+                row |= {"bytes_per_image": mean_bytes, "bits_per_pixel": 8 * mean_bytes / image_size**2}
+                row |= scores[entry.name]
+            rows.append(row)
+        return rows
+
+
+def _counted_bytes(files: Sequence[Candidate], variant: Variant, grey: Sequence[bool]) -> dict[str, Tensor]:
+    """Bytes of each file, and those of them that count."""
+    sizes = torch.tensor([file.num_bytes for file in files])
+    headers = torch.tensor([header_bytes(variant.format_name, is_grey) for is_grey in grey])
+    return {"file_bytes": sizes, "counted_bytes": (sizes - headers).clamp(min=0) if variant.free_header else sizes}
+
+
+def _as_tensor(files: Sequence[Candidate]) -> Tensor:
+    return torch.from_numpy(np.stack([file.pixels for file in files])).permute(0, 3, 1, 2)
+
+
+def describe(formats: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """A line for each format: its headers, and the least budget that holds every image."""
+    lines = []
+    for name in formats:
+        titles = {Variant(name, scales_down, False).title for scales_down in (False, True)}
+        whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]
+        smallest = f"every image fits into {min(whole)} bytes" if whole else "some images fit none of the budgets"
+        grey, colour = header_bytes(name, True), header_bytes(name, False)
+        lines.append(f"{FORMATS[name].title}: header {grey} bytes (grey), {colour} (colour); {smallest}")
+    return lines
+
+
+def record_of(formats: Sequence[str]) -> dict[str, Any]:
+    """What a protocol says of the formats."""
+    return {
+        "header_bytes": {
+            name: {"grey": header_bytes(name, True), "colour": header_bytes(name, False)} for name in formats
+        },
+        "scales": SCALES,
+        "settings": {name: FORMATS[name].settings for name in formats},
+    }

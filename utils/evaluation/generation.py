@@ -1,0 +1,174 @@
+"""Generated images against a reference set: distances of sets, and grids of sampler settings."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.evaluation.comparison import Originals
+from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
+from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
+from utils.evaluation.session import Session
+from utils.evaluation.statistics import Gaussian, frechet_distance, precision_recall
+from utils.processes import Processes
+
+Batches = Iterable[tuple[list[str], Tensor]]  # keys, and images (B, 3, H, W) uint8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are measured against.
+
+    Attributes:
+        features: Of single images, (n, D), for precision and recall; None where only statistics are known.
+        record: For the protocol.
+    """
+
+    gaussian: Gaussian
+    features: Tensor | None
+    record: dict[str, Any]
+
+    def noting(self, **facts: Any) -> "Reference":
+        """This with more facts in its record."""
+        return replace(self, record={**facts, **self.record})
+
+
+def seen_by(
+    network: FeatureNetwork,
+    batches: Batches,
+    total: int | None,
+    session: Session,
+    what: str,
+    with_logits: bool = True,
+) -> FeatureSet:
+    """All images of `batches` as the network sees them; `what` they are stands at the bar."""
+    versions = ((keys, {what: images}) for keys, images in batches)
+    return versions_seen_by(network, versions, [what], total, session, what, with_logits)[what]
+
+
+def versions_seen_by(
+    network: FeatureNetwork,
+    batches: Iterable[tuple[list[str], Mapping[Any, Tensor]]],
+    names: Sequence[Any],
+    total: int | None,
+    session: Session,
+    what: str,
+    with_logits: bool = True,
+) -> dict[Any, FeatureSet]:
+    """All versions of the images of `batches`, called `names` there, as the network sees them."""
+    options = {"with_logits": with_logits, "with_features": True}
+    found = {name: FeatureSet(network, session.processes, **options) for name in names}
+    with session.progress(total, what) as done:
+        for keys, versions in batches:
+            for name, images in versions.items():
+                found[name].update(images.to(session.device), keys)
+            done(len(keys))
+    return found
+
+
+def reference_of(
+    network: FeatureNetwork,
+    session: Session,
+    check_count: Callable[[int, int | None, int], None],
+    batches: Batches,
+    expected: int | None,
+    num_skipped: Callable[[], int] = lambda: 0,
+) -> Reference:
+    """The images of `batches` as a reference.
+
+    Args:
+        check_count: As of `Session.counted`.
+        num_skipped: Gives, after the last batch, the images that this process has left out as broken.
+    """
+    originals = Originals(session.processes)
+
+    def noted() -> Batches:
+        for keys, images in batches:
+            originals.add(images, keys)
+            yield keys, images
+
+    found = seen_by(network, noted(), expected, session, "reference", with_logits=False)
+    record = session.counted(originals, check_count, expected, num_skipped())
+    return Reference(found.gaussian(), found.features(), record)
+
+
+def score(found: FeatureSet, reference: Reference, processes: Processes) -> dict[str, float]:
+    """The measures of a set of samples; every process calls this together, the first one gets all of them."""
+    scores = {found.network.key: frechet_distance(reference.gaussian, found.gaussian()), **found.inception_score()}
+    features = found.features()
+    if reference.features is not None and processes.is_main:
+        device = processes.device if processes.device.type == "cuda" else torch.device("cpu")
+        precision, recall = precision_recall(features.to(device), reference.features.to(device))
+        scores |= {"precision": precision, "recall": recall}
+    return scores
+
+
+class Sweep:
+    """A grid of sampler settings.
+
+    Args:
+        texts: ["a=1,2", "b=3"], or "a=1,2,b=3" in one: the settings and their values.
+
+    Raises:
+        UserError: A text is no such thing, or names more than two settings.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self.values: dict[str, list[float]] = {}
+        name = None
+        for word in ",".join(texts).split(",") if texts else []:
+            before, equals, after = word.partition("=")
+            if equals:
+                name, word = before, after
+                self.values[name] = []
+            try:
+                number = float(word)
+            except ValueError:
+                name = None
+            if name is None:
+                raise UserError(f"--sweep takes NAME=NUMBER,NUMBER,..., got {' '.join(texts)}")
+            self.values[name].append(int(number) if name == "num_sample_steps" else number)
+        if len(self.values) > 2:
+            raise UserError(f"--sweep takes one or two settings, got {', '.join(self.values)}")
+
+    def check(self, settings: Iterable[str]) -> None:
+        """Refuse names that are no `settings` of the sampler."""
+        unknown = [name for name in self.values if name not in settings]
+        if unknown:
+            raise UserError(f"--sweep takes settings of the sampler ({', '.join(settings)}), got {unknown[0]}")
+
+    def points(self) -> Iterator[dict[str, float]]:
+        """The settings of each point of the grid; one point that sets nothing for an empty one."""
+        for values in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, values, strict=True))
+
+
+def report(
+    session: Session,
+    rows: Sequence[Row],
+    beside: Sequence[Row],
+    record: Mapping[str, Any],
+    network: FeatureNetwork,
+    sweep: Sweep,
+) -> None:
+    """Report the rows: over token counts with curves, over a sweep with a grid and its best point.
+
+    Args:
+        beside: Rows of other results, shown as far as these have the same measures.
+    """
+    shared = {"name", "system", "tokens", *filter(is_measure, rows[0])}
+    shown = [*rows, *({name: value for name, value in row.items() if name in shared} for row in beside)]
+    seen = record["samples"]["seen"]
+    figures, notes = {}, []
+    if "tokens" in rows[0]:
+        figures["curves.png"] = lambda path: plot_curves(path, shown, f"{seen:,} samples", over="tokens")
+    elif len(rows) > 1:
+        figures["sweep.png"] = lambda path: plot_grid(path, rows, list(sweep.values), network.key)
+        best = min(rows, key=lambda row: row[network.key])
+        notes.append(f"lowest {network.title}: {best[network.key]:.4g} at {best['name']}")
+    results = {"rows": rows, "protocol": record}
+    session.report(f"{seen:,} images scored", results, shown, notes=notes, figures=figures)

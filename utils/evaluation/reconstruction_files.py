@@ -1,0 +1,140 @@
+"""The files of a set of reconstructions, sorted by key: images.npy, raw.npy, tokens.npz, labels.npy, png/000000.png."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.evaluation.sorted_rows import Place, SortedRows, sorted_places
+from utils.evaluation.statistics import gather
+from utils.files import write_array, write_arrays
+from utils.images import write_image
+from utils.processes import Processes
+
+Length = int | None  # None: all tokens, or no tokens at all
+
+
+class Made(NamedTuple):
+    """What was made of a batch of images.
+
+    Attributes:
+        images: By the length that they were decoded from, (B, P, P, 3) uint8.
+        raws: The same before rounding, float32, unclamped; where they are wanted.
+        tokens: (B, N) int32; None where they are not wanted.
+    """
+
+    images: Mapping[Length, np.ndarray]
+    raws: Mapping[Length, np.ndarray]
+    tokens: np.ndarray | None
+
+
+class ReconstructionFiles:
+    """Reconstructions on their way to their files, each process its share; a context, which removes what is unfinished.
+
+    All processes make it and call its methods together, `add` apart.
+
+    Args:
+        output_dir: The folder of what there is once, labels and tokens.
+        folders: Of the images by length; empty for no images.
+        size: Pixels a side.
+        with_raw: Keep the raw images too.
+    """
+
+    def __init__(
+        self, output_dir: Path, folders: Mapping[Length, Path], size: int, processes: Processes, with_raw: bool
+    ):
+        self.output_dir, self.folders, self.processes = output_dir, folders, processes
+        shape = (size, size, 3)
+        self.images = {
+            length: SortedRows(folder, "images.npy", shape, np.uint8, processes) for length, folder in folders.items()
+        }
+        self.raws = {
+            length: SortedRows(folder, "raw.npy", shape, np.float32, processes)
+            for length, folder in (folders.items() if with_raw else ())
+        }
+        self.keys: list[str] = []
+        self.labels: list[np.ndarray] = []
+        self.tokens: list[np.ndarray] = []
+        self.names: list[str] = []  # of all processes, sorted
+        self.places: list[Place] = []  # of their rows
+
+    def __enter__(self) -> "ReconstructionFiles":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for rows in (*self.images.values(), *self.raws.values()):
+            rows.remove()
+
+    def add(self, keys: Sequence[str], labels: np.ndarray, made: Made) -> None:
+        """Add one batch: names, class ids (B,) and what was made of it."""
+        self.keys += keys
+        self.labels.append(labels)
+        if made.tokens is not None:
+            self.tokens.append(made.tokens)
+        for store, found in ((self.images, made.images), (self.raws, made.raws)):
+            for length, rows in found.items():
+                store[length].append(rows)
+
+    def sort(self, what: str) -> list[str]:
+        """The keys of all processes, sorted. Nothing is added after this.
+
+        Raises:
+            UserError: A key comes twice in the set, which is called `what`.
+        """
+        for rows in (*self.images.values(), *self.raws.values()):
+            rows.close()
+        self.names, self.places = sorted_places(self.keys, self.processes, what)
+        return self.names
+
+    def write(self, *, labels: bool, tokens: bool, png: bool) -> list[Path | str]:
+        """Write everything, sorted: the files, for people, on the first process."""
+        written: list[Path | str] = []
+        shares = gather((self.labels, self.tokens), self.processes)
+        if self.processes.is_main:
+            for length, folder in self.folders.items():
+                written += self._write_arrays(length, folder)
+            if labels:
+                written.append(self.output_dir / "labels.npy")
+                write_array(written[-1], self._sorted([share[0] for share in shares]))
+            if tokens:
+                written.append(self.output_dir / "tokens.npz")
+                sorted_tokens = self._sorted([share[1] for share in shares])
+                write_arrays(written[-1], tokens=sorted_tokens, keys=np.array(self.names))
+        if png:
+            for length, folder in self.folders.items():
+                self._write_pngs(self.images[length], folder / "png")
+                written.append(folder / "png" / f"000000.png ... {len(self.places) - 1:06d}.png")
+        self.processes.wait()
+        return written
+
+    def _write_arrays(self, length: Length, folder: Path) -> list[Path]:
+        stores = {folder / "images.npy": self.images, folder / "raw.npy": self.raws}
+        written = {path: store[length] for path, store in stores.items() if length in store}
+        for path, rows in written.items():
+            rows.write(path, self.places)
+        return list(written)
+
+    def _sorted(self, shares: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """Rows of all processes' batches in the order of the keys."""
+        first = np.cumsum([0, *(sum(map(len, share)) for share in shares)])
+        rows = np.concatenate([batch for share in shares for batch in share])
+        return rows[[first[place.rank] + place.index for place in self.places]]
+
+    def _write_pngs(self, images: SortedRows, folder: Path) -> None:
+        """Numbered files; the processes share the work."""
+        from PIL import Image
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.processes.is_main:  # what a run on more images left here
+            for path in folder.glob("[0-9]*.png"):
+                if path.stem.isdigit() and int(path.stem) >= len(self.places):
+                    path.unlink()
+        mine = range(self.processes.rank, len(self.places), self.processes.world_size)
+        rows = tqdm(
+            images.rows([self.places[index] for index in mine]),
+            desc="png", unit="image", total=len(mine), disable=not self.processes.is_main, dynamic_ncols=True,
+        )  # fmt: skip
+        for index, row in zip(mine, rows, strict=True):
+            write_image(Image.fromarray(row), folder / f"{index:06d}.png")

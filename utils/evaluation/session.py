@@ -1,0 +1,121 @@
+"""One run of a command that evaluates: its processes, its progress, what it has seen, its record and its results."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from utils.evaluation.comparison import Originals
+from utils.evaluation.protocol import exact_arithmetic, protocol
+from utils.evaluation.report import Row, table, write_results
+from utils.evaluation.statistics import add_up
+from utils.processes import Processes
+
+
+class Session:
+    """The place of a run: all of its processes make one together, and leave it together as a context ends.
+
+    Inside, everything is computed in full float32 unless a command asks for less.
+
+    Args:
+        device: Name for `pick_device`.
+        output_dir: Where the results go.
+    """
+
+    def __init__(self, device: str, output_dir: str | os.PathLike):
+        exact_arithmetic()
+        self.processes = Processes(device)
+        self.output_dir = Path(output_dir)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.processes.close()
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    def share(self, batch_size: int | None) -> dict[str, Any]:
+        """Keyword arguments of what reads images: which of them this process takes, and how many at once."""
+        return {"rank": self.processes.rank, "world_size": self.processes.world_size, "batch_size": batch_size}
+
+    @contextmanager
+    def progress(self, total: int | None, what: str | None = None) -> Iterator[Callable[[int], None]]:
+        """A bar over `total` images of all processes; gives the function that is told of every few this one has done.
+
+        How far the others are is guessed: as far as this one.
+        """
+        with tqdm(total=total, desc=what, unit="image", disable=not self.processes.is_main, dynamic_ncols=True) as bar:
+            yield lambda num_images: bar.update(num_images * self.processes.world_size)
+
+    def each(self, loader: Iterable[dict[str, Any]], what: str | None = None) -> Iterator[dict[str, Any]]:
+        """The batches of a loader, with a bar over its `expected` images."""
+        with self.progress(loader.expected, what) as done:
+            for batch in loader:
+                yield batch
+                done(len(batch["__key__"]))
+
+    def counted(
+        self,
+        originals: Originals,
+        check_count: Callable[[int, int | None, int], None],
+        expected: int | None,
+        num_skipped: int = 0,
+    ) -> dict[str, Any]:
+        """The record of the images that all processes have seen; every process calls this together.
+
+        Args:
+            check_count: Called with the images seen, expected and skipped; raises where some are missing.
+            num_skipped: Broken ones that this process has left out.
+        """
+        num_skipped = self.sum(num_skipped)
+        record = originals.record(expected, num_skipped)
+        check_count(record["seen"], expected, num_skipped)
+        return record
+
+    def sum(self, number: int) -> int:
+        """The sum over all processes, which call this together."""
+        return int(add_up(torch.tensor(number), self.processes))
+
+    def record(self, **facts: Any) -> dict[str, Any]:
+        """The protocol of this run, with `facts`."""
+        return protocol(self.processes, **facts)
+
+    def say(self, text: str) -> None:
+        """Print on the first process."""
+        if self.processes.is_main:
+            print(text, flush=True)
+
+    def report(
+        self,
+        summary: str,
+        results: Mapping[str, Any],
+        shown: Sequence[Row],
+        *,
+        notes: Sequence[str] = (),
+        name: str = "metrics.json",
+        figures: Mapping[str, Callable[[Path], None]] | None = None,
+    ) -> None:
+        """Print a table and notes, write the results and draw the figures, and say where they are.
+
+        Args:
+            summary: What was done, such as "500 images scored".
+            results: What the file `name` in the output folder gets.
+            shown: Rows of the table.
+            figures: {file name: what draws it to a path}.
+        """
+        if not self.processes.is_main:
+            return
+        for text in (table(shown), *notes):
+            print(text)
+        write_results(self.output_dir / name, results)
+        for figure, draw in (figures or {}).items():
+            draw(self.output_dir / figure)
+        written = [str(self.output_dir / file) for file in (name, *(figures or {}))]
+        print(f"{summary}; wrote {' and '.join(written)}")
