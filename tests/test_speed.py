@@ -3,6 +3,7 @@
 import torch
 from omegaconf import OmegaConf
 
+from modeling.modules.blocks import TransformerBlock
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from utils.config import load_config
@@ -35,6 +36,13 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
     with torch.no_grad():
         torch.testing.assert_close(compiled(images)[0], eager(images)[0], rtol=1e-3, atol=1e-4)
     assert counter.num_graphs > 0
+
+
+def test_a_block_compiles_as_one_graph():
+    counter, block = Counter(), TransformerBlock(width=16, num_heads=2)
+    x = torch.rand(2, 5, 16)
+    torch.testing.assert_close(torch.compile(block, backend=counter, fullgraph=True)(x), block(x))
+    assert counter.num_graphs == 1
 
 
 def test_tail_drop_compiles_a_bounded_number_of_times():

@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from utils.speed import cpu_has_bfloat16
@@ -78,12 +79,10 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        batch, positions, width = x.shape
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        qkv = qkv.view(batch, positions, 3, self.num_heads, width // self.num_heads)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3 W)
+        queries, keys, values = rearrange(qkv, "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.num_heads)
         x = attention(queries, keys, values, mask)
-        return self.out_proj(x.transpose(1, 2).reshape(batch, positions, width))
+        return self.out_proj(rearrange(x, "b heads t d -> b t (heads d)"))
 
 
 class MLP(nn.Module):

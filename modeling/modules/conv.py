@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 LAYOUT = torch.channels_last  # several times faster than the default on CPUs and on tensor cores
@@ -30,12 +31,12 @@ def _enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    weight = conv.weight.permute(2, 3, 1, 0).flip(0, 1).contiguous()  # (3, 3, in, out)
+    weight = rearrange(conv.weight, "o i h w -> h w i o").flip(0, 1).contiguous()  # (3, 3, inputs, outputs)
     # Padded first: of additions to slices torch.compile makes an expression that takes it more than a minute.
-    kernel = F.pad(weight, (0, 0, 0, 0, 0, 1, 0, 1))  # (4, 4, in, out)
+    kernel = F.pad(weight, (0, 0, 0, 0, 0, 1, 0, 1))  # (4, 4, inputs, outputs)
     for row, column in ((0, 1), (1, 0), (1, 1)):
         kernel += F.pad(weight, (0, 0, 0, 0, column, 1 - column, row, 1 - row))
-    return F.conv_transpose2d(x, kernel.permute(2, 3, 0, 1), conv.bias, stride=2, padding=1)
+    return F.conv_transpose2d(x, rearrange(kernel, "h w i o -> i o h w"), conv.bias, stride=2, padding=1)
 
 
 class ResidualBlock(nn.Module):

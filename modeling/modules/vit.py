@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from modeling.modules.blocks import SelfAttention, TransformerBlock
@@ -60,9 +61,8 @@ class ViTEncoder(nn.Module):
 
     def forward(self, pixels: Tensor, latent_tokens: Tensor) -> Tensor:
         """(B, 3, P, P) and (N, W) to (B, C, 1, N)."""
-        batch = pixels.shape[0]
-        num_latent_tokens, width = latent_tokens.shape
-        x = self.patch_embed(pixels).flatten(2).mT  # (B, G*G, W)
+        batch, num_latent_tokens = pixels.shape[0], latent_tokens.shape[0]
+        x = rearrange(self.patch_embed(pixels), "b w rows columns -> b (rows columns) w")  # (B, G*G, W)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(batch, 1, -1), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
         latents = (latent_tokens + self.latent_token_positional_embedding).to(x.dtype)
@@ -71,10 +71,11 @@ class ViTEncoder(nn.Module):
         for block in self.transformer:
             x = block(x)
         x = self.ln_post(x[:, -num_latent_tokens:])  # (B, N, W)
-        if not self.is_legacy:
-            x = x.mT
-        x = self.conv_out(x.reshape(batch, width, num_latent_tokens, 1))  # (B, C, N, 1)
-        return x.reshape(batch, -1, 1, num_latent_tokens)
+        if self.is_legacy:
+            x = rearrange(rearrange(x, "b n w -> b (n w)"), "b (w n) -> b w n 1", n=num_latent_tokens)
+        else:
+            x = rearrange(x, "b n w -> b w n 1")
+        return rearrange(self.conv_out(x), "b c n 1 -> b c 1 n")
 
 
 class ViTDecoder(nn.Module):
@@ -122,7 +123,7 @@ class ViTDecoder(nn.Module):
             lengths: (B,), 1..K: how many of the K tokens each image may use; all of them when not given.
         """
         batch, _, _, kept = z.shape
-        latents = self.decoder_embed(z.squeeze(2).mT)  # (B, K, W)
+        latents = self.decoder_embed(rearrange(z, "b c 1 k -> b k c"))  # (B, K, W)
         latents = latents + self.latent_token_positional_embedding[:kept].to(latents.dtype)
         queries = torch.cat([self.class_embedding, self.mask_token[0].expand(self.grid**2, -1)])
         queries = (queries + self.positional_embedding).to(latents.dtype)  # (1 + G*G, W)
@@ -136,7 +137,7 @@ class ViTDecoder(nn.Module):
         for block in self.transformer:
             x = block(x, mask)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
-        return x.mT.unflatten(2, (self.grid, self.grid))  # in channels-last layout
+        return rearrange(x, "b (rows columns) w -> b w rows columns", rows=self.grid)  # in channels-last layout
 
 
 def _init_weights(module: nn.Module) -> None:
