@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate, locate_configured
-from modeling.maskgit import MaskGIT, generator_class, sampler_settings
+from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds
+from modeling.samplers.settings import SamplerSettings
 from modeling.titok import TiTok
 from modeling.tokenizers import has_mean_code, load_tokenizer
 from utils.config import lenient_config, load_config
@@ -118,11 +120,11 @@ def sample(
     generator: MaskGIT,
     tokenizer: TiTok,
     images: Sequence[tuple[int, int]],
+    settings: SamplerSettings,
     *,
     seed: int,
     batch_size: int,
     arithmetic: Arithmetic = nullcontext,
-    **settings: Any,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Sample images in batches: (tokens (b, N), pixels (b, 3, P, P) clamped to [0, 1]).
 
@@ -130,13 +132,12 @@ def sample(
         images: (class label, number of the sample within its class). These two and `seed` decide an image; the others
             of its batch do not, up to rounding.
         arithmetic: The context in which the networks compute, see `utils.inference.prepared`.
-        settings: Keyword arguments of `MaskGIT.generate`.
     """
     for first in range(0, len(images), batch_size):
         batch = images[first : first + batch_size]
         seeds = image_seeds(seed, [f"{label}/{number}" for label, number in batch])
         with torch.no_grad(), arithmetic():
-            tokens = generator.generate(torch.tensor([label for label, _ in batch]), seeds=seeds, **settings)
+            tokens = generator.generate(torch.tensor([label for label, _ in batch]), seeds=seeds, **asdict(settings))
             pixels = tokenizer.decode_tokens(tokens).float().clamp(0, 1)
         yield tokens, pixels
 
@@ -162,8 +163,3 @@ def sample_prefixes(
             for length in set(lengths) - {tokens.shape[1]}:
                 versions[length] = tokenizer.decode_tokens(tokens, length).float()
         yield {length: versions[length] for length in lengths}
-
-
-def chosen_settings(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `generate`: the configuration's, changed by those that were given (None: was not)."""
-    return sampler_settings(config) | {name: value for name, value in given.items() if value is not None}

@@ -1,6 +1,5 @@
 """MaskGIT generators: class in, latent tokens out, many tokens a step (arXiv 2202.04200; 2406.07550, section 4)."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,14 +9,9 @@ from torch import Tensor, nn
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import GENERATOR, class_named, register
 from modeling.modules.blocks import Linear, attention
-from modeling.modules.masking import (
-    ImageNoise,
-    draw_seeds,
-    guidance_weight,
-    gumbel,
-    masked_counts,
-    random_drop,
-)
+from modeling.modules.masking import ImageNoise, random_drop, rows_at, seeds_of
+from modeling.samplers import sampler_class
+from modeling.samplers.settings import SamplerSettings
 from utils.errors import UserError
 
 
@@ -128,8 +122,9 @@ class MaskGIT(Pretrained, nn.Module):
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
         return_intermediate: bool = False,
+        sampler: str = "confidence",
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Sample image tokens for the given classes: all masked at first, the surest ones fixed step by step.
+        """Sample image tokens for the given classes: all masked at first, all known at last.
 
         Each image draws its noise from its own seed, so that it comes out the same alone and in a batch (up to ties
         within rounding), on the same kind of device. Runs in evaluation mode, and leaves the mode as it was.
@@ -144,75 +139,44 @@ class MaskGIT(Pretrained, nn.Module):
             generator: Gives the images' seeds, in their order; by default torch's own generator on the CPU.
             seeds: The images' seeds themselves, one each, in place of `generator`.
             return_intermediate: Also give the tokens after each step.
+            sampler: How tokens are chosen, a name in `modeling.samplers.SAMPLERS`.
 
         Returns:
             (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
         """
         condition = _labels(torch.as_tensor(condition))
         _require_range(condition, self.num_classes - 1, "class labels")
-        if isinstance(num_sample_steps, bool) or not isinstance(num_sample_steps, int) or num_sample_steps < 1:
-            raise UserError(f"num_sample_steps must be an integer of 1 or more, got {num_sample_steps!r}")
-        for name, value, lowest in (
-            ("guidance_scale", guidance_scale, -math.inf),
-            ("guidance_scale_pow", guidance_scale_pow, 0),
-            ("randomize_temperature", randomize_temperature, 0),
-        ):
-            if not math.isfinite(value) or value < lowest:
-                raise UserError(f"{name} must be a finite number{' of 0 or more' if lowest == 0 else ''}, got {value}")
-        if seeds is not None and generator is not None:
-            raise UserError("generate takes either a generator or seeds, got both")
-        if seeds is not None and len(seeds) != len(condition):
-            raise UserError(f"seeds must be one an image, got {len(seeds)} for {len(condition)} labels")
-        guidance = [
-            guidance_weight(guidance_decay, guidance_scale, guidance_scale_pow, step, num_sample_steps)
-            for step in range(num_sample_steps)
-        ]
-        remaining = [1 - step / num_sample_steps for step in range(1, num_sample_steps + 1)]
-        annealing = [0.5 + 0.8 * share if softmax_temperature_annealing else 1.0 for share in remaining]
-        noise_scales = [randomize_temperature * share for share in remaining]
+        settings = SamplerSettings(
+            guidance_scale,
+            guidance_decay,
+            guidance_scale_pow,
+            randomize_temperature,
+            softmax_temperature_annealing,
+            num_sample_steps,
+            sampler,
+        )
+        after = self._sampled(condition, settings, seeds_of(len(condition), generator, seeds))
+        return (after[-1], after) if return_intermediate else after[-1]
 
+    def _sampled(self, condition: Tensor, settings: SamplerSettings, seeds: Sequence[int]) -> Tensor:
+        """The tokens after each step, (steps, B, N), in evaluation mode."""
         device = next(self.parameters()).device
-        noise = ImageNoise(draw_seeds(len(condition), generator) if seeds is None else seeds, device)
         was_training = self.training
         self.eval()
         try:
-            intermediate = torch.stack(
-                list(self._sampling_steps(condition.to(device), guidance, annealing, noise_scales, noise))
-            )
+            return torch.stack(list(self._sampling_steps(condition.to(device), settings, ImageNoise(seeds, device))))
         finally:
             self.train(was_training)
-        return (intermediate[-1], intermediate) if return_intermediate else intermediate[-1]
 
-    def _sampling_steps(
-        self,
-        condition: Tensor,
-        guidance: list[float],
-        annealing: list[float],
-        noise_scales: list[float],
-        noise: ImageNoise,
-    ) -> Iterator[Tensor]:
+    def _sampling_steps(self, condition: Tensor, settings: SamplerSettings, noise: ImageNoise) -> Iterator[Tensor]:
         """The tokens after each step, (B, N), with the mask token where still masked."""
-        tokens = condition.new_full((len(condition), self.num_tokens), self.mask_token)
-        masked = torch.arange(self.num_tokens, device=tokens.device).expand_as(tokens)  # (B, M): where it is masked
-        counts = masked_counts(self.num_tokens, len(guidance))
-        for weight, divisor, noise_scale, num_masked in zip(guidance, annealing, noise_scales, counts, strict=True):
-            logits = self._guided_logits(tokens, condition, weight, masked) / divisor  # (B, M, V)
-
-            # Noise is drawn for all positions, so that a position's does not depend on which others are masked.
-            noisy = logits
-            if noise_scale:
-                uniform = noise.uniform(self.num_tokens, self.codebook_size)
-                noisy = logits + noise_scale * gumbel(_rows(uniform, masked))
-            sampled = noisy.argmax(dim=-1)  # (B, M)
-            tokens = tokens.scatter(1, masked, sampled)
-
-            confidence = logits.gather(2, sampled[..., None]).squeeze(2)  # (B, M)
-            if noise_scale:
-                confidence = confidence + noise_scale * gumbel(noise.uniform(self.num_tokens).gather(1, masked))
-            least_sure = confidence.argsort(dim=1, stable=True)[:, :num_masked]
-            masked = masked.gather(1, least_sure).sort(dim=1).values
-            tokens = tokens.scatter(1, masked, self.mask_token)
-            yield tokens
+        sampler = sampler_class(settings.sampler)(settings, self.num_tokens, self.codebook_size)
+        state = sampler.start(len(condition), noise, condition.device)
+        for step in range(settings.num_sample_steps):
+            weight = settings.guidance_weight(step)
+            logits = self._guided_logits(state.tokens, condition, weight, state.positions)  # (B, M, V)
+            state = sampler.step(logits, state)
+            yield state.tokens
 
     def _guided_logits(self, tokens: Tensor, condition: Tensor, weight: float, positions: Tensor) -> Tensor:
         """Logits in float32, (B, M, V), with the conditional and unconditional halves in one forward pass."""
@@ -249,7 +213,8 @@ class ImageBert(MaskGIT):
         x = self.model["embeddings"](tokens)  # (B, 1 + N, W)
         for layer in self.model["encoder"]["layer"]:
             x = layer(x)
-        return self.model["lm_head"](_rows(x[:, 1:], positions))
+        x = x[:, 1:]
+        return self.model["lm_head"](x if positions is None else rows_at(x, positions))
 
 
 class BertEmbeddings(nn.Module):
@@ -340,7 +305,8 @@ class UViTBert(MaskGIT):
         x = self.mid_block(x)
         for block in self.out_blocks:
             x = block(block.skip_linear(torch.cat([x, skips.pop()], dim=-1)))
-        return self.lm_head(self.norm(_rows(x[:, 1:], positions)))
+        x = x[:, 1:]
+        return self.lm_head(self.norm(x if positions is None else rows_at(x, positions)))
 
 
 class UViTBlock(nn.Module):
@@ -385,28 +351,6 @@ class UViTAttention(nn.Module):
 def generator_class(config: DictConfig) -> type[MaskGIT]:
     """The network that `model.generator.model_type` names (`ViT`, the default, or `UViT`)."""
     return class_named(GENERATOR, config.model.generator.get("model_type", "ViT"), MaskGIT)
-
-
-def sampler_settings(config: DictConfig) -> dict[str, float | str | bool | int]:
-    """Keyword arguments of `generate` as `model.generator` sets them; what it does not set is left out."""
-    names = {
-        "guidance_scale": "guidance_scale",
-        "guidance_decay": "guidance_decay",
-        "guidance_scale_pow": "guidance_scale_pow",
-        "randomize_temperature": "randomize_temperature",
-        "softmax_temperature_annealing": "softmax_temperature_annealing",
-        "num_steps": "num_sample_steps",
-    }
-    generator = config.model.generator
-    return {argument: generator[key] for key, argument in names.items() if generator.get(key) is not None}
-
-
-def _rows(values: Tensor, positions: Tensor | None) -> Tensor:
-    """The rows of (B, N, V) at each image's positions (B, M): (B, M, V); all of them for None."""
-    if positions is None:
-        return values
-    images = torch.arange(len(values), device=values.device)[:, None]
-    return values[images, positions]
 
 
 def _labels(condition: Tensor) -> Tensor:

@@ -239,7 +239,8 @@ def train_generator(setting: Setting) -> Iterator[Work]:
 
 def sample(setting: Setting) -> Iterator[Work]:
     """Tokens of images by the config's sampler; and the guided pair of a step in one forward pass and in two."""
-    from modeling.maskgit import generator_class, sampler_settings
+    from modeling.maskgit import generator_class
+    from modeling.samplers.settings import sampler_settings
 
     config = setting.config("generator")
     model = setting.prepared(generator_class(config)(config))
@@ -247,7 +248,7 @@ def sample(setting: Setting) -> Iterator[Work]:
 
     def generate():
         with setting.autocast():
-            return model.generate(labels, **sampler_settings(config))
+            return model.generate(labels, **asdict(sampler_settings(config)))
 
     tokens = torch.full((setting.batch_size, model.num_tokens), model.mask_token, device=setting.device)
     dropped = torch.arange(2, device=setting.device).bool().repeat_interleave(setting.batch_size)

@@ -19,7 +19,7 @@ images) or shards (DIR/name-{000000..000049}.tar). On several processes: torchru
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from modeling.checkpoints.locate import Located
-from modeling.generators import chosen_settings, load_generator, load_its_tokenizer, sample_prefixes
+from modeling.generators import load_generator, load_its_tokenizer, sample_prefixes
 from modeling.maskgit import MaskGIT
-from modeling.modules.masking import GUIDANCE_DECAYS
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.judges import feature_record
+from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 from utils.cli import run
 from utils.errors import UserError
@@ -43,13 +43,12 @@ from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
 from utils.evaluation.statistics import Gaussian
 from utils.files import sha256_of
+from utils.flags import add_fields, given_fields
 from utils.inference import (
     Arithmetic,
-    add_sampler_arguments,
     add_speed_arguments,
     parse_lengths,
     prepared,
-    sampler_flags,
 )
 
 INCEPTION = "fid"
@@ -94,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     add_beside_argument(parser)
     add_feature_arguments(parser)
     add_common_arguments(parser, output_dir="output/evaluate_generation")
-    add_sampler_arguments(parser, GUIDANCE_DECAYS)
+    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
     add_speed_arguments(parser)
     arguments = parser.parse_args()
     arguments.sweep = Sweep(arguments.sweep or [])
@@ -149,12 +148,12 @@ def rows_of_generator(
     batch_size, expected = arguments.batch_size or 64, arguments.num_images or 50_000
     reference = load_reference(arguments.reference, source.tokenizer.image_size, network, batch_size, session)
     read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # errors before the work
-    settings = chosen_settings(source.generator.config, sampler_flags(arguments))
-    arguments.sweep.check(settings)
+    settings = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
+    arguments.sweep.check(asdict(settings))
     rows: list[Row] = []
     for changed in arguments.sweep.points():
         name = ", ".join(f"{key} {value:g}" for key, value in changed.items()) or "samples"
-        drawing = {"seed": arguments.seed, "batch_size": batch_size, **settings, **changed}
+        drawing = {"seed": arguments.seed, "batch_size": batch_size, "settings": replace(settings, **changed)}
         batches = generated(source, lengths, expected, session, drawing)
         for length, found in versions_seen_by(network, batches, lengths, expected, session, name).items():
             if found.count() != expected:
@@ -165,7 +164,7 @@ def rows_of_generator(
                 row["tokens"] = length
             rows.append(row | score(found, reference, session.processes))
     facts = {
-        "samples": {"expected": expected, "seen": expected, "seed": arguments.seed, "sampler": settings},
+        "samples": {"expected": expected, "seen": expected, "seed": arguments.seed, "sampler": asdict(settings)},
         "sweep": arguments.sweep.values or None,
         "lengths": lengths,
         **source.record(),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from modeling.maskgit import ImageBert, UViTBert, generator_class, sampler_settings
+from modeling.maskgit import ImageBert, UViTBert, generator_class
 from modeling.modules.masking import gumbel
 from tests.fill import assert_close, fill, integers
 from utils.errors import UserError
@@ -69,15 +69,8 @@ def test_names_and_shapes_are_the_published_ones(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == FACTS[name]["parameters"]
 
 
-def test_published_samplers_and_networks_come_from_their_configs():
-    config = nested(CONFIGS["generator_titok_s128 (sampling)"])
-    assert generator_class(config) is UViTBert
-    assert sampler_settings(config) == {
-        "guidance_scale": 6.9,
-        "guidance_decay": "power-cosine",
-        "randomize_temperature": 2.8,
-        "num_sample_steps": 64,
-    }
+def test_published_networks_come_from_their_configs():
+    assert generator_class(nested(CONFIGS["generator_titok_s128 (sampling)"])) is UViTBert
     assert generator_class(nested(CONFIGS["generator_titok_l32 (sampling)"])) is ImageBert
     with pytest.raises(UserError, match="ViT, UViT, got DiT"):
         generator_class(OmegaConf.create(small_config(model_type="DiT")))
@@ -161,21 +154,6 @@ def test_logits_at_some_positions_are_those_of_all_positions_there(network):
     torch.testing.assert_close(some, expected)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 4.5])
-@pytest.mark.parametrize("steps", [1, 7, 32, 40])
-def test_every_position_is_filled_and_known_tokens_never_change(steps, temperature):
-    tokens, after = small().generate(
-        CLASSES, num_sample_steps=steps, randomize_temperature=temperature, return_intermediate=True
-    )
-    assert tokens.shape == (6, 32) and tokens.dtype == torch.int64
-    assert tokens.min() >= 0 and tokens.max() < MASK
-    assert after.shape == (steps, 6, 32) and torch.equal(after[-1], tokens)
-    for earlier, later in zip(after, after[1:], strict=False):
-        known = earlier != MASK
-        assert torch.equal(later[known], earlier[known])
-        assert ((later == MASK).sum(dim=1) <= known.logical_not().sum(dim=1)).all()
-
-
 def test_the_unconditional_half_is_left_out_where_it_has_no_weight():
     batches = count_forwards(model := small())
 
@@ -191,42 +169,6 @@ def test_the_unconditional_half_is_left_out_where_it_has_no_weight():
     assert sizes(guidance_scale=1, guidance_decay="power-cosine") == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("network", [ImageBert, UViTBert])
-def test_an_image_is_the_same_alone_and_in_a_batch(network):
-    model = small(network)
-    labels = [0, 3, 4, 7, 8, 9, 9, 2]
-    seeds = list(range(100, 108))
-    together = model.generate(labels, seeds=seeds)
-    alone = [model.generate([label], seeds=[seed]) for label, seed in zip(labels, seeds, strict=True)]
-    assert torch.equal(together, torch.cat(alone))
-
-    together = model.generate(labels, generator=torch.Generator().manual_seed(0))
-    one_by_one = torch.Generator().manual_seed(0)
-    assert torch.equal(together, torch.cat([model.generate([label], generator=one_by_one) for label in labels]))
-    assert not torch.equal(together[5], together[6])  # the same class, other noise
-
-
-def test_sampling_repeats_from_the_global_seed_and_differs_without_it():
-    model = small()
-    torch.manual_seed(3)
-    first, second = model.generate([1, 2]), model.generate([1, 2])
-    torch.manual_seed(3)
-    assert torch.equal(first, model.generate([1, 2]))
-    assert not torch.equal(first, second)
-
-
-def test_sampling_neither_changes_the_mode_nor_its_inputs_nor_keeps_gradients():
-    model = small().train()
-    labels = torch.tensor([1, 2])
-    first, second = (model.generate(labels, seeds=[0, 1]) for _ in range(2))
-    assert torch.equal(first, second)  # no dropout
-    assert model.training and all(module.training for module in model.modules())
-    assert labels.tolist() == [1, 2] and not first.requires_grad
-    with pytest.raises(UserError):
-        model.generate(labels, guidance_decay="none")
-    assert model.training
-
-
 def test_guidance_noise_and_choice_stay_in_float32_under_autocast(monkeypatch):
     model, dtypes = small(), set()
 
@@ -238,7 +180,7 @@ def test_guidance_noise_and_choice_stay_in_float32_under_autocast(monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr("modeling.maskgit.gumbel", recording(gumbel))
+    monkeypatch.setattr("modeling.samplers.confidence.gumbel", recording(gumbel))
     monkeypatch.setattr(model, "_guided_logits", recording(model._guided_logits))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(*golden_inputs(), 0.0).dtype == torch.bfloat16
@@ -278,24 +220,6 @@ def test_labels_outside_the_classes_are_errors(labels, message):
 def test_wrong_image_tokens_are_errors(ids, message):
     with pytest.raises(UserError, match=message):
         small()(ids, torch.tensor([1]))
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"num_sample_steps": 0}, "num_sample_steps must be an integer of 1 or more, got 0"),
-        ({"num_sample_steps": 2.5}, "got 2.5"),
-        ({"guidance_decay": "cosine"}, "guidance_decay must be one of constant, linear, power-cosine"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
-        ({"guidance_scale_pow": -1}, "guidance_scale_pow must be a finite number of 0 or more"),
-        ({"randomize_temperature": -1}, "randomize_temperature must be a finite number of 0 or more"),
-        ({"seeds": [1, 2]}, "one an image, got 2 for 1"),
-        ({"seeds": [1], "generator": torch.Generator()}, "got both"),
-    ],
-)
-def test_wrong_sampler_settings_are_errors(settings, message):
-    with pytest.raises(UserError, match=message):
-        small().generate([1], **settings)
 
 
 def test_impossible_sizes_are_errors():

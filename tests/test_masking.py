@@ -1,4 +1,4 @@
-"""Training masks, the sampling schedules in closed form, and the noise of each image."""
+"""Training masks, and the noise of each image."""
 
 import math
 
@@ -9,14 +9,11 @@ from modeling.losses import masked_accuracy_by_position, masked_token_loss
 from modeling.modules.masking import (
     ImageNoise,
     draw_seeds,
-    guidance_weight,
     gumbel,
     image_seeds,
-    masked_counts,
     random_drop,
     random_mask,
 )
-from utils.errors import UserError
 
 
 def seeded(seed=0):
@@ -62,36 +59,6 @@ def test_classes_are_dropped_at_the_asked_rate():
     assert random_drop(20000, 0.1, torch.device("cpu")).float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert not random_drop(1000, 0.0, torch.device("cpu")).any()
     assert random_drop(1000, 1.0, torch.device("cpu")).all()
-
-
-def test_sampling_masks_the_arccos_share_of_tokens():
-    for num_tokens, num_steps in ((256, 16), (128, 64), (32, 8)):
-        counts = masked_counts(num_tokens, num_steps)
-        assert len(counts) == num_steps and counts[-1] == 0
-        for step, count in enumerate(counts[:-1], start=1):
-            scheduled = math.floor(num_tokens * math.acos(step / num_steps) * 2 / math.pi)
-            previous = counts[step - 2] if step > 1 else num_tokens
-            assert count == max(1, min(scheduled, previous - 1))
-
-
-def test_sampling_fixes_a_token_in_every_step_while_there_are_enough():
-    assert masked_counts(4, 1) == [0]
-    assert masked_counts(4, 4) == [3, 2, 1, 0]
-    assert masked_counts(2, 5) == [1, 1, 1, 1, 0]
-
-
-def test_guidance_weights_in_closed_form():
-    assert [guidance_weight("constant", 4.5, 3, step, 4) for step in range(4)] == [4.5] * 4
-    assert [guidance_weight("linear", 4, 3, step, 4) for step in range(4)] == [0, 1, 2, 3]
-    assert guidance_weight("power-cosine", 5, 3, 0, 8) == 0
-    assert guidance_weight("power-cosine", 5, 1, 4, 8) == pytest.approx(2)  # half of 5 - 1, at half of the way
-    assert guidance_weight("power-cosine", 5, 3, 4, 8) == pytest.approx(2 * (1 - math.cos(math.pi / 8)))
-    assert guidance_weight("power-cosine", 0, 3, 4, 8) < 0  # a scale of 0 is less guidance than none
-
-
-def test_an_unknown_decay_is_an_error():
-    with pytest.raises(UserError, match="power-cosine, got 'cosine'"):
-        guidance_weight("cosine", 1, 3, 0, 8)
 
 
 def test_gumbel_noise_is_finite_and_has_the_gumbel_moments():

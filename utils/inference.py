@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
 
 import psutil
 import torch
@@ -48,43 +47,6 @@ def add_compile_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the networks' blocks first (torch.compile): worth its minute for many images",
     )
-
-
-def add_sampler_arguments(parser: argparse.ArgumentParser, guidance_decays: Sequence[str]) -> None:
-    """The published flags of a generator's sampler, which `sampler_flags` reads."""
-    group = parser.add_argument_group("sampler (default: as the generator's configuration says)")
-    group.add_argument("--guidance_scale", type=float, help="strength of classifier-free guidance")
-    group.add_argument("--guidance_decay", choices=guidance_decays, help="how it changes over the steps")
-    group.add_argument("--guidance_scale_pow", type=float, help="power of power-cosine")
-    group.add_argument("--randomize_temperature", type=float, help="noise at the first step; 0: none")
-    group.add_argument(
-        "--softmax_temperature_annealing",
-        nargs="?",
-        const=True,
-        type=_true_or_false,
-        metavar="true|false",
-        help="sharpen the prediction over the steps",
-    )
-    group.add_argument("--num_sample_steps", type=int, help="forward passes")
-
-
-def sampler_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of those flags by the names of `generate`'s arguments; None where a flag was not given."""
-    names = (
-        "guidance_scale",
-        "guidance_decay",
-        "guidance_scale_pow",
-        "randomize_temperature",
-        "softmax_temperature_annealing",
-        "num_sample_steps",
-    )
-    return {name: getattr(arguments, name) for name in names}
-
-
-def _true_or_false(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text}")
-    return text.lower() == "true"
 
 
 def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:

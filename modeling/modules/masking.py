@@ -1,4 +1,4 @@
-"""Masks, guidance and noise of MaskGIT (arXiv 2202.04200): what is hidden in training, what is kept in sampling."""
+"""Masks and noise of MaskGIT (arXiv 2202.04200): what is hidden in training, what each sampled image draws."""
 
 import hashlib
 import math
@@ -8,49 +8,6 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-
-GUIDANCE_DECAYS = ("constant", "linear", "power-cosine")
-
-
-def masked_share(progress: float) -> float:
-    """Share of the tokens that are masked at `progress` 0..1: acos(progress) * 2 / pi, from 1 down to 0."""
-    return math.acos(progress) * 2 / math.pi
-
-
-def masked_counts(num_tokens: int, num_steps: int) -> list[int]:
-    """How many tokens are still masked after each sampling step, the last count being 0.
-
-    The arccos schedule, rounded down, but every step fixes at least one token and leaves at least one for the next.
-    With more steps than tokens, the last token is therefore drawn again until the last step.
-    """
-    counts = []
-    masked = num_tokens
-    for step in range(1, num_steps):
-        scheduled = math.floor(num_tokens * masked_share(step / num_steps))
-        masked = max(1, min(masked - 1, scheduled))
-        counts.append(masked)
-    return [*counts, 0]
-
-
-def guidance_weight(decay: str, scale: float, power: float, step: int, num_steps: int) -> float:
-    """Weight g of classifier-free guidance at a sampling step: logits = conditional + g (conditional - unconditional).
-
-    Args:
-        decay: "constant": g is `scale`. "linear": it rises from 0 as `scale` * step / num_steps. "power-cosine": it
-            rises from 0 towards `scale` - 1, the slower the higher `power` is (in the form of the published code,
-            unconditional + s (conditional - unconditional), s = 1 + g goes from 1 to `scale`).
-        step: 0..num_steps - 1.
-
-    Returns:
-        0 where the unconditional logits are not needed.
-    """
-    if decay == "constant":
-        return scale
-    if decay == "linear":
-        return scale * step / num_steps
-    if decay == "power-cosine":
-        return (scale - 1) * (1 - math.cos(math.pi * (step / num_steps) ** power)) / 2
-    raise UserError(f"guidance_decay must be one of {', '.join(GUIDANCE_DECAYS)}, got {decay!r}")
 
 
 def random_mask(codes: Tensor, mask_token: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -96,6 +53,17 @@ def draw_seeds(count: int, generator: torch.Generator | None = None) -> list[int
     return [int(torch.randint(2**63 - 1, (), generator=generator, device=device)) for _ in range(count)]
 
 
+def seeds_of(count: int, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None) -> Sequence[int]:
+    """The seeds of `count` images: those given, or drawn from the generator."""
+    if seeds is None:
+        return draw_seeds(count, generator)
+    if generator is not None:
+        raise UserError("generate takes either a generator or seeds, got both")
+    if len(seeds) != count:
+        raise UserError(f"seeds must be one an image, got {len(seeds)} for {count} labels")
+    return seeds
+
+
 class ImageNoise:
     """Uniform noise with a stream of its own for each image, so that no image depends on who shares its batch.
 
@@ -113,3 +81,9 @@ class ImageNoise:
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise, always finite, from float32 uniform numbers in [0, 1)."""
     return -(-uniform.clamp(min=torch.finfo(torch.float32).tiny).log()).log()
+
+
+def rows_at(values: Tensor, positions: Tensor) -> Tensor:
+    """The rows of (B, N, V) at each image's positions (B, M): (B, M, V)."""
+    images = torch.arange(len(values), device=values.device)[:, None]
+    return values[images, positions]

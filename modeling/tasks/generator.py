@@ -1,6 +1,7 @@
 """The generator: predict hidden tokens of a frozen tokenizer from the others and the class."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from modeling.checkpoints.pretrained import load_weights
 from modeling.generators import check_sizes, class_names
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
-from modeling.maskgit import MaskGIT, generator_class, sampler_settings
+from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds, random_mask
+from modeling.samplers.settings import sampler_settings
 from modeling.tokenizers import encode_tokens, frozen_tokenizer, mean_code, tokenizer_fingerprint
 from utils.errors import UserError
 from utils.speed import compile_blocks
@@ -107,7 +109,7 @@ class GeneratorTask:
         tokenizer, names, columns = self.tokenizer.to(device), class_names(self.config), {}
         for label in classes:
             condition = torch.full((count,), label)
-            tokens = model.generate(condition, seeds=seeds, **sampler_settings(self.config))
+            tokens = model.generate(condition, seeds=seeds, **asdict(sampler_settings(self.config)))
             columns[names[label]] = tokenizer.decode_tokens(tokens)
         return columns
 

@@ -1,0 +1,105 @@
+"""What a sampler can be told, and the schedules that follow from it: guidance by step, masked tokens by step."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig
+
+from utils.errors import UserError
+
+GUIDANCE_DECAYS = ("constant", "linear", "power-cosine")
+SAMPLER_FLAGS = "sampler (default: as the generator's configuration says)"  # what they are called in --help
+
+
+def _setting(default: Any, about: str, **metadata: Any) -> Any:
+    """A field that is a flag too, with `about` as its help (utils/flags.py).
+
+    `key` is its name in `model.generator`, where that differs.
+    """
+    return field(default=default, metadata={"help": about, **metadata})
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The settings of `MaskGIT.generate`; `model.generator` and the flags of the commands set them.
+
+    Raises:
+        UserError: A value is outside its range.
+    """
+
+    guidance_scale: float = _setting(3.0, "strength of classifier-free guidance")
+    guidance_decay: str = _setting("constant", "how it changes over the steps", choices=GUIDANCE_DECAYS)
+    guidance_scale_pow: float = _setting(3.0, "power of power-cosine")
+    randomize_temperature: float = _setting(4.5, "noise at the first step; 0: none")
+    softmax_temperature_annealing: bool = _setting(False, "sharpen the prediction over the steps")
+    num_sample_steps: int = _setting(8, "forward passes", key="num_steps")
+    sampler: str = _setting("confidence", "which tokens are kept at a step (modeling/samplers)")
+
+    def __post_init__(self) -> None:
+        steps = self.num_sample_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise UserError(f"num_sample_steps must be an integer of 1 or more, got {steps!r}")
+        for name, lowest in (("guidance_scale", -math.inf), ("guidance_scale_pow", 0), ("randomize_temperature", 0)):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < lowest:
+                raise UserError(f"{name} must be a finite number{' of 0 or more' if lowest == 0 else ''}, got {value}")
+        self.guidance_weight(0)  # raises for a decay that is none
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+
+    def guidance_weight(self, step: int) -> float:
+        """The weight of classifier-free guidance at a step, see `guidance_weight`."""
+        return guidance_weight(
+            self.guidance_decay, self.guidance_scale, self.guidance_scale_pow, step, self.num_sample_steps
+        )
+
+
+def sampler_settings(config: DictConfig, **changes: Any) -> SamplerSettings:
+    """What `model.generator` of a configuration says, then `changes`; the published default where neither does."""
+    generator = config.model.generator
+    keys = {setting.name: setting.metadata.get("key", setting.name) for setting in fields(SamplerSettings)}
+    configured = {name: generator[key] for name, key in keys.items() if generator.get(key) is not None}
+    return SamplerSettings(**configured | changes)
+
+
+def guidance_weight(decay: str, scale: float, power: float, step: int, num_steps: int) -> float:
+    """Weight g of classifier-free guidance at a sampling step: logits = conditional + g (conditional - unconditional).
+
+    Args:
+        decay: "constant": g is `scale`. "linear": it rises from 0 as `scale` * step / num_steps. "power-cosine": it
+            rises from 0 towards `scale` - 1, the slower the higher `power` is (in the form of the published code,
+            unconditional + s (conditional - unconditional), s = 1 + g goes from 1 to `scale`).
+        step: 0..num_steps - 1.
+
+    Returns:
+        0 where the unconditional logits are not needed.
+    """
+    if decay == "constant":
+        return scale
+    if decay == "linear":
+        return scale * step / num_steps
+    if decay == "power-cosine":
+        return (scale - 1) * (1 - math.cos(math.pi * (step / num_steps) ** power)) / 2
+    raise UserError(f"guidance_decay must be one of {', '.join(GUIDANCE_DECAYS)}, got {decay!r}")
+
+
+def masked_counts(num_tokens: int, num_steps: int) -> list[int]:
+    """How many tokens are still masked after each sampling step, the last count being 0.
+
+    The arccos schedule, rounded down, but every step fixes at least one token and leaves at least one for the next.
+    With more steps than tokens, the last token is therefore drawn again until the last step.
+    """
+    counts = []
+    masked = num_tokens
+    for step in range(1, num_steps):
+        scheduled = math.floor(num_tokens * masked_share(step / num_steps))
+        masked = max(1, min(masked - 1, scheduled))
+        counts.append(masked)
+    return [*counts, 0]
+
+
+def masked_share(progress: float) -> float:
+    """Share of the tokens that are masked at `progress` 0..1: acos(progress) * 2 / pi, from 1 down to 0."""
+    return math.acos(progress) * 2 / math.pi

@@ -1,0 +1,212 @@
+"""What every sampler promises, in one contract that each registered one is held to; its settings and schedules."""
+
+import argparse
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from modeling.maskgit import ImageBert, UViTBert
+from modeling.modules.masking import ImageNoise
+from modeling.samplers import SAMPLERS, sampler_class
+from modeling.samplers.settings import (
+    SAMPLER_FLAGS,
+    SamplerSettings,
+    guidance_weight,
+    masked_counts,
+    sampler_settings,
+)
+from tests.test_maskgit import CLASSES, CONFIGS, MASK, nested, small
+from utils.errors import UserError
+from utils.flags import add_fields, given_fields
+
+CPU = torch.device("cpu")
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+
+# The contract
+
+
+@every_sampler
+@pytest.mark.parametrize("network", [ImageBert, UViTBert])
+def test_an_image_is_the_same_alone_and_in_a_batch(network, sampler):
+    model = small(network)
+    labels = [0, 3, 4, 7, 8, 9, 9, 2]
+    seeds = list(range(100, 108))
+    together = model.generate(labels, seeds=seeds, sampler=sampler)
+    alone = [model.generate([label], seeds=[seed], sampler=sampler) for label, seed in zip(labels, seeds, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+    together = model.generate(labels, generator=torch.Generator().manual_seed(0), sampler=sampler)
+    one_by_one = torch.Generator().manual_seed(0)
+    alone = [model.generate([label], generator=one_by_one, sampler=sampler) for label in labels]
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(together[5], together[6])  # the same class, other noise
+
+
+@every_sampler
+def test_sampling_repeats_from_the_global_seed_and_differs_without_it(sampler):
+    model = small()
+    torch.manual_seed(3)
+    first, second = (model.generate([1, 2], sampler=sampler) for _ in range(2))
+    torch.manual_seed(3)
+    assert torch.equal(first, model.generate([1, 2], sampler=sampler))
+    assert not torch.equal(first, second)
+
+
+@every_sampler
+def test_without_noise_the_seed_does_not_matter(sampler):
+    model = small()
+    first, second = (
+        model.generate(CLASSES, seeds=range(start, start + 6), randomize_temperature=0, sampler=sampler)
+        for start in (0, 100)
+    )
+    assert torch.equal(first, second)
+
+
+@every_sampler
+@pytest.mark.parametrize("temperature", [0.0, 4.5])
+@pytest.mark.parametrize("steps", [1, 7, 32, 40])
+def test_every_position_is_filled_after_the_last_step(steps, temperature, sampler):
+    tokens, after = small().generate(
+        CLASSES,
+        num_sample_steps=steps,
+        randomize_temperature=temperature,
+        return_intermediate=True,
+        sampler=sampler,
+    )
+    assert tokens.shape == (6, 32) and tokens.dtype == torch.int64
+    assert tokens.min() >= 0 and tokens.max() < MASK
+    assert after.shape == (steps, 6, 32) and torch.equal(after[-1], tokens)
+    assert after.min() >= 0 and after.max() <= MASK
+
+
+@every_sampler
+def test_sampling_neither_changes_the_mode_nor_its_inputs_nor_keeps_gradients(sampler):
+    model = small().train()
+    labels = torch.tensor([1, 2])
+    first, second = (model.generate(labels, seeds=[0, 1], sampler=sampler) for _ in range(2))
+    assert torch.equal(first, second)  # no dropout
+    assert model.training and all(module.training for module in model.modules())
+    assert labels.tolist() == [1, 2] and not first.requires_grad
+    with pytest.raises(UserError):
+        model.generate(labels, guidance_decay="none", sampler=sampler)
+    assert model.training
+
+
+@every_sampler
+def test_a_step_leaves_logits_and_the_state_before_it_as_they_were(sampler):
+    method = sampler_class(sampler)(SamplerSettings(num_sample_steps=4), num_tokens=8, codebook_size=16)
+    state = method.start(2, ImageNoise([0, 1], CPU), CPU)
+    while state.step < 4:
+        logits = torch.randn(*state.positions.shape, 16)
+        before = [logits.clone(), state.tokens.clone(), state.positions.clone()]
+        after = method.step(logits, state)
+        assert all(map(torch.equal, before, [logits, state.tokens, state.positions]))
+        assert after.step == state.step + 1 and (after.positions.diff(dim=1) > 0).all()
+        state = after
+
+
+# The published sampler
+
+
+@pytest.mark.parametrize("temperature", [0.0, 4.5])
+@pytest.mark.parametrize("steps", [7, 32, 40])
+def test_by_confidence_known_tokens_never_change(steps, temperature):
+    _, after = small().generate(
+        CLASSES, num_sample_steps=steps, randomize_temperature=temperature, return_intermediate=True
+    )
+    for earlier, later in zip(after, after[1:], strict=False):
+        known = earlier != MASK
+        assert torch.equal(later[known], earlier[known])
+        assert ((later == MASK).sum(dim=1) <= known.logical_not().sum(dim=1)).all()
+
+
+# Settings and flags
+
+
+def test_published_samplers_come_from_their_configs():
+    settings = sampler_settings(nested(CONFIGS["generator_titok_s128 (sampling)"]))
+    assert settings == SamplerSettings(
+        guidance_scale=6.9, guidance_decay="power-cosine", randomize_temperature=2.8, num_sample_steps=64
+    )
+    assert settings.sampler == "confidence"  # as it does not say
+    assert "num_sample_steps 64" in str(settings)
+
+
+def parsed(*arguments):
+    parser = argparse.ArgumentParser()
+    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
+    return given_fields(parser.parse_args(arguments), SamplerSettings)
+
+
+def test_every_setting_is_a_flag_and_those_given_change_the_configuration():
+    config = nested(CONFIGS["generator_titok_s128 (sampling)"])
+    given = parsed("--guidance_scale", "0", "--softmax_temperature_annealing", "--num_sample_steps", "5")
+    assert given == {"guidance_scale": 0, "softmax_temperature_annealing": True, "num_sample_steps": 5}
+    expected = replace(sampler_settings(config), **given)
+    assert sampler_settings(config, **given) == expected and expected.randomize_temperature == 2.8
+    assert parsed("--softmax_temperature_annealing", "false") == {"softmax_temperature_annealing": False}
+    flags = [word for name, value in asdict(SamplerSettings()).items() for word in (f"--{name}", str(value))]
+    assert SamplerSettings(**parsed(*flags)) == SamplerSettings()
+
+
+def test_a_flag_of_a_wrong_kind_is_refused(capsys):
+    for flags, message in (
+        (("--guidance_decay", "cosine"), "invalid choice: 'cosine'"),
+        (("--softmax_temperature_annealing", "yes"), "expected true or false, got yes"),
+        (("--num_sample_steps", "2.5"), "invalid int value"),
+    ):
+        with pytest.raises(SystemExit):
+            parsed(*flags)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_sample_steps": 0}, "num_sample_steps must be an integer of 1 or more, got 0"),
+        ({"num_sample_steps": 2.5}, "got 2.5"),
+        ({"guidance_decay": "cosine"}, "guidance_decay must be one of constant, linear, power-cosine"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+        ({"guidance_scale_pow": -1}, "guidance_scale_pow must be a finite number of 0 or more"),
+        ({"randomize_temperature": -1}, "randomize_temperature must be a finite number of 0 or more"),
+        ({"sampler": "guess"}, "sampler must be one of confidence, got guess"),
+        ({"seeds": [1, 2]}, "one an image, got 2 for 1"),
+        ({"seeds": [1], "generator": torch.Generator()}, "got both"),
+    ],
+)
+def test_wrong_sampler_settings_are_errors(settings, message):
+    with pytest.raises(UserError, match=message):
+        small().generate([1], **settings)
+
+
+def test_sampling_masks_the_arccos_share_of_tokens():
+    for num_tokens, num_steps in ((256, 16), (128, 64), (32, 8)):
+        counts = masked_counts(num_tokens, num_steps)
+        assert len(counts) == num_steps and counts[-1] == 0
+        for step, count in enumerate(counts[:-1], start=1):
+            scheduled = math.floor(num_tokens * math.acos(step / num_steps) * 2 / math.pi)
+            previous = counts[step - 2] if step > 1 else num_tokens
+            assert count == max(1, min(scheduled, previous - 1))
+
+
+def test_sampling_fixes_a_token_in_every_step_while_there_are_enough():
+    assert masked_counts(4, 1) == [0]
+    assert masked_counts(4, 4) == [3, 2, 1, 0]
+    assert masked_counts(2, 5) == [1, 1, 1, 1, 0]
+
+
+def test_guidance_weights_in_closed_form():
+    assert [guidance_weight("constant", 4.5, 3, step, 4) for step in range(4)] == [4.5] * 4
+    assert [guidance_weight("linear", 4, 3, step, 4) for step in range(4)] == [0, 1, 2, 3]
+    assert guidance_weight("power-cosine", 5, 3, 0, 8) == 0
+    assert guidance_weight("power-cosine", 5, 1, 4, 8) == pytest.approx(2)  # half of 5 - 1, at half of the way
+    assert guidance_weight("power-cosine", 5, 3, 4, 8) == pytest.approx(2 * (1 - math.cos(math.pi / 8)))
+    assert guidance_weight("power-cosine", 0, 3, 4, 8) < 0  # a scale of 0 is less guidance than none
+
+
+def test_an_unknown_decay_is_an_error():
+    with pytest.raises(UserError, match="power-cosine, got 'cosine'"):
+        guidance_weight("cosine", 1, 3, 0, 8)
