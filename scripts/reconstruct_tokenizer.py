@@ -143,11 +143,13 @@ class Reconstructor(NamedTuple):
     """A tokenizer, and what is wanted of it.
 
     Attributes:
+        source: Where it was found.
         lengths: Numbers of tokens to decode from, None for all; empty for no images.
     """
 
     model: TiTok
     arithmetic: Arithmetic
+    source: str
     lengths: Sequence[Length]
     with_raw: bool
     with_tokens: bool
@@ -182,7 +184,7 @@ def load_reconstructor(
     if arguments.without_image or arguments.original or stored_as(arguments):
         lengths = []
     arithmetic = prepared(arguments, model)
-    return Reconstructor(model, arithmetic, lengths, arguments.save_raw, arguments.tokens), located
+    return Reconstructor(model, arithmetic, located.source, lengths, arguments.save_raw, arguments.tokens), located
 
 
 def in_place_of_tokenizer(arguments: argparse.Namespace) -> Storage | None:
@@ -223,7 +225,8 @@ def write_files(
         num_images, num_bad = len(files.sort(arguments.config)), session.sum(batches.num_bad)
         if not arguments.dry_run:
             check_count(num_images, batches.expected, num_bad)
-        written = files.write(labels=arguments.labels, tokens=arguments.tokens, png=arguments.png)
+        about = {"tokenizer": tokenizer.source} if tokenizer else {}
+        written = files.write(labels=arguments.labels, tokens=arguments.tokens, png=arguments.png, **about)
     facts = {
         "images": {"expected": batches.expected, "written": num_images, "skipped": num_bad},
         "preparation": EvalTransform(size).description,

@@ -45,16 +45,16 @@ from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.generators import class_names
 from modeling.tasks.teacher import TeacherTask
-from scripts.inference_generator import file_stem
 from tests.shard_data import bomb, make_config, make_shards, png, shard_spec, take, write_tar
 from tests.training_runs import job_config, make_images
 from utils.checkpoint import METADATA_FILE, find_damage, latest_checkpoint, write_checkpoint
+from utils.class_names import file_stem
 from utils.cli import run as run_command
 from utils.config import load_config, save_config
 from utils.errors import UserError
 from utils.paths import ROOT
 from utils.processes import Processes
-from utils.token_statistics import read_tokens
+from utils.tokens import read_tokens
 from utils.training import resume
 from utils.training.loop import make_accelerator
 from utils.training.run import Run

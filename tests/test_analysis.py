@@ -26,6 +26,7 @@ from utils.token_statistics import (
     same_class,
     with_prefix,
 )
+from utils.tokens import read_tokens, write_tokens
 
 NUM_IMAGES = 40
 
@@ -166,6 +167,19 @@ def test_without_labels_only_positions_are_told(call, setup, tmp_path):
     assert json.loads((tmp_path / "analysis.json").read_text())["classes"] == []
 
 
+def test_labels_of_the_tokens_file_are_taken_where_no_others_are_given(call, setup, tmp_path):
+    saved = read_tokens(setup / "tokens.npz")
+    labels = np.where(np.arange(NUM_IMAGES) < 4, -1, np.arange(NUM_IMAGES) % 4)
+    write_tokens(tmp_path / "tokens.npz", saved.tokens, saved.keys, labels=labels)
+    status, printed, _ = call(analyze_tokens, data=tmp_path / "tokens.npz")
+    result = json.loads((tmp_path / "analysis.json").read_text())
+    assert status == 0 and "NMI" in printed and result["num_labelled"] == NUM_IMAGES - 4
+    assert result["classes"][0]["nmi"] == pytest.approx(1)
+    write_tokens(tmp_path / "tokens.npz", saved.tokens, saved.keys, labels=np.full(NUM_IMAGES, -1))
+    status, printed, _ = call(analyze_tokens, data=tmp_path / "tokens.npz")
+    assert status == 0 and "NMI" not in printed
+
+
 def test_input_that_does_not_fit_is_refused(call, setup, tmp_path):
     np.save(tmp_path / "few.npy", np.zeros(3, dtype=int))
     np.save(tmp_path / "one.npy", np.zeros(NUM_IMAGES, dtype=int))
@@ -233,6 +247,27 @@ def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, ar
     assert {path.name for path in folder.iterdir()} == grids | {"most_frequent.png"}
     assert tiles(folder / "first_tokens_9.png") == {103 + 4 * index for index in range(10)}
     assert tiles(folder / "most_frequent.png") == {100 + index for index in range(NUM_IMAGES)}
+
+
+def test_images_of_the_other_commands_are_found_by_key(call, setup, array_file, tmp_path):
+    """Beside a generator's tokens, also of before it wrote keys; in the folder that was tokenized."""
+    images, tokens = np.load(array_file), read_tokens(setup / "tokens.npz").tokens
+    folder = tmp_path / "samples"
+    (folder / "class").mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"7_ankle-boot_{index:03d}.png")
+        Image.fromarray(image).save(folder / f"class/{index}.png")
+    flags = {"data": folder / "tokens.npz", "prefix": 6, "out": tmp_path / "grid.png"}
+    write_tokens(folder / "tokens.npz", tokens, [f"7_ankle-boot_{index:03d}" for index in range(NUM_IMAGES)])
+    assert call(visualize_first_token_clustering, **flags)[0] == 0
+    assert tiles(tmp_path / "grid.png") == {102 + 4 * index for index in range(10)}
+    np.savez(folder / "tokens.npz", tokens=tokens, labels=np.full(NUM_IMAGES, 7), samples=np.arange(NUM_IMAGES)[::-1])
+    assert call(visualize_first_token_clustering, **flags)[0] == 0
+    assert tiles(tmp_path / "grid.png") == {139 - (2 + 4 * index) for index in range(10)}
+    write_tokens(tmp_path / "tokens.npz", tokens, [f"class_{index}" for index in range(NUM_IMAGES)])
+    flags["data"] = tmp_path / "tokens.npz"
+    assert call(visualize_first_token_clustering, images=folder, **flags)[0] == 0
+    assert tiles(tmp_path / "grid.png") == {102 + 4 * index for index in range(10)}
 
 
 def test_images_may_come_from_a_folder_or_a_configuration(call, setup, array_file, tmp_path):

@@ -1,59 +1,13 @@
 """Statistics of token sequences: prefixes, entropies, what they tell about the class. Arrays in, numbers out."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from utils.arrays import ARRAY_ERRORS
 from utils.errors import UserError
 
-
-def read_tokens(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Tokens (n, N) and the keys of the n images, from a tokens.npz of scripts/reconstruct_tokenizer.py.
-
-    Raises:
-        UserError: There is none, or it holds something else.
-    """
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it is a single array")
-        with file:
-            tokens, keys = file["tokens"], file["keys"]
-    except ARRAY_ERRORS as error:
-        raise UserError(
-            f"{path} must hold `tokens` and `keys`, and cannot be read as such ({error}): make it with "
-            "scripts/reconstruct_tokenizer.py --tokens"
-        ) from error
-    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer) or len(keys) != len(tokens):
-        raise UserError(
-            f"{path} must hold integer tokens (n, N) and n keys, got {_described(tokens)} and {len(keys)} keys"
-        )
-    return tokens, keys.tolist()
-
-
-def read_labels(path: Path, num_images: int) -> np.ndarray:
-    """Class ids (n,) of a labels.npy, -1 where there is none.
-
-    Raises:
-        UserError: There is none, or it does not hold one label for each image.
-    """
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except ARRAY_ERRORS as error:
-        raise UserError(
-            f"{path} must hold class ids, and cannot be read ({error}): make it with scripts/reconstruct_tokenizer.py "
-            "--labels"
-        ) from error
-    if getattr(labels, "shape", None) != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path} must hold {num_images} integers, one for each image, got {_described(labels)}")
-    return labels
-
-
-def _described(value: object) -> str:
-    return f"{value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-
+TEST_SHARE = 1 / 5  # of the images, on which a probe is tested
 
 # Prefixes
 
@@ -133,3 +87,66 @@ def same_class(cluster: np.ndarray, labels: np.ndarray) -> float:
 
     together = num_pairs(cluster)
     return num_pairs(np.stack([cluster, labels], axis=1)) / together if together else float("nan")
+
+
+# Rows for tables, JSON and figures
+
+CLASS_MEASURES = {"nmi": normalized_mutual_information, "purity": purity, "same_class": same_class}
+
+
+def position_rows(tokens: np.ndarray, draws: np.random.Generator) -> list[dict[str, Any]]:
+    """Entropy, codes used, and what the token before tells, by position; entropies in bits."""
+    rows = []
+    for position in range(tokens.shape[1]):
+        token = tokens[:, position]
+        row = {"token": position + 1, "entropy": entropy(token), "codes_used": len(np.unique(token))}
+        if position:
+            before = tokens[:, position - 1]
+            row["entropy_given_before"] = conditional_entropy(token, before)
+            row["entropy_given_shuffled"] = conditional_entropy(token, draws.permutation(before))
+        rows.append(row)
+    return rows
+
+
+def class_rows(
+    tokens: np.ndarray, labels: np.ndarray, lengths: Sequence[int], num_shuffles: int, draws: np.random.Generator
+) -> list[dict[str, Any]]:
+    """What prefixes of the tokens tell about the class, beside the same with shuffled labels (mean, deviation)."""
+    rows = []
+    for length in lengths:
+        cluster = clusters(tokens, length)
+        row: dict[str, Any] = {"tokens": length, "clusters": int(cluster.max()) + 1}
+        shuffled = [draws.permutation(labels) for _ in range(num_shuffles)]
+        for name, measure in CLASS_MEASURES.items():
+            by_chance = np.array([measure(cluster, others) for others in shuffled])
+            row[name] = _finite(measure(cluster, labels))
+            row[f"{name}_shuffled"] = _finite(by_chance.mean())
+            row[f"{name}_shuffled_deviation"] = _finite(by_chance.std())
+        rows.append(row)
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    """None for what is not defined: JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def probe(tokens: np.ndarray, labels: np.ndarray, codebook: np.ndarray, rows: list[dict[str, Any]], seed: int) -> None:
+    """Add to each row the accuracy on held-out images of logistic regression on its tokens' code vectors."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    order = np.random.default_rng(seed).permutation(len(labels))
+    test, training = np.split(order, [max(1, round(TEST_SHARE * len(order)))])
+    if len(np.unique(labels[training])) < 2:
+        raise UserError(f"a probe needs images of two classes to learn from, got {len(training)} of one")
+    for row in rows:
+        vectors = codebook[tokens[:, : row["tokens"]]].reshape(len(tokens), -1)
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(vectors[training], labels[training])
+        row["probe_accuracy"] = float(model.score(vectors[test], labels[test]))
+        # What always answering with the most frequent class would get.
+        values, counts = np.unique(labels[training], return_counts=True)
+        row["probe_chance"] = float((labels[test] == values[counts.argmax()]).mean())
+        row["probe_test_images"] = len(test)

@@ -27,6 +27,7 @@ PICKLE = "pytorch_model.bin"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TRAINING_OUTPUTS = "checkpoints"
+ON_HUB = " (hub)"  # after the name of what was found there
 HUB_TIMEOUT = 10  # seconds until the hub counts as unreachable
 
 
@@ -46,6 +47,15 @@ class Located:
             if self.weights.parent == folder:
                 return name
         return self.description.replace(f"{ROOT}/", "")
+
+    @property
+    def source(self) -> str:
+        """What `locate` finds it by: a bundled model by its name, one of the hub by its repository or file."""
+        place = self.name.removesuffix(ON_HUB)
+        repository, _, file = place.rpartition("/")
+        if place == self.name:
+            return self.name
+        return file if file in TITOK_FILES else repository
 
 
 def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = None) -> Located:
@@ -196,7 +206,7 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
             ) from error
         config = cached[CONFIG] if isinstance(cached[CONFIG], str) else None
         log.warning("The hub could not be reached (%s): using the cached copy of %s.", reason, repository)
-    described = f"{repository}/{Path(weights).name} (hub)"
+    described = f"{repository}/{Path(weights).name}{ON_HUB}"
     # A published TiTok file stands beside others: a configuration in that repository would not be its own.
     if config is not None and repository != TITOK_REPOSITORY:
         return Located(Path(weights), _read_json(Path(config)), described)

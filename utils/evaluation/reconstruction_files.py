@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from utils.evaluation.sorted_rows import Place, SortedRows, sorted_places
 from utils.evaluation.statistics import gather
-from utils.files import write_array, write_arrays
+from utils.files import write_array
 from utils.images import write_image
 from utils.processes import Processes
+from utils.tokens import TOKENS_FILE, write_tokens
 
 Length = int | None  # None: all tokens, or no tokens at all
 
@@ -88,8 +89,12 @@ class ReconstructionFiles:
         self.names, self.places = sorted_places(self.keys, self.processes, what)
         return self.names
 
-    def write(self, *, labels: bool, tokens: bool, png: bool) -> list[Path | str]:
-        """Write everything, sorted: the files, for people, on the first process."""
+    def write(self, *, labels: bool, tokens: bool, png: bool, **about: Any) -> list[Path | str]:
+        """Write everything, sorted: the files, for people, on the first process.
+
+        Args:
+            about: What made the tokens, for `utils.tokens.write_tokens`.
+        """
         written: list[Path | str] = []
         shares = gather((self.labels, self.tokens), self.processes)
         if self.processes.is_main:
@@ -99,9 +104,9 @@ class ReconstructionFiles:
                 written.append(self.output_dir / "labels.npy")
                 write_array(written[-1], self._sorted([share[0] for share in shares]))
             if tokens:
-                written.append(self.output_dir / "tokens.npz")
-                sorted_tokens = self._sorted([share[1] for share in shares])
-                write_arrays(written[-1], tokens=sorted_tokens, keys=np.array(self.names))
+                written.append(self.output_dir / TOKENS_FILE)
+                all_labels, all_tokens = (self._sorted([share[kind] for share in shares]) for kind in (0, 1))
+                write_tokens(written[-1], all_tokens, self.names, labels=all_labels, **about)
         if png:
             for length, folder in self.folders.items():
                 self._write_pngs(self.images[length], folder / "png")

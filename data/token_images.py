@@ -1,0 +1,108 @@
+"""The images that tokens were made of, found again: in an array, a folder, or a configuration's evaluation images."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from data import DataError
+from data.image_sources import list_images
+from utils.config import load_config
+
+BATCH_SIZE = 64  # images read at once
+
+
+def images_beside(tokens_file: Path, keys: Sequence[str]) -> Path | None:
+    """images.npy beside the tokens, or their folder where it holds every image; None where neither is so."""
+    array = tokens_file.with_name("images.npy")
+    if array.is_file():
+        return array
+    folder = tokens_file.parent
+    return folder if folder.is_dir() and set(keys) <= files_by_key(list_images(folder)).keys() else None
+
+
+def read_images(source: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
+    """The images of some tokens, by their index.
+
+    Args:
+        keys: The keys of all tokens.
+
+    Raises:
+        DataError: The source is none, or lacks one of the images.
+    """
+    if source.is_dir():
+        return from_folder(source, keys, indices)
+    if source.suffix == ".npy":
+        return from_array(source, keys, indices)
+    if source.suffix in (".yaml", ".yml"):
+        return from_configuration(source, keys, indices)
+    raise DataError(f"--images must be a .npy file, a folder or a configuration (.yaml), got {source}")
+
+
+def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
+    from data.image_sets import open_images  # torchvision is slow to import, too slow for --help
+
+    images = open_images(path)
+    if len(images) != len(keys):
+        raise DataError(f"{path} must hold the {len(keys)} images of the tokens, in their order, got {len(images)}")
+    return {index: Image.fromarray(images.read(index, index + 1)[0]) for index in indices}
+
+
+def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
+    from data.transforms import decode_image
+
+    files = list_images(folder)
+    by_key = files_by_key(files)
+    missing = next((key for key in keys if key not in by_key), None)
+    if missing is None:
+        chosen = {index: by_key[keys[index]] for index in indices}
+    elif len(files) == len(keys) and all(Path(file).stem.isdecimal() for file in files):
+        numbered = sorted(files, key=lambda file: int(Path(file).stem))
+        chosen = {index: numbered[index] for index in indices}
+    else:
+        raise DataError(
+            f"{folder} must hold the {len(keys)} images of the tokens, named by key or numbered, and has no "
+            f"{missing}: name the folder of what was tokenized, or its configuration"
+        )
+    return {index: square(decode_image((folder / file).read_bytes())) for index, file in chosen.items()}
+
+
+def files_by_key(files: Sequence[str]) -> dict[str, str]:
+    """The files of a folder by what each may be called in a tokens file.
+
+    That is its path with and without its ending; the latter with _ for /, as scripts/inference_tokenizer.py writes it;
+    and of a sampled image CLASS/SAMPLE, as older files of scripts/inference_generator.py are read.
+    """
+    by_key = {}
+    for file in files:
+        name = Path(file).with_suffix("").as_posix()
+        sample = re.fullmatch(r"(\d+)(?:_.*)?_(\d{3,})", name)
+        if sample:
+            by_key[f"{int(sample[1])}/{int(sample[2])}"] = file
+        by_key[name.replace("/", "_")] = by_key[name] = by_key[file] = file
+    return by_key
+
+
+def square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def from_configuration(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
+    """The evaluation images of a configuration, read until all that are wanted were seen."""
+    from data.image_shards import evaluation_loader
+
+    wanted = {keys[index]: index for index in indices}
+    images: dict[int, Image.Image] = {}
+    for batch in evaluation_loader(load_config(path), rank=0, world_size=1, batch_size=BATCH_SIZE, num_workers=0):
+        for key, image in zip(batch["__key__"], batch["image"], strict=True):
+            if key in wanted:
+                images[wanted[key]] = Image.fromarray(image.permute(1, 2, 0).numpy())
+        if len(images) == len(wanted):
+            return images
+    missing = next(key for key, index in wanted.items() if index not in images)
+    raise DataError(
+        f"the evaluation images of {path} lack {missing}, which was tokenized: give the configuration of the tokens"
+    )
