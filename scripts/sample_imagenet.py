@@ -13,8 +13,8 @@ does not grow with the number of images.
 
 import argparse
 import json
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling.checkpoints.state import fingerprint
-from modeling.generators import (
-    BUNDLED_GENERATOR,
-    chosen_settings,
-    load_generator,
-    load_its_tokenizer,
-    sample,
-)
+from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_tokenizer, sample
 from modeling.maskgit import MaskGIT
-from modeling.modules.masking import GUIDANCE_DECAYS
+from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 from utils.cli import run
 from utils.errors import UserError
-from utils.files import replacing, write_json
-from utils.images import to_array, write_image
+from utils.files import write_json
+from utils.flags import add_fields, given_fields
+from utils.images import to_array, write_archive, write_image
 from utils.inference import (
     add_batch_size_argument,
-    add_sampler_arguments,
+    add_model_arguments,
     add_speed_arguments,
     choose_batch_size,
     prepared,
-    sampler_flags,
 )
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
@@ -57,64 +51,39 @@ def main() -> None:
     arguments = parse_arguments()
     processes = Processes(arguments.device)
     generator, located = load_generator(arguments.config, arguments.checkpoint, device=processes.device)
-    tokenizer, tokenizer_located = load_its_tokenizer(
+    tokenizer, its_located = load_its_tokenizer(
         generator, located, arguments.tokenizer_checkpoint, device=processes.device
     )
-    arithmetic = prepared(arguments, generator, tokenizer)
-    settings = chosen_settings(generator.config, sampler_flags(arguments))
-    num_images = arguments.num_images
-    if arguments.num_images_per_class is not None:
-        num_images = arguments.num_images_per_class * generator.num_classes
-    plan = {
-        "num_images": num_images,
-        "num_classes": generator.num_classes,
-        "image_size": tokenizer.image_size,
-        "seed": arguments.seed,
-        "sampler": settings,
-        "precision": arguments.precision,
-        "compiled": arguments.compile,
-        "generator": fingerprint(generator.state_dict()),
-        "tokenizer": fingerprint(tokenizer.state_dict()),
-        "device": processes.device.type,  # others draw other noise
-        "npz": arguments.npz,
-        "png": arguments.png,
-    }
-    folder = arguments.output_dir
-    if (folder / DONE).is_file():
-        check_plan(json.loads((folder / DONE).read_text(encoding="utf-8"))["plan"], plan, folder)
+    settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
+    drawing = {"settings": settings, "seed": arguments.seed, "arithmetic": prepared(arguments, generator, tokenizer)}
+    plan = plan_of(arguments, generator, tokenizer, settings, processes)
+    num_images, folder = plan["num_images"], arguments.output_dir
+    if is_done(folder, plan):
         if processes.is_main:
             print(f"the {num_images:,} images are in {folder} already")
         processes.close()
         return
     if processes.is_main:
         print(f"generator      {located.name}")
-        print(f"tokenizer      {tokenizer_located.name}")
-        print(f"sampler        {', '.join(f'{name} {value}' for name, value in settings.items())}")
+        print(f"tokenizer      {its_located.name}")
+        print(f"sampler        {settings}")
         print(f"images         {num_images:,} of {generator.num_classes:,} classes, {processes.world_size} processes")
-
-    parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes)
-    shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
-    total = sum(map(len, shares.values()))
-    drawing = {"seed": arguments.seed, "arithmetic": arithmetic, **settings}
 
     def try_batch(num: int) -> None:
         list(sample(generator, tokenizer, [(0, number) for number in range(num)], batch_size=num, **drawing))
 
+    parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes)
+    shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
     most = min(num_images, IMAGES_PER_PART)
     drawing["batch_size"] = choose_batch_size(arguments.batch_size, try_batch, processes.device, most)
+    total = sum(map(len, shares.values()))
     with tqdm(total=total, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for part, indices in shares.items():
             images = sample_part(generator, tokenizer, indices, arguments, drawing, progress)
             parts.write(part, images=images)
     processes.wait()
     if processes.is_main:
-        if arguments.npz:
-            shape = (num_images, tokenizer.image_size, tokenizer.image_size, 3)
-            labels = np.arange(num_images, dtype=np.int64) % generator.num_classes
-            write_npz(folder / NPZ, (part["images"] for part in parts.read()), shape, labels)
-            print(f"images         {folder / NPZ}: arr_0 {shape} uint8, arr_1 labels")
-        if arguments.png:
-            print(f"images         {folder / 'png'}")
+        put_together(parts, plan, arguments)
         write_json(folder / DONE, {"generator": located.description, "plan": plan})
         parts.remove()
     processes.close()
@@ -122,12 +91,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="configuration of the generator (default: the checkpoint's own)")
-    parser.add_argument(
-        "--checkpoint",
-        help="the generator: hub id, folder, file, step number of the config's output folder (default: what the config "
-        f"makes; without a config {BUNDLED_GENERATOR})",
-    )
+    add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
     parser.add_argument("--output_dir", type=Path, required=True)
     count = parser.add_mutually_exclusive_group()
@@ -142,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
-    add_sampler_arguments(parser, GUIDANCE_DECAYS)
+    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
     arguments = parser.parse_args()
     for name in ("num_images", "num_images_per_class"):
         value = getattr(arguments, name)
@@ -151,6 +115,43 @@ def parse_arguments() -> argparse.Namespace:
     if not (arguments.npz or arguments.png):
         raise UserError("--no-npz without --png would write nothing: give one of them")
     return arguments
+
+
+def plan_of(
+    arguments: argparse.Namespace,
+    generator: MaskGIT,
+    tokenizer: TiTok,
+    settings: SamplerSettings,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Everything that the images depend on, and what of them is written."""
+    num_images = arguments.num_images
+    if arguments.num_images_per_class is not None:
+        num_images = arguments.num_images_per_class * generator.num_classes
+    return {
+        "num_images": num_images,
+        "num_classes": generator.num_classes,
+        "image_size": tokenizer.image_size,
+        "seed": arguments.seed,
+        "sampler": asdict(settings),
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
+        "generator": fingerprint(generator.state_dict()),
+        "tokenizer": fingerprint(tokenizer.state_dict()),
+        "device": processes.device.type,  # others draw other noise
+        "npz": arguments.npz,
+        "png": arguments.png,
+    }
+
+
+def is_done(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether these images are there; those of another plan are an error."""
+    if not (folder / DONE).is_file():
+        return False
+    there = json.loads((folder / DONE).read_text(encoding="utf-8"))["plan"]
+    there["sampler"] = asdict(SamplerSettings(**there["sampler"]))  # older files leave defaults out
+    check_plan(there, plan, folder)
+    return True
 
 
 def sample_part(
@@ -178,17 +179,16 @@ def sample_part(
     return images
 
 
-def write_npz(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
-    """Stream uint8 `parts` into `arr_0` of an .npz, which appears whole or not at all; same images, same bytes."""
-    with replacing(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-        # A ZipInfo of its own has a fixed date.
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(part.tobytes())
-        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, labels, allow_pickle=False)
+def put_together(parts: Parts, plan: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write the parts as one archive, and say where the images are."""
+    folder, num_images, size = arguments.output_dir, plan["num_images"], plan["image_size"]
+    if arguments.npz:
+        labels = np.arange(num_images, dtype=np.int64) % plan["num_classes"]
+        shape = (num_images, size, size, 3)
+        write_archive(folder / NPZ, (part["images"] for part in parts.read()), shape, labels)
+        print(f"images         {folder / NPZ}: arr_0 {shape} uint8, arr_1 labels")
+    if arguments.png:
+        print(f"images         {folder / 'png'}")
 
 
 if __name__ == "__main__":

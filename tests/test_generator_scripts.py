@@ -21,6 +21,7 @@ from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes,
 from utils.errors import UserError
 from utils.images import to_pil
 from utils.paths import ROOT
+from utils.tokens import read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,9 @@ def test_the_grid_has_a_row_a_class_and_a_column_a_sample(generate, capsys):
     assert saved["tokens"].shape == (30, NUM_TOKENS)
     assert saved["labels"].tolist() == [label for label in range(10) for _ in range(3)]
     assert saved["samples"].tolist() == [0, 1, 2] * 10
+    assert saved["keys"].tolist()[4] == "1_trouser_001"
+    about = read_tokens(folder / "tokens.npz").about
+    assert (about["seed"], about["sampler"]["num_sample_steps"]) == (42, 3) and "tokenizer" in about
     tile = 96
     height, width, _ = pixels(folder / "grid.png").shape
     assert height > 10 * tile and 3 * tile < width < 5 * tile
@@ -128,7 +132,7 @@ def test_a_generator_says_which_tokenizer_it_needs(world, tmp_path, monkeypatch)
     config = small_config(world, f"experiment.tokenizer_checkpoint={tmp_path}/gone")
     model = ImageBert(config)
     located = Located(tmp_path / "model.safetensors", None, "mine")
-    with pytest.raises(WeightsError, match=f"tokenizer that the generator was trained with .{tmp_path}/gone. cannot"):
+    with pytest.raises(WeightsError, match=f"generator was trained with .{tmp_path}/gone. could not"):
         generators.load_its_tokenizer(model, located)
     tokenizer, _ = generators.load_its_tokenizer(model, located, world / "tokenizer")
     assert tokenizer.num_latent_tokens == NUM_TOKENS
@@ -204,6 +208,11 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     assert parts == [range(16, 20)] and (folder / "samples.npz").read_bytes() == whole
     sample("--num_images", 20)
     assert "are in" in capsys.readouterr().out and len(parts) == 1
+    record = json.loads((folder / "samples.json").read_text())
+    del record["plan"]["sampler"]["sampler"]  # as it was written before there were several
+    (folder / "samples.json").write_text(json.dumps(record))
+    sample("--num_images", 20)
+    assert "are in" in capsys.readouterr().out
     with pytest.raises(UserError, match="with sampler .* is wanted now"):
         sample("--num_images", 20, "--guidance_scale", 9)
 

@@ -13,6 +13,7 @@ from data import DataError
 from data.catalogue import Variants
 from data.image_shards import evaluation_loader, loaders
 from data.labels import Labelled
+from data.pretokenizing import Split
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
 from data.token_shards import TokenSet
 from data.transforms import decode_image
@@ -111,15 +112,15 @@ def test_two_processes_write_what_one_writes(world, tmp_path):
 
 def test_a_killed_run_goes_on(world, tmp_path, monkeypatch):
     parts = []
-    original = scripts.pretokenize.tokenize_part
+    original = Split.tokenize
 
-    def tokenize_part(part, *arguments):
+    def tokenize(split, part, *arguments):
         if len(parts) == 2:
             raise KeyboardInterrupt
         parts.append(part.name)
-        return original(part, *arguments)
+        return original(split, part, *arguments)
 
-    monkeypatch.setattr(scripts.pretokenize, "tokenize_part", tokenize_part)
+    monkeypatch.setattr(Split, "tokenize", tokenize)
     with pytest.raises(KeyboardInterrupt):
         pretokenize(monkeypatch, world, tmp_path, "--split", "train")
     with pytest.raises(DataError, match="only an unfinished one"):

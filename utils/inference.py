@@ -29,6 +29,17 @@ LEAST_GAIN = 1.05  # in images/s, for which a batch is worth its double size
 MEMORY_SHARE = 0.5  # of what is free that a batch may add
 
 
+def add_model_arguments(parser: argparse.ArgumentParser, what: str, bundled: str) -> None:
+    """--config and --checkpoint of a command that runs a model, such as "generator", or `bundled` by default."""
+    parser.add_argument("--config", help=f"configuration of the {what} (default: the checkpoint's own)")
+    parser.add_argument(
+        "--checkpoint",
+        help=f"the {what}: hub id, folder made by save_pretrained, training output or one of its checkpoints, weights "
+        "file, bundled model, or a step number of the config's output folder (default: the run in the config's output "
+        f"folder, else the published model that the config names; without a config {bundled})",
+    )
+
+
 def add_speed_arguments(parser: argparse.ArgumentParser, default: str = "fp32", with_double: bool = False) -> None:
     """--precision and --compile, which `prepared` obeys; with `with_double` also fp64, left to the caller."""
     parser.add_argument(

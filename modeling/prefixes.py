@@ -1,0 +1,59 @@
+"""Images from their first tokens alone."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modeling.titok import TiTok
+from modeling.tokenizers import reconstruct
+from utils.errors import UserError
+from utils.evaluation.metrics import psnr, ssim
+from utils.images import to_pil
+from utils.inference import Arithmetic, check_lengths
+from utils.reconstructions import Reconstruction
+
+
+def check_decodable(lengths: Sequence[int], tokenizer: TiTok) -> None:
+    """Refuse --lengths that the tokenizer does not decode, before the work, which may take long."""
+    total = tokenizer.num_latent_tokens
+    check_lengths(lengths, total, "--lengths")
+    if tokenizer.strict_length_assertion and set(lengths) - {total}:
+        raise UserError(f"--lengths must be {total} alone for this tokenizer, got {', '.join(map(str, lengths))}")
+
+
+def reconstructions(
+    tokenizer: TiTok, pixels: Tensor, lengths: Sequence[int], arithmetic: Arithmetic
+) -> Iterator[Reconstruction]:
+    """Images (B, 3, P, P) uint8 as the tokenizer gives them back from each number of their first tokens.
+
+    Args:
+        arithmetic: The context in which to decode, see `utils.inference.prepared`.
+    """
+    originals = pixels.to(tokenizer.latent_tokens.device) / 255
+    tokens, decoded = reconstruct(tokenizer, pixels, lengths, arithmetic)
+    images = {length: batch.float().clamp(0, 1) for length, batch in decoded}
+    psnrs = {length: psnr(batch, originals).tolist() for length, batch in images.items()}
+    ssims = {length: ssim(batch, originals).tolist() for length, batch in images.items()}
+    for index in range(len(pixels)):
+        yield Reconstruction(
+            tokens=tokens[index].cpu().numpy(),
+            original=to_pil(originals[index]),
+            images={length: to_pil(batch[index]) for length, batch in images.items()},
+            psnr={length: values[index] for length, values in psnrs.items()},
+            ssim={length: values[index] for length, values in ssims.items()},
+        )
+
+
+@torch.no_grad()
+def decode_prefixes(
+    tokenizer: TiTok, tokens: Tensor, lengths: Sequence[int], batch_size: int, arithmetic: Arithmetic
+) -> list[list[Image.Image]]:
+    """A row of images for each of `tokens` (n, N), one from each number of its first tokens."""
+    rows = []
+    for batch in tokens.split(batch_size):
+        with arithmetic():
+            columns = [tokenizer.decode_tokens(batch, length=length) for length in lengths]
+        rows += [[to_pil(pixels) for pixels in row] for row in zip(*columns, strict=True)]
+    return rows
