@@ -8,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.evaluation.sorted_rows import Place, SortedRows, sorted_places
-from utils.evaluation.statistics import gather
 from utils.files import write_array, write_arrays
 from utils.images import write_image
 from utils.processes import Processes
@@ -91,7 +90,7 @@ class ReconstructionFiles:
     def write(self, *, labels: bool, tokens: bool, png: bool) -> list[Path | str]:
         """Write everything, sorted: the files, for people, on the first process."""
         written: list[Path | str] = []
-        shares = gather((self.labels, self.tokens), self.processes)
+        shares = self.processes.gather((self.labels, self.tokens))
         if self.processes.is_main:
             for length, folder in self.folders.items():
                 written += self._write_arrays(length, folder)
