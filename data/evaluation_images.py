@@ -15,7 +15,6 @@ from data.batches import FaultLog, Loader, check_count
 from data.catalogue import CentreCrop, ImageSource, decoded
 from data.image_shards import evaluation_loader
 from utils.config import load_config
-from utils.evaluation.statistics import gather
 from utils.processes import Processes
 
 
@@ -51,7 +50,7 @@ class NumberedImages:
         faults = FaultLog(self.strict)
         mine = range(processes.rank, len(self.parts), processes.world_size)
         counts = {index: sum(1 for _ in self.parts[index].jobs(faults)) for index in mine}
-        shares = gather((counts, len(faults.take())), processes)
+        shares = processes.gather((counts, len(faults.take())))
         sizes = {index: size for share, _ in shares for index, size in share.items()}
         self.num_skipped = sum(num for _, num in shares)
         self.names = [[part.name, sizes[index]] for index, part in enumerate(self.parts)]

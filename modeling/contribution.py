@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens
+from utils.evaluation.statistics import doubled
 from utils.inference import Arithmetic
 
 NORMS = {"l1": Tensor.abs, "l2": Tensor.square}
@@ -100,11 +101,11 @@ class Contributions:
 
     Args:
         num_tokens, image_size: N and P.
-        device: Where the changes are; an Apple GPU has no float64, so sums of its changes stay on the CPU.
+        device: Where the changes are.
     """
 
     def __init__(self, num_tokens: int, image_size: int, device: str | torch.device = "cpu"):
-        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        self.device = doubled(torch.empty(0, device=device)).device
         self.count = 0
         self.sums = {}
         for norm in NORMS:
@@ -118,7 +119,7 @@ class Contributions:
     def update(self, tokens: slice, change: Tensor) -> None:
         """Add what tokens change in some images: (B, T, K, C, P, P), averaged over K, summed over the channels C."""
         for norm, size_of in NORMS.items():
-            maps = size_of(change).sum(dim=3).mean(dim=2).to(self.device).double()  # (B, T, P, P)
+            maps = doubled(size_of(change).sum(dim=3).mean(dim=2))  # (B, T, P, P)
             means = maps.mean(dim=(2, 3))  # (B, T)
             self.sums[f"map_{norm}"][tokens] += maps.sum(dim=0)
             self.sums[f"mean_{norm}"][tokens] += means.sum(dim=0)

@@ -34,7 +34,6 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import add_up
 from utils.files import sha256_of, write_arrays
 from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
 from utils.parts import Parts, check_plan
@@ -111,7 +110,7 @@ def measure(arguments: argparse.Namespace, session: Session) -> None:
     if arguments.mode == "prefix":
         mine = some[session.processes.rank :: session.processes.world_size]
         counts = measurement.count_first_codes(images.batches(mine, measurement.num_images))
-        measurement.start_from(add_up(counts, session.processes))
+        measurement.start_from(session.processes.add_up(counts.cpu()))
     if arguments.dry_run:
         session.say(how_long(measurement, images, some, len(chosen), session.processes.world_size))
         return

@@ -123,6 +123,21 @@ def test_a_set_is_at_distance_0_of_itself(world, evaluate):
     assert row["ssim"] == pytest.approx(1) and row["psnr"] == "inf"
 
 
+def test_perfect_images_and_few_images_are_told_of_at_the_numbers(world, evaluate, tmp_path):
+    target = np.load(world / "original.npy")
+    target[1:] //= 2
+    np.save(tmp_path / "target.npy", target)
+    pair = ("--original", world / "original.npy", "--target", tmp_path / "target.npy")
+    status, out, _, results = evaluate(evaluate_reconstruction, *pair)
+    assert status == 0
+    row = results["rows"][0]
+    assert 5 < row["psnr"] < 40 and row["psnr_infinite"] == 1
+    assert 5 < row["psnr_of_mse"] < row["psnr"]
+    perfect, few = results["notes"]
+    assert "up to 1 images came back without an error" in perfect and perfect in out
+    assert f"of {NUM_IMAGES} images: fewer than its 1,280 features" in few and few in out
+
+
 def test_other_results_are_shown_beside_if_they_are_of_the_same_images(world, evaluate, tmp_path):
     flags = ("--config", world / "config.yaml", "--lengths", "1,8", "--features", "none")
     fit = ("--num_components", 4, "--num_codes", 6)

@@ -10,11 +10,13 @@ from PIL import Image
 
 from data import DataError
 from data.image_sets import open_images, read_statistics
+from modeling.contribution import Contributions
 from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
+from tests.apple_gpu import AppleGPU
 from utils.errors import UserError
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
-from utils.evaluation.metrics import ms_ssim, psnr, ssim, to_uint8
+from utils.evaluation.metrics import ms_ssim, mse, psnr, psnr_of_mse, ssim, to_uint8
 from utils.evaluation.protocol import protocol
 from utils.evaluation.report import plot_curves, plot_grid, read_results, table, write_results
 from utils.evaluation.sorted_rows import SortedRows, sorted_places
@@ -154,6 +156,41 @@ def test_means_are_over_images_not_batches(alone):
     means.update({"psnr": torch.tensor([1.0, 2.0, 3.0])})
     means.update({"psnr": torch.tensor([10.0])})
     assert means.finish(alone) == {"psnr": 4.0}
+
+
+def test_a_perfect_image_does_not_make_the_mean_psnr_of_a_set_infinite(alone):
+    means = Means()
+    means.update({"psnr": torch.tensor([20.0, math.inf, 30.0])})
+    assert means.finish(alone) == {"psnr": 25.0, "psnr_infinite": 1}
+    means = Means()
+    means.update({"psnr": torch.tensor([math.inf])})
+    assert means.finish(alone) == {"psnr": math.inf, "psnr_infinite": 1}
+
+
+def test_an_empty_set_has_no_mean(alone):
+    with pytest.raises(UserError, match="there was no image to score"):
+        Means().finish(alone)
+
+
+def test_the_psnr_of_a_mean_error_is_that_of_all_pixels():
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = (images + torch.tensor([0.0, 0.02, 0.2])[:, None, None, None]).clamp(0, 1)
+    error = mse(other, images)
+    assert error[0] == 0 and psnr_of_mse(0.0) == math.inf
+    assert psnr_of_mse(float(error[1])) == pytest.approx(float(psnr(other, images)[1]), abs=1e-4)
+    everything = psnr(other.flatten().view(1, 1, 1, -1), images.flatten().view(1, 1, 1, -1))
+    assert psnr_of_mse(float(error.mean())) == pytest.approx(float(everything), abs=1e-4)
+
+
+def test_sums_leave_an_accelerator_before_they_become_float64(alone):
+    rows = torch.arange(6.0).view(2, 3)
+    means, moments, changes = Means(), Moments(3), Contributions(num_tokens=1, image_size=2)
+    with AppleGPU():
+        means.update({"psnr": rows[:, 0]})
+        moments.update(rows)
+        changes.update(slice(0, 1), torch.ones(1, 1, 1, 3, 2, 2))
+    assert means.finish(alone) == {"psnr": 1.5}
+    assert moments.finish(alone).mean.tolist() == [1.5, 2.5, 3.5]
 
 
 # Codebook

@@ -8,7 +8,7 @@ from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.frozen import FrozenNetwork, sha256_of_tensors
 from modeling.networks.perceptual import perceptual_measure
 from utils.evaluation.comparison import Comparison, Measure, against
-from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, psnr, ssim
+from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, mse, psnr, ssim
 from utils.processes import Processes
 
 
@@ -37,7 +37,7 @@ class Judges:
 
     def comparison(self, image_size: int) -> Comparison:
         """An empty comparison of images whose shorter side has `image_size` pixels."""
-        measures: dict[str, Measure] = {"psnr": against(psnr), "ssim": against(ssim)}
+        measures: dict[str, Measure] = {"psnr": against(psnr), "mse": against(mse), "ssim": against(ssim)}
         if image_size >= MS_SSIM_SMALLEST:  # it is not defined for smaller images
             measures["ms_ssim"] = against(ms_ssim)
         measures |= {key: network.distance_to for key, network in self.perceptual.items()}

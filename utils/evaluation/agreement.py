@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.evaluation.statistics import Means, add_up, gather
+from utils.evaluation.statistics import Means
 from utils.processes import Processes
 
 VOID = 255  # the value of mask pixels that do not count
@@ -105,11 +105,11 @@ class Segmentation:
         self.confusion[name] = self.confusion.get(name, 0) + square
 
     def finish(self, processes: Processes) -> dict[str, float]:
-        names = sorted({name for share in gather(list(self.confusion), processes) for name in share})
+        names = sorted({name for share in processes.gather(list(self.confusion)) for name in share})
         nothing = torch.zeros(self.num_classes, self.num_classes, dtype=torch.long)
         scores = {}
         for name in names:
-            square = add_up(self.confusion.get(name, nothing), processes).double()
+            square = processes.add_up(self.confusion.get(name, nothing).cpu()).double()
             union = square.sum(dim=0) + square.sum(dim=1) - square.diag()
             scores[name] = float((square.diag() / union)[union > 0].mean())
         return scores
@@ -149,7 +149,7 @@ class Detection:
             self.items.append((boxes, seen, truth[index] if truth is not None else None))
 
     def finish(self, processes: Processes) -> dict[str, float]:
-        items = [item for share in gather(self.items, processes) for item in share]
+        items = [item for share in processes.gather(self.items) for item in share]
         scores = self._score([(boxes, seen) for boxes, seen, _ in items], "_to_original")
         if all(truth is not None for _, _, truth in items):
             scores |= self._score([(boxes, truth) for boxes, _, truth in items], "")

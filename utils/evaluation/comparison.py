@@ -10,7 +10,8 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
-from utils.evaluation.statistics import Means, frechet_distance, gather
+from utils.evaluation.metrics import psnr_of_mse
+from utils.evaluation.statistics import Means, frechet_distance
 from utils.processes import Processes
 
 # Given originals, what measures versions of them: all (B, 3, H, W) float32 in [0, 1], the result (B,).
@@ -37,11 +38,11 @@ class Originals:
 
     def count(self) -> int:
         """Images seen so far by all processes; every process calls this together."""
-        return sum(gather(len(self.keys), self.processes))
+        return sum(self.processes.gather(len(self.keys)))
 
     def fingerprint(self) -> str:
         """sha256 of the set, whatever its order and names; every process calls this together."""
-        digests = sorted(digest for share in gather(self.digests, self.processes) for digest in share)
+        digests = sorted(digest for share in self.processes.gather(self.digests) for digest in share)
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
     def record(self, expected: int | None, num_skipped: int = 0) -> dict[str, Any]:
@@ -112,12 +113,20 @@ class Comparison(Originals):
         results: dict[str, dict[str, float]] = {}
         originals = self.feature_set(None).gaussian() if self.network is not None else None
         for name in names:
-            results[name] = self.means.get(name, Means()).finish(self.processes)
+            results[name] = self._means(name)
             if self.network is not None:
                 version = self.feature_set(name)
                 results[name][self.network.key] = frechet_distance(originals, version.gaussian())
                 results[name] |= version.inception_score()
         return results
+
+    def _means(self, name: str) -> dict[str, float]:
+        """Means over the images of a version; that of the squared error as its PSNR."""
+        means = self.means.get(name, Means()).finish(self.processes)
+        return {
+            "psnr_of_mse" if measure == "mse" else measure: psnr_of_mse(mean) if measure == "mse" else mean
+            for measure, mean in means.items()
+        }
 
 
 def require_unique(keys: Sequence[str], what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from utils.evaluation.statistics import Collected, Gaussian, Moments, gather, inception_score
+from utils.evaluation.statistics import Collected, Gaussian, Moments, inception_score
 from utils.processes import Processes
 
 
@@ -65,7 +65,7 @@ class FeatureSet:
 
     def count(self) -> int:
         """Images of all processes."""
-        return sum(gather(len(self.keys), self.processes))
+        return sum(self.processes.gather(len(self.keys)))
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance of all processes' features."""

@@ -13,7 +13,6 @@ from utils.errors import UserError
 from utils.evaluation.comparison import Comparison
 from utils.evaluation.image_formats import FORMATS, Candidate, best_within, candidates, header_bytes, is_grey
 from utils.evaluation.report import Row
-from utils.evaluation.statistics import add_up, gather
 from utils.processes import Processes
 
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -117,8 +116,8 @@ class FormatScores:
             image_size: Pixels a side.
         """
         seen = self.comparison.count()
-        counts = add_up(torch.tensor(list(self.fitting.values())), self.processes).tolist()
-        everywhere = set.intersection(*gather(self.wanted, self.processes))
+        counts = self.processes.add_up(torch.tensor(list(self.fitting.values()))).tolist()
+        everywhere = set.intersection(*self.processes.gather(self.wanted))
         scores = self.comparison.finish([entry.name for entry in self.entries if entry in everywhere])
         rows = []
         for entry, count in zip(self.entries, counts, strict=True):

@@ -1,5 +1,7 @@
 """Distances between images, one number per image, over torchmetrics."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,21 @@ def to_uint8(pixels: Tensor) -> Tensor:
 def psnr(pixels: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (B,), of (B, 3, H, W) in [0, 1]; higher is better.
 
-    The mean over a set is the mean of these, not the PSNR of the mean error. Identical images give inf.
+    The published mean over a set is the mean of these, not the PSNR of the mean error. Identical images give inf.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     return peak_signal_noise_ratio(pixels, target, data_range=(0.0, 1.0), reduction="none", dim=(1, 2, 3))
+
+
+def mse(pixels: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each image, (B,), of (B, 3, H, W) in [0, 1]."""
+    return (pixels - target).square().flatten(1).mean(dim=1)
+
+
+def psnr_of_mse(error: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error, such as that of a whole set of images."""
+    return -10 * math.log10(error) if error else math.inf
 
 
 def ssim(pixels: Tensor, target: Tensor) -> Tensor:

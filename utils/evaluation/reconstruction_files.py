@@ -8,7 +8,6 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.evaluation.sorted_rows import Place, SortedRows, sorted_places
-from utils.evaluation.statistics import gather
 from utils.files import write_array
 from utils.images import write_image
 from utils.processes import Processes
@@ -96,7 +95,7 @@ class ReconstructionFiles:
             about: What made the tokens, for `utils.tokens.write_tokens`.
         """
         written: list[Path | str] = []
-        shares = gather((self.labels, self.tokens), self.processes)
+        shares = self.processes.gather((self.labels, self.tokens))
         if self.processes.is_main:
             for length, folder in self.folders.items():
                 written += self._write_arrays(length, folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.evaluation.statistics import INFINITE
 from utils.figures import plotting, save_figure
 from utils.files import replacing
 
@@ -16,6 +17,7 @@ Row = dict[str, Any]  # "name", "system" (a line of the curves), "bytes_per_imag
 # Title, and +1 where more is better, -1 where less is.
 MEASURES = {
     "psnr": ("PSNR, dB", +1),
+    "psnr_of_mse": ("PSNR of the mean error, dB", +1),
     "ssim": ("SSIM", +1),
     "ms_ssim": ("MS-SSIM", +1),
     "perceptual_efficientnet_lite0": ("EfficientNet-Lite0 distance", -1),
@@ -42,6 +44,7 @@ MEASURES = {
     "map_50_to_original": ("mAP to the original's at IoU 0.5", +1),
 }
 LINES = (("-", "o"), ("--", "s"), (":", "^"))  # and markers
+NOT_DRAWN = ("psnr_of_mse",)  # whose curve is nearly that of `psnr`
 COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
 
 
@@ -83,6 +86,27 @@ def _number(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """What has to be said beside the numbers: images that came back perfect, distances of few images."""
+    rows, record = results["rows"], results["protocol"]
+    found = []
+    perfect = max((row.get(f"psnr{INFINITE}", 0) for row in rows), default=0)
+    if perfect:
+        found.append(
+            f"note: up to {perfect:,} images came back without an error, whose PSNR is infinite: the mean PSNR is of "
+            "the others"
+        )
+    network = record.get("feature_network")
+    counts = [record[part]["seen"] for part in ("originals", "samples", "reference") if "seen" in record.get(part, {})]
+    if network and counts and min(counts) < network["dimension"]:
+        found.append(
+            f"note: {network['distance']} of {min(counts):,} images: fewer than its {network['dimension']:,} features, "
+            "so the covariance is rank deficient and the distance depends on the number of images; compare it only "
+            "with distances of as many"
+        )
+    return found
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
@@ -137,6 +161,7 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: 
     systems = list(dict.fromkeys(row["system"] for row in rows))
     families, variants = (list(dict.fromkeys(parts)) for parts in zip(*map(_parts, systems), strict=True))
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if is_measure(name)]
+    names = [name for name in names if name not in NOT_DRAWN]
     names = [name for name in names if all(math.isfinite(float(row.get(name, 0))) for row in rows)]
     if not names:
         return

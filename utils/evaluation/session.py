@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from utils.evaluation.comparison import Originals
 from utils.evaluation.protocol import exact_arithmetic, protocol
-from utils.evaluation.report import Row, table, write_results
-from utils.evaluation.statistics import add_up
+from utils.evaluation.report import Row, remarks, table, write_results
 from utils.processes import Processes
 
 
@@ -81,7 +80,7 @@ class Session:
 
     def sum(self, number: int) -> int:
         """The sum over all processes, which call this together."""
-        return int(add_up(torch.tensor(number), self.processes))
+        return int(self.processes.add_up(torch.tensor(number)))
 
     def record(self, **facts: Any) -> dict[str, Any]:
         """The protocol of this run, with `facts`."""
@@ -112,9 +111,10 @@ class Session:
         """
         if not self.processes.is_main:
             return
-        for text in (table(shown), *notes):
+        warnings = remarks(results)
+        for text in (table(shown), *notes, *warnings):
             print(text)
-        write_results(self.output_dir / name, results)
+        write_results(self.output_dir / name, {**results, **({"notes": warnings} if warnings else {})})
         for figure, draw in (figures or {}).items():
             draw(self.output_dir / figure)
         written = [str(self.output_dir / file) for file in (name, *(figures or {}))]

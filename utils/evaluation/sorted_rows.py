@@ -9,7 +9,6 @@ from numpy.lib import format as npy
 
 from utils.errors import UserError
 from utils.evaluation.comparison import require_unique
-from utils.evaluation.statistics import gather
 from utils.files import replacing
 from utils.processes import Processes
 
@@ -27,7 +26,7 @@ def sorted_places(keys: Sequence[str], processes: Processes, what: str) -> tuple
     Raises:
         UserError: A key comes twice: no order would be the right one.
     """
-    shares = gather(list(keys), processes)
+    shares = processes.gather(list(keys))
     rows = sorted((key, Place(rank, index)) for rank, share in enumerate(shares) for index, key in enumerate(share))
     names = [key for key, _ in rows]
     require_unique(names, what)

@@ -7,49 +7,57 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from utils.errors import UserError
 from utils.processes import Processes
 
-
-def gather(value: Any, processes: Processes) -> list[Any]:
-    """The `value` of every process, in order of rank, on every process."""
-    if processes.world_size == 1:
-        return [value]
-    values = [None] * processes.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values
+INFINITE = "_infinite"  # the ending of a count of infinite values
 
 
-def add_up(tensor: Tensor, processes: Processes) -> Tensor:
-    """The sum of a CPU tensor over the processes."""
-    tensor = tensor.cpu()
-    if processes.world_size > 1:
-        torch.distributed.all_reduce(tensor)
-    return tensor
+def doubled(tensor: Tensor) -> Tensor:
+    """A tensor as float64: on its CUDA GPU, from elsewhere on the CPU, since an Apple GPU has no float64."""
+    tensor = tensor.detach()
+    return (tensor if tensor.device.type == "cuda" else tensor.cpu()).double()
 
 
 class Means:
-    """Means over images of named values, summed in float64."""
+    """Means over images of named values, summed in float64.
+
+    Infinite values, as the PSNR of an image that came back perfect, are left out of a mean and counted.
+    """
 
     def __init__(self):
         self.sums: dict[str, float] = {}
+        self.infinite: dict[str, int] = {}
         self.count = 0
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add one batch: {name: (B,)}, the same names every time."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.double().cpu().sum())
+            value = value.cpu().double()
+            infinite = value.isinf()
+            self.sums[name] = self.sums.get(name, 0.0) + float(value[~infinite].sum())
+            self.infinite[name] = self.infinite.get(name, 0) + int(infinite.sum())
         self.count += len(next(iter(values.values())))
 
     def finish(self, processes: Processes) -> dict[str, float]:
-        """Means over the images of all processes; one that saw none takes part with nothing."""
-        shares = gather((self.sums, self.count), processes)
-        total = sum(count for _, count in shares)
-        names = list(dict.fromkeys(name for sums, _ in shares for name in sums))
-        return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / total for name in names}
+        """Means over the images of all processes; one that saw none takes part with nothing.
+
+        Where infinite values were left out, `NAME_infinite` is their number; of nothing else the mean is infinite.
+        """
+        shares = processes.gather((self.sums, self.infinite, self.count))
+        total = sum(count for *_, count in shares)
+        if total == 0:
+            raise UserError("there was no image to score: check the paths of the images")
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums, *_ in shares for name in sums):
+            num_infinite = sum(infinite.get(name, 0) for _, infinite, _ in shares)
+            together = sum(sums.get(name, 0.0) for sums, *_ in shares)
+            means[name] = together / (total - num_infinite) if num_infinite < total else math.inf
+            if num_infinite:
+                means[f"{name}{INFINITE}"] = num_infinite
+        return means
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class Moments:
 
     def update(self, features: Tensor) -> None:
         """Add one batch, (B, D)."""
-        if self.sum.device != features.device and features.device.type != "mps":  # which has no float64
+        features = doubled(features)
+        if self.sum.device != features.device:
             self.sum, self.products = self.sum.to(features.device), self.products.to(features.device)
-        features = features.detach().to(self.sum.device).double()
         self.count += len(features)
         self.sum += features.sum(dim=0)
         self.products.addmm_(features.T, features)
@@ -94,11 +102,11 @@ class Moments:
         Raises:
             UserError: There are fewer than two vectors.
         """
-        count = sum(gather(self.count, processes))
+        count = sum(processes.gather(self.count))
         if count < 2:
             raise UserError(f"a distance between sets of images needs at least 2 images in each, got {count}")
-        mean = add_up(self.sum, processes) / count
-        covariance = (add_up(self.products, processes) - count * torch.outer(mean, mean)) / (count - 1)
+        mean = processes.add_up(self.sum.cpu()) / count
+        covariance = (processes.add_up(self.products.cpu()) - count * torch.outer(mean, mean)) / (count - 1)
         return Gaussian(mean, covariance, count)
 
 
@@ -130,7 +138,7 @@ class Collected:
 
     def finish(self, processes: Processes, keys: list[str]) -> Tensor:
         """All processes' vectors, sorted by `keys`, this process's own: the same for any number of processes."""
-        shares = gather((keys, torch.cat(self.rows)), processes)
+        shares = processes.gather((keys, torch.cat(self.rows)))
         names = [name for keys, _ in shares for name in keys]
         rows = torch.cat([rows for _, rows in shares])
         return rows[torch.tensor(sorted(range(len(names)), key=names.__getitem__), dtype=torch.long)]
@@ -192,7 +200,7 @@ class CodeCounts:
 
     def finish(self, processes: Processes) -> dict[str, Any]:
         """`code_statistics` of all processes' tokens."""
-        return code_statistics(add_up(self.counts, processes))
+        return code_statistics(processes.add_up(self.counts.cpu()))
 
 
 def code_statistics(counts: Tensor) -> dict[str, Any]:
