@@ -201,7 +201,7 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     monkeypatch.setattr(scripts.sample_imagenet, "sample_part", sample_part)
     with pytest.raises(KeyboardInterrupt):
         sample("--num_images", 20)
-    with pytest.raises(UserError, match="with seed 42 where 1 is wanted now"):
+    with pytest.raises(UserError, match="seed was 42 and is now 1"):
         sample("--num_images", 20, "--seed", 1)
     parts.clear()
     folder = sample("--num_images_per_class", 2)
@@ -213,7 +213,7 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     (folder / "samples.json").write_text(json.dumps(record))
     sample("--num_images", 20)
     assert "are in" in capsys.readouterr().out
-    with pytest.raises(UserError, match="with sampler .* is wanted now"):
+    with pytest.raises(UserError, match="sampler was .* and is now"):
         sample("--num_images", 20, "--guidance_scale", 9)
 
 
