@@ -221,9 +221,9 @@ def test_samples_are_of_one_precision(sample):
     folder = sample("--num_images", 8)
     plan = json.loads((folder / "samples.json").read_text())["plan"]
     assert (plan["precision"], plan["compiled"]) == ("tf32", False)
-    with pytest.raises(UserError, match='with precision "tf32" where "bf16" is wanted now'):
+    with pytest.raises(UserError, match='precision was "tf32" and is now "bf16"'):
         sample("--num_images", 8, "--precision", "bf16")
-    with pytest.raises(UserError, match="with compiled false where true is wanted now"):
+    with pytest.raises(UserError, match="compiled was false and is now true"):
         sample("--num_images", 8, "--compile")
     half = sample("--num_images", 8, "--precision", "bf16", "--batch_size", "auto", output="half")
     assert np.load(half / "samples.npz")["arr_0"].shape == (8, 8, 8, 3)
