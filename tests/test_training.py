@@ -350,6 +350,19 @@ def test_the_average_copies_first_and_then_follows_the_law():
     assert ema_decay(100_000) == 0.999
 
 
+def test_the_average_copies_what_is_not_trained_at_every_update():
+    model = nn.BatchNorm1d(2)
+    model.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
+    ema = EMA(model)
+    for update in range(3):
+        model.frozen.fill_(update)
+        model.running_mean.fill_(update)
+        model.num_batches_tracked.fill_(update)
+        ema.update(model, update)
+        assert ema.model.frozen.tolist() == ema.model.running_mean.tolist() == [update, update]
+        assert int(ema.model.num_batches_tracked) == update
+
+
 def test_what_is_not_decayed():
     model = nn.Module()
     model.pos_embed = nn.Parameter(torch.zeros(1, 2, 3))

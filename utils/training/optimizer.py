@@ -63,7 +63,7 @@ def learning_rate(step: int, *, peak: float, end: float, warmup_steps: int, tota
 class EMA:
     """A deep copy of a model that follows it; use `.model` directly, it is always in evaluation mode.
 
-    Trainable parameters are averaged, untrained ones and buffers copied.
+    Trainable parameters are averaged; untrained ones and buffers are copied at every update, as published.
     """
 
     def __init__(self, model: nn.Module):
@@ -79,10 +79,8 @@ class EMA:
         torch._foreach_lerp_(
             [ours[name] for name in averaged], [theirs[name] for name in averaged], 1.0 - ema_decay(num_updates)
         )
-        # What never changes is worth no copy but the first.
-        if num_updates == 0:
-            for name in copied:
-                ours[name].copy_(theirs[name])
+        if copied:
+            torch._foreach_copy_([ours[name] for name in copied], [theirs[name] for name in copied])
 
 
 def ema_decay(num_updates: int) -> float:
