@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
 from modeling.one_d_piece import OneDPiece
+from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.apple_gpu import AppleGPU
@@ -401,6 +403,30 @@ def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(t
     loss.backward()
     assert player == "discriminator" and task.discriminator.to_logits[2].weight.grad.abs().sum() > 0
     assert task.first_step("discriminator") == 2
+
+
+def test_codes_and_evaluations_are_computed_outside_autocast(trained, tmp_path, monkeypatch):
+    seen = {}
+
+    def watch(owner, name):
+        compute = getattr(owner, name)
+
+        def watched(*args):
+            seen.setdefault(name, set()).add(torch.is_autocast_enabled("cpu"))
+            return compute(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(PixelVQGAN, "encode")
+    watch(Stage1Task, "evaluate")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
+    try:
+        settings = ["training.mixed_precision=bf16", "training.max_train_steps=1", "experiment.generate_every=0"]
+        run_job("stage1", trained, tmp_path, *settings)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen["encode"] == seen["evaluate"] == {False}
 
 
 # Other systems
