@@ -1,5 +1,6 @@
 """The loaders of training and evaluation: WebDataset shards as a list of stages, or a folder of images."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -117,6 +118,9 @@ def evaluation_loader(
 ) -> Loader:
     """Every evaluation sample once, over all ranks and workers; it may be iterated again and again.
 
+    `dataset.params.max_eval_examples` takes so many of them: the first ones of a folder, or of every shard alike. Which
+    ones does not depend on batches, ranks and workers.
+
     Ranks can get different numbers of batches, or none: no collective operation belongs inside the loop. Sum what was
     seen over the ranks and give it to `check_count` with the loader's `expected`. Sorting by `__key__` restores the
     order.
@@ -139,27 +143,46 @@ def evaluation_loader(
     batch_size = _at_least(1, batch_size, "the batch size of evaluation")
     num_workers = _at_least(0, num_workers, "dataset.params.num_workers_per_gpu")
     skip_broken = params.get("eval_skip_broken", False)
+    most, expected = params.get("max_eval_examples"), params.get("num_eval_examples")
+    if most is not None:
+        most = _at_least(1, most, "dataset.params.max_eval_examples")
     if _dataset_type(config) == "folder":
         train_folder = Path(params.get("train_folder") or "").expanduser()
         # Class ids must mean the same, even if the evaluation folder lacks a class.
         classes = subfolders(train_folder) if params.get("train_folder") and train_folder.is_dir() else None
         source = open_folder(params.get("eval_folder"), "dataset.params.eval_folder", classes or None)
         dataset = EvaluationFolder(source, transform, skip_broken)
-        batches = evaluation_batches(len(source), batch_size, rank=rank, world_size=world_size)
         found = len(source)
+        taken = found if most is None else min(most, found)
+        batches = evaluation_batches(taken, batch_size, rank=rank, world_size=world_size)
     else:
         shards = resolve_shards(params.get("eval_shards_path_or_url"), "dataset.params.eval_shards_path_or_url")
         found, num_classes = manifest_facts(shards)
-        mine = shards[rank::world_size]
+        counts = dict.fromkeys(shards) if most is None else samples_of_each(shards, most)
+        mine = [shard for shard in shards if counts[shard] != 0][rank::world_size]
         num_workers = min(num_workers, len(mine))
         batches = None
         dataset = EvaluationShards(
-            mine, transform, batch_size=batch_size, num_classes=num_classes, skip_broken=skip_broken
+            mine, counts, transform, batch_size=batch_size, num_classes=num_classes, skip_broken=skip_broken
         )
-    expected = params.get("num_eval_examples")
-    return Loader(
-        _data_loader(dataset, batches, num_workers, start_method), expected=found if expected is None else expected
-    )
+    expected = found if expected is None else expected
+    if most is not None:
+        expected = None if found is None else min(most, expected)  # unknown sizes: some shard may hold too few
+    return Loader(_data_loader(dataset, batches, num_workers, start_method), expected=expected)
+
+
+def samples_of_each(shards: list[str], most: int) -> dict[str, int]:
+    """How many samples each shard gives so that all give `most`, as evenly as their sizes allow.
+
+    A shard whose size no manifest tells counts as one that is large enough.
+    """
+    sizes = {shard: manifest_facts([shard])[0] for shard in shards}
+    counts = {}
+    for shard in sorted(shards, key=lambda shard: math.inf if sizes[shard] is None else sizes[shard]):
+        fair = most // (len(shards) - len(counts))
+        counts[shard] = fair if sizes[shard] is None else min(fair, sizes[shard])
+        most -= counts[shard]
+    return counts
 
 
 def loaders(
@@ -288,13 +311,14 @@ class EvaluationShards(IterableDataset):
     def __init__(
         self,
         shards: list[str],
+        counts: dict[str, int | None],
         transform: EvalTransform,
         *,
         batch_size: int,
         num_classes: int | None,
         skip_broken: bool,
     ):
-        self.shards, self.transform = shards, transform
+        self.shards, self.transform, self.counts = shards, transform, counts
         self.batch_size, self.num_classes, self.skip_broken = batch_size, num_classes, skip_broken
 
     def __iter__(self) -> Iterator[Batch]:
@@ -303,7 +327,7 @@ class EvaluationShards(IterableDataset):
         faults = FaultLog(strict=not self.skip_broken)
         stages = [
             from_the_start,
-            partial(read_shards, faults=faults),
+            partial(read_shards, faults=faults, counts=self.counts),
             partial(decode_each, transform=self.transform, num_classes=self.num_classes, faults=faults),
             partial(batched, batch_size=self.batch_size, faults=faults),
         ]
@@ -340,9 +364,16 @@ def resampled(shards: list[str], *, rng) -> Iterator[tuple[str, float]]:
 
 
 def read_shards(
-    shards: Iterable[tuple[str, float]], *, faults: FaultLog, num_useless_shards: int | None = None
+    shards: Iterable[tuple[str, float]],
+    *,
+    faults: FaultLog,
+    num_useless_shards: int | None = None,
+    counts: dict[str, int | None] | None = None,
 ) -> Iterator[RawSample]:
     """The samples of shard after shard, undecoded; a damaged shard is a fault, and its whole samples are used.
+
+    Args:
+        counts: Samples to take from the beginning of each shard; None: all of it.
 
     Raises:
         DataError: As many shards in a row as `num_useless_shards`, or `PATIENCE` seconds of them, gave no sample.
@@ -352,7 +383,7 @@ def read_shards(
         useless, begun = useless + 1, time.monotonic()
         fault = Fault("empty shard", shard, None, "it holds no sample")
         try:
-            for sample in read_shard(shard, start):
+            for sample in islice(read_shard(shard, start), counts[shard] if counts else None):
                 useless, wasted = 0, 0.0
                 yield sample
         except ShardError as error:

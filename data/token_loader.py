@@ -23,14 +23,20 @@ class TokenBatches:
 
     Attributes:
         num_bad: Always 0; broken images were counted when the set was made.
-        expected: Images in the whole split, all ranks together.
+        expected: Images of an evaluation, all ranks together.
     """
 
     num_bad = 0
 
-    def __init__(self, token_set: TokenSet, batches: Iterable[Any], variant_of: Callable[[int], np.ndarray] | None):
+    def __init__(
+        self,
+        token_set: TokenSet,
+        batches: Iterable[Any],
+        variant_of: Callable[[int], np.ndarray] | None,
+        expected: int | None = None,
+    ):
         self.token_set, self.batches, self.variant_of = token_set, batches, variant_of
-        self.expected = len(token_set)
+        self.expected = expected
 
     def __iter__(self) -> Iterator[Batch]:
         for samples in self.batches:
@@ -66,11 +72,16 @@ def training_tokens(config: DictConfig, start_batch: int, *, rank: int, world_si
 
 
 def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> TokenBatches:
-    """This rank's share of the evaluation split, every image once, in its first variant (the centre crop)."""
+    """This rank's share of the evaluation split, every image once, in its first variant (the centre crop).
+
+    `dataset.params.max_eval_examples` takes the first ones alone.
+    """
     token_set = TokenSet(_folder(config, "eval"))
     batch_size = config.training.per_gpu_batch_size
-    batches = evaluation_batches(len(token_set), batch_size, rank=rank, world_size=world_size)
-    return TokenBatches(token_set, batches, None)
+    most = config.dataset.params.get("max_eval_examples")
+    expected = len(token_set) if most is None else min(most, len(token_set))
+    batches = evaluation_batches(expected, batch_size, rank=rank, world_size=world_size)
+    return TokenBatches(token_set, batches, None, expected)
 
 
 def token_loaders(

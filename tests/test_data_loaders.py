@@ -13,7 +13,7 @@ from data import DataError
 from data.image_shards import check_count, evaluation_loader, training_loader
 from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
-from tests.shard_data import keys, make_config, make_shards, same, shard_spec, take
+from tests.shard_data import keys, make_config, make_shards, png, same, shard_spec, take
 from utils.paths import ROOT
 
 
@@ -59,6 +59,33 @@ def test_the_count_is_checked(folder):
     check_count(36, 36)
     check_count(36, None)
     check_count(35, 36, num_bad=1)
+
+
+@pytest.mark.parametrize("most", [1, 5, 9, 20, 99])
+@pytest.mark.parametrize("kind", ["shards", "shards without a manifest", "folder"])
+def test_the_same_images_are_evaluated_however_they_are_shared_and_batched(tmp_path, kind, most):
+    """max_eval_examples, of 20 images."""
+    if kind == "folder":
+        for number in range(20):
+            (tmp_path / f"{number}.png").write_bytes(png(number))
+        params = {"type": "folder", "eval_folder": str(tmp_path)}
+    else:
+        sizes = [7, 2, 11] if kind == "shards" else [9, 9, 9]
+        make_shards(tmp_path, sizes, manifest=kind == "shards")
+        params = {"eval_shards_path_or_url": shard_spec(tmp_path, 3)}
+    config = make_config(**params, max_eval_examples=most)
+    if "without" in kind and most > 20:
+        pytest.skip("nothing says how many there are")
+    chosen = set()
+    for world_size, batch_size in ((1, 4), (2, 3), (4, 64)):
+        found = []
+        for rank in range(world_size):
+            loader = evaluation_loader(config, rank=rank, world_size=world_size, batch_size=batch_size)
+            found += keys(list(loader))
+        assert len(found) == len(set(found)) == min(most, 20)
+        assert loader.expected == (None if "without" in kind else min(most, 20))
+        chosen.add(tuple(sorted(found)))
+    assert len(chosen) == 1
 
 
 def test_without_a_manifest_nothing_is_expected(tmp_path):
