@@ -18,6 +18,7 @@ from torch import nn
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
+from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.apple_gpu import AppleGPU
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
@@ -157,6 +158,30 @@ def test_tokens_that_stage_2_trains_need_their_own_loss(trained, tmp_path):
 def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
     with pytest.raises(UserError, match="expected 25 evaluation samples, got 24"):
         run_job("teacher", trained, tmp_path / "run", "dataset.params.num_eval_examples=25")
+
+
+def test_the_weights_are_there_before_the_last_evaluation_which_may_take_long(trained, tmp_path, monkeypatch, capsys):
+    def interrupted(self, model, batch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TeacherTask, "evaluate", interrupted)
+        run_job("teacher", trained, tmp_path)
+    assert differences(trained / "teacher", tmp_path) == []
+    # The same command makes up for the evaluation, once.
+    for _ in range(2):
+        run_job("teacher", trained, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/images" in line] == [6]
+    assert "evaluation     24 images every 6 steps and at the end" in capsys.readouterr().out
+
+
+def test_an_evaluation_has_a_bar_with_a_total_and_takes_the_images_asked_for(trained, tmp_path, capsys):
+    limit = ["dataset.params.max_eval_examples=5", "training.max_train_steps=1", "experiment.generate_every=0"]
+    run_job("teacher", trained, tmp_path, *limit)
+    assert "/5 [" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval/images"] for line in lines if "eval/images" in line] == [5]
 
 
 def test_a_step_that_went_wrong_stops_the_run_before_it_is_saved(trained, tmp_path):

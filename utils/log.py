@@ -21,6 +21,9 @@ class RunLog:
 
     Use on the main process only. A resumed run forgets lines of steps that it will do again.
 
+    Attributes:
+        evaluated_steps: Those that have an evaluation on file, of a resumed run.
+
     Args:
         folder: Output folder of the run.
         resume_step: Updates already done.
@@ -28,9 +31,11 @@ class RunLog:
 
     def __init__(self, folder: Path, config: DictConfig, resume_step: int = 0):
         self.path = folder / METRICS_FILE
+        kept = []
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
+        self.evaluated_steps = {_step(line) for line in kept if "eval/images" in line}
         self.wandb = _start_wandb(folder, config) if config.training.get("enable_wandb", False) else None
         self.tensorboard = None
         if config.training.get("enable_tensorboard", False):

@@ -16,7 +16,7 @@ from utils.processes import PATIENCE
 from utils.speed import cpu_has_bfloat16
 from utils.training.optimizer import learning_rate, peak_rate
 from utils.training.report import Report, announce
-from utils.training.resume import finish, resume, save
+from utils.training.resume import finish, leave_weights, resume, save
 from utils.training.run import Run
 from utils.training.task import Batch, Logs, Task
 
@@ -50,27 +50,40 @@ def train(
     resume(run)
     announce(run)
 
-    report, experiment = Report(run, evaluation_batches, check_count), config.experiment
+    report = Report(run, evaluation_batches, check_count)
+    report.announce_evaluations()
     stream = training_batches(run.step * run.accumulation)
-    batches = iter(stream)
     with run.processes.noticing_signals(), report.progress:
-        if run.owes_evaluation:
-            report.evaluate()
-        while run.step < run.total_steps and not run.processes.called_off:
-            micro_batches = take(run, batches)
-            report.add(update(run, micro_batches), micro_batches)
-
-            if run.is_time(experiment.log_every):
-                report.log(num_bad=getattr(stream, "num_bad", 0))
-            if run.is_time(experiment.generate_every):
-                report.show(micro_batches)
-            if evaluation_batches is not None and run.is_time(experiment.eval_every):
-                report.evaluate()
-            if run.is_time(experiment.save_every) or run.processes.called_off:
-                report.check_health()
-                save(run)
+        train_steps(run, report, stream)
         report.close()
         finish(run)
+
+
+def train_steps(run: Run, report: Report, stream: Iterable[Batch]) -> None:
+    """Update until the last step, or until time is up, with everything that is due in between."""
+    experiment, batches = run.config.experiment, iter(stream)
+    while not run.processes.called_off:
+        if run.step == run.total_steps:
+            leave_weights(run)
+        if run.owes_evaluation:  # only now, because it may take long: its step is saved
+            report.evaluate()
+        if run.step == run.total_steps or run.processes.called_off:
+            break
+        micro_batches = take(run, batches)
+        report.add(update(run, micro_batches), micro_batches)
+
+        if run.is_time(experiment.log_every):
+            report.log(num_bad=getattr(stream, "num_bad", 0))
+        if run.is_time(experiment.generate_every):
+            report.show(micro_batches)
+        if run.is_time(experiment.eval_every):
+            run.owes_evaluation = report.evaluation_batches is not None
+        if run.is_time(experiment.save_every):
+            report.check_health()
+            save(run)
+    if run.processes.called_off and run.saved_step != run.step:
+        report.check_health()
+        save(run)
 
 
 def take(run: Run, batches: Iterator[Batch]) -> list[Batch]:

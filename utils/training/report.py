@@ -65,12 +65,29 @@ class Report:
     ):
         self.run, self.evaluation_batches, self.check_count = run, evaluation_batches, check_count
         self.file = self._open_log()
+        # A checkpoint is written before its step is evaluated; the log tells whether that was done after all.
+        is_done = run.processes.gather(self.file is not None and run.step in self.file.evaluated_steps)[0]
+        run.owes_evaluation = run.owes_evaluation and evaluation_batches is not None and not is_done
         self.progress = tqdm(
             initial=run.step, total=run.total_steps, unit="step", disable=not run.processes.is_main, dynamic_ncols=True
         )
         self.num_lines = 0
         self.preview_batch: Batch | None = None
         self._start_line()
+
+    def announce_evaluations(self) -> None:
+        """Print what they cost; evaluation data that are not there stop the run before its first step."""
+        run, every = self.run, self.run.config.experiment.eval_every
+        if self.evaluation_batches is None or not every:
+            return
+        expected = None
+        with run.processes.careful():
+            expected = getattr(self.evaluation_batches(), "expected", None)
+        run.processes.meet()
+        images = "all images" if expected is None else f"{expected:,} images"
+        run.say(
+            f"evaluation     {images} every {every:,} steps and at the end; fewer: dataset.params.max_eval_examples=N"
+        )
 
     def _open_log(self) -> RunLog | None:
         """The output folder with the run's configuration; the log, on the main process."""
@@ -232,44 +249,46 @@ class Report:
         """Mean of the task's numbers over the evaluation set; each rank adds up its share, the ranks meet once.
 
         In float32: in bfloat16 a tokenizer would give other tokens than the commands that evaluate it afterwards.
-        Interrupted when time is up, and then owed: a part of the set says nothing.
+        Interrupted when time is up, and then still owed: a part of the set says nothing.
         """
         run, started = self.run, time.perf_counter()
-        most = run.config.dataset.params.get("max_eval_examples")
         share, expected = ({}, {"images": 0, "bad": 0}), None
         with run.paused():
             with run.processes.careful(), self._own_randomness():
-                share, expected = self._score_share(most)
+                share, expected = self._score_share()
             run.processes.meet()
-            run.owes_evaluation = run.processes.called_off
-            if run.owes_evaluation:
+            if run.processes.called_off:
                 return
             numbers = add_up(run.processes.gather(share))
             with run.processes.careful():
-                if self.check_count is not None and most is None:
+                if self.check_count is not None:
                     self.check_count(numbers["images"], expected, numbers["bad"])
             run.processes.meet()
             numbers["seconds"] = time.perf_counter() - started
             self.write({f"eval/{name}": value for name, value in numbers.items()})
+            run.owes_evaluation = False
             run.say(f"step {run.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
-    def _score_share(self, most: int | None) -> tuple[Share, int | None]:
-        """This rank's share of an evaluation of `most` images, and how many the whole set has."""
+    def _score_share(self) -> tuple[Share, int | None]:
+        """This rank's share of the images, and how many there are in all."""
         run, sums, count = self.run, {}, 0
-        enough = math.inf if most is None else math.ceil(most / run.processes.world_size)
         loader = self.evaluation_batches()
-        for batch in tqdm(loader, desc="evaluation", leave=False, disable=not run.processes.is_main):
-            if run.processes.noticed:
-                break
-            values = run.task.evaluate(run.evaluated, run.to_device(batch))
-            for name, value in values.items():
-                sums.setdefault(name, []).append(value)
-            count += len(value)
-            if count >= enough:
-                break
+        expected = getattr(loader, "expected", None)
+        bar = tqdm(
+            total=expected, desc="evaluation", unit="image", leave=False, disable=not run.processes.is_main,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        with bar:
+            for batch in loader:
+                if run.processes.noticed:
+                    break
+                values = run.task.evaluate(run.evaluated, run.to_device(batch))
+                for name, value in values.items():
+                    sums.setdefault(name, []).append(value)
+                count += len(value)
+                bar.update(len(value) * run.processes.world_size)
         sums = {name: sum(float(value.cpu().double().sum()) for value in values) for name, values in sums.items()}
-        counts = {"images": count, "bad": getattr(loader, "num_bad", 0)}
-        return (sums, counts), getattr(loader, "expected", None)
+        return (sums, {"images": count, "bad": getattr(loader, "num_bad", 0)}), expected
 
     @contextlib.contextmanager
     def _own_randomness(self):

@@ -23,6 +23,7 @@ def save(run: Run) -> None:
     """Write checkpoint-STEP, and delete the ones that are not to be kept."""
     experiment = run.config.experiment
     with run.paused():
+        run.saved_step = run.step
         write_checkpoint(run.output_dir, run.step, lambda folder: write_state(run, folder), run.processes)
         if run.processes.is_main:
             prune(run.output_dir, run.step, experiment.keep_last, experiment.keep_every)
@@ -57,6 +58,7 @@ def resume(run: Run) -> None:
     if found is None:
         return
     run.step, folder = found
+    run.saved_step = run.step
     with run.processes.careful(), fitting(folder):
         world = json.loads((folder / WORLD).read_text())
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
@@ -118,14 +120,18 @@ def fitting(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def finish(run: Run) -> None:
-    """Leave the final weights and their configuration in the output folder; or exit, to be called again."""
-    is_complete = run.step == run.total_steps and not run.owes_evaluation
+def leave_weights(run: Run) -> None:
+    """Put the final weights and their configuration into the output folder."""
     with run.processes.careful(), writing(run.output_dir):
-        if run.processes.is_main and is_complete:
+        if run.processes.is_main:
             run.evaluated.save_pretrained(run.output_dir)
     run.processes.meet()
-    if not is_complete:
+
+
+def finish(run: Run) -> None:
+    """Say where the weights are; or exit, to be called again."""
+    run.processes.meet()
+    if run.step < run.total_steps or run.owes_evaluation:
         run.say(f"time is up: step {run.step} is saved; run the same command again to continue")
         sys.exit(TIME_IS_UP)
     run.say(f"trained {run.step} steps; weights and config.json in {run.output_dir}")

@@ -22,7 +22,8 @@ class Run:
     Attributes:
         step: Updates done.
         images_seen: Images in them, of all processes.
-        owes_evaluation: The evaluation of this step was interrupted.
+        saved_step: Updates that the last checkpoint holds, -1 without one.
+        owes_evaluation: The evaluation of this step is still to come, or was interrupted.
         data_seconds, paused_seconds: Time spent waiting for data, and not training, since the last line of the log.
     """
 
@@ -31,6 +32,7 @@ class Run:
         self.output_dir = Path(config.experiment.output_dir)
         self.processes = Processes(accelerator.device)
         self.step = self.images_seen = 0
+        self.saved_step = -1
         self.owes_evaluation = False
         self.data_seconds = self.paused_seconds = 0.0
         self.accumulation = config.training.gradient_accumulation_steps
