@@ -1,0 +1,401 @@
+"""What tokens cost: models that give each token its share of the bits, in integers alone, so that every machine agrees.
+
+A tokenizer has up to three: fixed bits, tables by position, and a causal network. docs/format.md specifies them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from codec.bitstream import (
+    ENTROPY_BYTES,
+    MAX_TOKEN_BYTES,
+    TOKENIZER_BYTES,
+    FormatError,
+    Geometry,
+    Header,
+    Mode,
+    RangeDecoder,
+    RangeEncoder,
+    pack,
+    pack_bits,
+    unpack,
+    unpack_bits,
+)
+
+FILE = "entropy.safetensors"
+ROWS = 256  # whose shares are computed at once
+DAMAGED = "the payload is damaged: its tokens are not written so"
+UNKNOWN = -1  # in the place of a token that a cut payload does not tell
+
+
+class EntropyModel:
+    """How tokens (B, N) become bytes and bytes tokens. Prefixes need no end mark: their length stands elsewhere.
+
+    Args:
+        num_tokens: N, the most tokens that an image has.
+        codebook_size: V; tokens are 0..V - 1.
+        identity: SHA-256 of all that decides the shares, 32 bytes; empty for fixed bits.
+    """
+
+    mode: Mode
+
+    def __init__(self, num_tokens: int, codebook_size: int, identity: bytes):
+        self.num_tokens, self.codebook_size, self.identity = num_tokens, codebook_size, identity
+
+    def encode(self, tokens: np.ndarray) -> bytes:
+        """The payload of one image's tokens (n,)."""
+        return self.encode_batch(np.asarray(tokens)[None])[0]
+
+    def decode(self, payload: bytes, num_tokens: int, *, is_whole: bool = True) -> tuple[np.ndarray, int]:
+        """Tokens (num_tokens,) of one payload, and how many of them are certain. See `decode_batch`."""
+        tokens, certain = self.decode_batch([payload], [num_tokens], is_whole=is_whole)
+        return tokens[0], int(certain[0])
+
+    def encode_batch(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> list[bytes]:
+        """A payload for each row of tokens (B, n): of its first `lengths` (B,) tokens, all n where not given."""
+        raise NotImplementedError
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, n) of each payload, and how many of each (B,) are certain.
+
+        Args:
+            lengths: How many tokens to read of each, (B,); n is the most of them.
+            is_whole: Whether the payloads are all there. Then all tokens are certain; else reading ends where bytes
+                that are not there could change the token, and what follows is `UNKNOWN`.
+
+        Raises:
+            FormatError: No encoder writes such a payload.
+        """
+        raise NotImplementedError
+
+    def encode_tiles(self, tokens: np.ndarray, lengths: Sequence[int]) -> bytes:
+        """One payload for the tiles of an image, (T, n) of `lengths` (T,).
+
+        The first tokens of all tiles come first, then the second ones, so that a cut file shows all tiles less well.
+        """
+        raise NotImplementedError
+
+    def decode_tiles(
+        self, payload: bytes, lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (T, n) of the tiles and how many of each (T,) are certain. Arguments as of `decode_batch`."""
+        raise NotImplementedError
+
+    def prefix_bits(self, tokens: np.ndarray) -> np.ndarray:
+        """Ideal bits of the first 1, 2, ..., n tokens of each row, (B, n) float, for tokens (B, n)."""
+        raise NotImplementedError
+
+    def prefix_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        """Bytes of the payloads of the first 1, 2, ..., n tokens of each row, (B, n) int, for tokens (B, n)."""
+        raise NotImplementedError
+
+
+class FixedBits(EntropyModel):
+    """As many bits for each token as the largest one needs: possible for all tokens."""
+
+    mode = Mode.FIXED
+
+    def __init__(self, num_tokens: int, codebook_size: int):
+        super().__init__(num_tokens, codebook_size, b"")
+        self.width = (codebook_size - 1).bit_length()
+
+    def encode_batch(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> list[bytes]:
+        lengths = [tokens.shape[1]] * len(tokens) if lengths is None else lengths
+        return [pack_bits(row[:length].tolist(), self.width) for row, length in zip(tokens, lengths, strict=True)]
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokens, certain = empty(lengths)
+        for row, (payload, length) in enumerate(zip(payloads, lengths, strict=True)):
+            part, certain[row : row + 1] = self.decode_tiles(payload, [length], is_whole=is_whole)
+            tokens[row, :length] = part
+        return tokens, certain
+
+    def encode_tiles(self, tokens: np.ndarray, lengths: Sequence[int]) -> bytes:
+        return pack_bits((int(tokens[tile, place]) for tile, place in interleaved(lengths)), self.width)
+
+    def decode_tiles(
+        self, payload: bytes, lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokens, certain = empty(lengths)
+        count = min(sum(lengths), 8 * len(payload) // self.width)
+        values = unpack_bits(payload, self.width, count)
+        for value, (tile, place) in zip(values, interleaved(lengths), strict=False):
+            tokens[tile, place] = value
+            certain[tile] = place + 1
+        if max(values, default=0) >= self.codebook_size:
+            raise FormatError(f"the payload is damaged: token {max(values)} of a codebook of {self.codebook_size}")
+        if is_whole and pack_bits(values, self.width) != payload:
+            raise FormatError(DAMAGED)
+        return tokens, certain
+
+    def prefix_bits(self, tokens: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(self.width * np.arange(1.0, tokens.shape[1] + 1), tokens.shape)
+
+    def prefix_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        return -(-self.prefix_bits(tokens).astype(np.int64) // 8)
+
+
+class RangeCoded(EntropyModel):
+    """A model that gives every token its share, so that likely tokens cost less.
+
+    Args:
+        total_bits: The shares of all tokens add up to 2 ** total_bits.
+    """
+
+    def __init__(self, num_tokens: int, codebook_size: int, identity: bytes, total_bits: int):
+        super().__init__(num_tokens, codebook_size, identity)
+        self.total_bits = total_bits
+
+    def frequencies(self, tokens_before: np.ndarray) -> np.ndarray:
+        """Shares (B, V) int64 of the token that comes after tokens (B, p); each at least 1, all 2 ** total_bits."""
+        raise NotImplementedError
+
+    def encode_batch(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> list[bytes]:
+        lengths = [tokens.shape[1]] * len(tokens) if lengths is None else lengths
+        encoders = [RangeEncoder() for _ in tokens]
+        for _ in self._encoded(tokens, lengths, encoders):
+            pass
+        return [encoder.finish() for encoder in encoders]
+
+    def encode_tiles(self, tokens: np.ndarray, lengths: Sequence[int]) -> bytes:
+        encoder = RangeEncoder()
+        for _ in self._encoded(tokens, lengths, [encoder] * len(tokens)):
+            pass
+        return encoder.finish()
+
+    def decode_batch(
+        self, payloads: Sequence[bytes], lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        streams = [Stream(payload, is_whole) for payload in payloads]
+        return self._decoded(streams, lengths)
+
+    def decode_tiles(
+        self, payload: bytes, lengths: Sequence[int], *, is_whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self._decoded([Stream(payload, is_whole)] * len(lengths), lengths)
+
+    def prefix_bits(self, tokens: np.ndarray) -> np.ndarray:
+        sizes = [self._intervals(tokens[:, : place + 1])[1] for place in range(tokens.shape[1])]
+        return np.cumsum(self.total_bits - np.log2(np.stack(sizes, axis=1)), axis=1)
+
+    def prefix_bytes(self, tokens: np.ndarray) -> np.ndarray:
+        encoders = [RangeEncoder() for _ in tokens]
+        steps = self._encoded(tokens, [tokens.shape[1]] * len(tokens), encoders)
+        return np.array([[encoder.num_bytes() for encoder in encoders] for _ in steps]).T.reshape(tokens.shape)
+
+    def _intervals(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) shares before the last one of tokens (B, p + 1), and its own."""
+        starts, sizes = [], []
+        for chunk in chunks(tokens):
+            shares = self.frequencies(chunk[:, :-1])
+            last = chunk[:, -1:]
+            ends = np.take_along_axis(np.cumsum(shares, axis=1), last, axis=1)[:, 0]
+            sizes.append(np.take_along_axis(shares, last, axis=1)[:, 0])
+            starts.append(ends - sizes[-1])
+        return np.concatenate(starts), np.concatenate(sizes)
+
+    def _encoded(self, tokens: np.ndarray, lengths: Sequence[int], encoders: Sequence[RangeEncoder]) -> Iterator[None]:
+        """Write place after place of all rows (B, n), each into its encoder; stops after each place."""
+        lengths = np.asarray(lengths)
+        for place in range(max(lengths, default=0)):
+            rows = np.flatnonzero(lengths > place)
+            starts, sizes = self._intervals(tokens[rows, : place + 1])
+            for row, start, size in zip(rows.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+                encoders[row].encode(start, size, self.total_bits)
+            yield
+
+    def _decoded(self, streams: Sequence["Stream"], lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, n) of rows and how many are certain (B,), read place after place, each from its stream."""
+        tokens, certain = empty(lengths)
+        for place in range(tokens.shape[1]):
+            wanted = [row for row, stream in enumerate(streams) if lengths[row] > place and not stream.ended]
+            for rows in chunks(np.array(wanted, dtype=np.int64)):
+                ends = np.cumsum(self.frequencies(tokens[rows, :place]), axis=1)
+                for row, row_ends in zip(rows, ends, strict=True):
+                    tokens[row, place] = streams[row].read(row_ends, self.total_bits)
+                    certain[row] += tokens[row, place] != UNKNOWN
+        for stream in streams:
+            stream.close()
+        return tokens, certain
+
+
+class Stream:
+    """A payload being read.
+
+    Args:
+        is_whole: As of `EntropyModel.decode_batch`. A whole payload is written again, and must come out the same.
+    """
+
+    def __init__(self, payload: bytes, is_whole: bool):
+        self.payload, self.decoder = payload, RangeDecoder(payload)
+        self.encoder = RangeEncoder() if is_whole else None
+        self.ended = False
+
+    def read(self, ends: np.ndarray, total_bits: int) -> int:
+        """The next token, whose share ends at `ends` (V,); `UNKNOWN` where it is not certain."""
+        if self.ended:
+            return UNKNOWN
+        token = int(np.searchsorted(ends, self.decoder.target(total_bits), side="right"))
+        start = int(ends[token - 1]) if token else 0
+        size = int(ends[token]) - start
+        self.decoder.consume(start, size, total_bits)
+        if self.encoder:
+            self.encoder.encode(start, size, total_bits)
+        elif not self.decoder.certain:
+            self.ended = True
+            return UNKNOWN
+        return token
+
+    def close(self) -> None:
+        if self.encoder and self.encoder.finish() != self.payload:
+            raise FormatError(DAMAGED)
+
+
+def empty(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Unknown tokens (B, n) and as many zeros (B,)."""
+    return np.full((len(lengths), max(lengths, default=0)), UNKNOWN), np.zeros(len(lengths), dtype=np.int64)
+
+
+def chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in parts that keep the tables of shares small."""
+    yield from (rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
+
+
+def interleaved(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(tile, place) of the tokens of tiles in the order of a payload."""
+    for place in range(max(lengths)):
+        for tile, length in enumerate(lengths):
+            if place < length:
+                yield tile, place
+
+
+@dataclass(frozen=True)
+class EntropyModels:
+    """All entropy models of one tokenizer.
+
+    Args:
+        tokenizer: Its identity, 32 bytes.
+    """
+
+    tokenizer: bytes
+    by_mode: dict[Mode, EntropyModel]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.by_mode[Mode.FIXED].num_tokens
+
+    @property
+    def codebook_size(self) -> int:
+        return self.by_mode[Mode.FIXED].codebook_size
+
+    def best(self) -> EntropyModel:
+        """The one that is expected to be the smallest."""
+        return self.by_mode[max(self.by_mode)]
+
+    def of(self, header: Header) -> EntropyModel:
+        """The model that wrote a file.
+
+        Raises:
+            FormatError: Another tokenizer or entropy model did.
+        """
+        if header.tokenizer != self.tokenizer[:TOKENIZER_BYTES]:
+            raise FormatError(
+                f"the file was written with the tokenizer {header.tokenizer.hex()}, and this is "
+                f"{self.tokenizer[:TOKENIZER_BYTES].hex()}: give the other one as the model"
+            )
+        model = self.by_mode.get(header.mode)
+        ours = model.identity[:ENTROPY_BYTES] if model else None
+        if header.entropy != ours:
+            raise FormatError(
+                f"the file was written with the entropy model {header.mode.name.lower()} {header.entropy.hex()}, and "
+                f"this tokenizer has {ours.hex() if ours else 'none of that kind'} now: read it with the version that "
+                "wrote it"
+            )
+        return model
+
+
+def entropy_models_of(
+    folder: str | os.PathLike | None, tokenizer: bytes, num_tokens: int, codebook_size: int
+) -> EntropyModels:
+    """The entropy models that stand in a model's folder; fixed bits are always among them."""
+    return EntropyModels(tokenizer, {Mode.FIXED: FixedBits(num_tokens, codebook_size)})
+
+
+@dataclass(frozen=True)
+class TokensRead:
+    """The tokens of a file.
+
+    Args:
+        tokens: (T, n) of the tiles, (1, n) of one image; `UNKNOWN` after a tile's last certain token.
+        certain: (T,), how many of each are there.
+        header_size, payload_size: In bytes, as the file has them.
+        is_cut: Whether bytes are missing behind. The check could then not be verified.
+    """
+
+    header: Header
+    tokens: np.ndarray
+    certain: np.ndarray
+    header_size: int
+    payload_size: int
+    is_cut: bool
+
+
+def write_tokens(
+    tokens: np.ndarray, models: EntropyModels, geometry: Geometry | None = None, mode: Mode | None = None
+) -> bytes:
+    """A file of tokens: (n,) of one image, or (T, N) of the tiles that `geometry` gives with their lengths.
+
+    Args:
+        mode: The smallest file's, where not given.
+    """
+    tiles = geometry.tiles if geometry else None
+    tokens = np.atleast_2d(tokens)
+    lengths = tiles.lengths if tiles else [tokens.shape[1]]
+    payloads = {
+        tried: models.by_mode[tried].encode_tiles(tokens, lengths)
+        for tried in (models.by_mode if mode is None else [mode])
+    }
+    files = []
+    for tried, payload in payloads.items():
+        header = Header(
+            mode=tried,
+            tokenizer=models.tokenizer[:TOKENIZER_BYTES],
+            entropy=models.by_mode[tried].identity[:ENTROPY_BYTES],
+            num_tokens=max(lengths),
+            payload_size=len(payload),
+            geometry=geometry,
+        )
+        files.append(pack(header, payload))
+    return min(files, key=len)
+
+
+def read_tokens(data: bytes, models: EntropyModels, num_tokens: int | None = None) -> TokensRead:
+    """The tokens of a file, or of what is left of a cut one.
+
+    Args:
+        num_tokens: The most to read of each tile; all where not given.
+
+    Raises:
+        FormatError: The bytes are no file of these models, are damaged, or end within the header.
+    """
+    file = unpack(data)
+    model = models.of(file.header)
+    if file.header.num_tokens > model.num_tokens:
+        raise FormatError(f"the file is damaged: {file.header.num_tokens} tokens, and an image has {model.num_tokens}")
+    lengths = [min(length, num_tokens or length) for length in file.header.lengths]
+    reads_all = lengths == list(file.header.lengths)
+    payload = file.payload
+    if not file.is_cut and not reads_all:
+        payload += bytes(MAX_TOKEN_BYTES * sum(lengths))  # zeros follow a whole payload: that is certain
+    is_whole = not file.is_cut and reads_all
+    tokens, certain = model.decode_tiles(payload, lengths, is_whole=is_whole)
+    if file.is_cut and reads_all and certain.tolist() == lengths:
+        raise FormatError("the file is damaged: it is shorter than its header says, and no token is missing")
+    return TokensRead(file.header, tokens, certain, len(data) - len(file.payload), len(file.payload), file.is_cut)
