@@ -3,11 +3,17 @@
 A tokenizer has up to three: fixed bits, tables by position, and a causal network. docs/format.md specifies them.
 """
 
+import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from codec.bitstream import (
     ENTROPY_BYTES,
@@ -24,10 +30,21 @@ from codec.bitstream import (
     unpack,
     unpack_bits,
 )
+from utils.errors import UserError
+from utils.files import replacing
 
 FILE = "entropy.safetensors"
+ABOUT = "entropy"  # the entry of its metadata
+WEIGHTS = ("pairs", "near", "far")
+VERSION = 1
 ROWS = 256  # whose shares are computed at once
 DAMAGED = "the payload is damaged: its tokens are not written so"
+# Of the integer network: steps of a bit in tables and in logits, the largest value that a hidden unit starts from or
+# gains, and the bits behind the point of its scales. All of them belong to the format.
+TABLE_STEPS, LOGIT_STEPS = 16, 256
+HIDDEN_LIMIT = 255
+SCALE_BITS, MAX_SCALE = 24, 1 << 28
+MAX_SUM = 1 << 24  # integers below are exact in float32
 UNKNOWN = -1  # in the place of a token that a cut payload does not tell
 
 
@@ -226,6 +243,155 @@ class RangeCoded(EntropyModel):
         return tokens, certain
 
 
+class StaticTables(RangeCoded):
+    """Shares that depend on the position alone.
+
+    Args:
+        tables: Logits (G, V) int8, `TABLE_STEPS` a bit.
+        table_of_position: (N,), which of the tables a position takes.
+    """
+
+    mode = Mode.TABLES
+
+    def __init__(self, tables: np.ndarray, table_of_position: np.ndarray, total_bits: int):
+        identity = identity_of("tables", total_bits, {"tables": tables, "table_of_position": table_of_position})
+        super().__init__(len(table_of_position), tables.shape[1], identity, total_bits)
+        self.tables, self.table_of_position = tables, table_of_position
+        self._shares = shares(table_logits(tables), total_bits)
+
+    def frequencies(self, tokens_before: np.ndarray) -> np.ndarray:
+        table = self._shares[self.table_of_position[tokens_before.shape[1]]]
+        return np.broadcast_to(table, (len(tokens_before), self.codebook_size))
+
+
+class CausalNetwork(RangeCoded):
+    """Shares from a small network that sees all tokens before: h = relu(b_p + sum of A_pq e(t_q)), h += relu(W h + c_p)
+    once a block, logits = H h + table_p. Weights and activations are integers of 8 bits.
+
+    Args:
+        arrays: As docs/format.md names them.
+    """
+
+    mode = Mode.NETWORK
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], total_bits: int):
+        num_tokens, codebook_size = len(arrays["position_bias"]), len(arrays["codes"])
+        super().__init__(num_tokens, codebook_size, identity_of("network", total_bits, arrays), total_bits)
+        check_sums(arrays)
+        self.arrays = arrays
+        self._tables = table_logits(arrays["tables"])
+        # A float32 product of integers is exact where no sum can reach 2 ** 24; `check_sums` has seen to it.
+        self._codes = arrays["codes"].astype(np.float32)
+        self._pairs, self._near, self._far = (
+            arrays[name].reshape(-1, arrays[name].shape[-1]).astype(np.float32) for name in ("pairs", "near", "far")
+        )
+        self._hidden, self._head = arrays["hidden"].astype(np.float32), arrays["head"].astype(np.float32)
+        self._position_bias, self._hidden_bias = (
+            arrays[name].astype(np.int64) for name in ("position_bias", "hidden_bias")
+        )
+        self._position_scale, self._hidden_scale, self._head_scale = (
+            arrays[name].tolist() for name in ("position_scale", "hidden_scale", "head_scale")
+        )
+
+    def frequencies(self, tokens_before: np.ndarray) -> np.ndarray:
+        return shares(self.logits(tokens_before), self.total_bits)
+
+    def logits(self, tokens_before: np.ndarray) -> np.ndarray:
+        """(B, V) int64, `LOGIT_STEPS` a bit, of the token after tokens (B, p)."""
+        position = tokens_before.shape[1]
+        sums = self._position_bias[position]
+        for tokens, weights in self._terms(tokens_before):
+            sums = sums + product(self._codes[tokens].reshape(len(tokens), -1), weights)
+        hidden = rescaled(np.broadcast_to(sums, (len(tokens_before), len(self._head))), self._position_scale[position])
+        hidden = hidden.clip(0, HIDDEN_LIMIT)
+        for weights, bias, scale in zip(self._hidden, self._hidden_bias, self._hidden_scale, strict=True):
+            sums = product(hidden.astype(np.float32), weights) + bias[position]
+            hidden = hidden + rescaled(sums, scale).clip(0, HIDDEN_LIMIT)
+        sums = product(hidden.astype(np.float32), self._head)
+        return rescaled(sums, self._head_scale[0]) + self._tables[self.arrays["table_of_position"][position]]
+
+    def _terms(self, tokens_before: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens (B, k) and the weights (k * D, W) that their codes are multiplied with."""
+        position, size = tokens_before.shape[1], self._codes.shape[1]
+        if len(self._pairs):
+            first = position * (position - 1) // 2
+            yield tokens_before, self._pairs[first * size : (first + position) * size]
+            return
+        window, reach = len(self._near) // size, len(self._far) // size
+        split = max(0, position - window)
+        yield tokens_before[:, split:], self._near[len(self._near) - (position - split) * size :]
+        yield tokens_before[:, : min(split, reach)], self._far[: min(split, reach) * size]
+
+
+def check_sums(arrays: Mapping[str, np.ndarray]) -> None:
+    """Whether the network's sums stay where float32 and JavaScript's numbers are exact."""
+    largest = np.abs(arrays["codes"].astype(np.int64)).max(axis=0, initial=0)  # (D,)
+    reach = {name: np.einsum("d,mdw->mw", largest, np.abs(arrays[name].astype(np.int64))) for name in WEIGHTS}
+    firsts = np.cumsum(np.arange(len(arrays["position_bias"])))  # of each position's pairs
+    contexts = [reach["near"].sum(axis=0) + reach["far"].sum(axis=0)]
+    contexts += [part.sum(axis=0) for part in np.split(reach["pairs"], firsts)] if len(reach["pairs"]) else []
+    layers = [*arrays["hidden"], arrays["head"]]
+    sums = [
+        HIDDEN_LIMIT * (1 + layer) * np.abs(weights.astype(np.int64)).sum(axis=0)
+        for layer, weights in enumerate(layers)
+    ]
+    scales = np.concatenate([arrays[name] for name in ("position_scale", "hidden_scale", "head_scale")])
+    biases = np.concatenate([arrays["position_bias"], *arrays["hidden_bias"]])
+    if max(map(np.max, contexts + sums)) >= MAX_SUM or np.abs(biases.astype(np.int64)).max() >= MAX_SUM:
+        raise UserError(f"the sums of an entropy network must stay below {MAX_SUM}: fit it with smaller weights")
+    if scales.min() < 1 or scales.max() >= MAX_SCALE:
+        raise UserError(f"the scales of an entropy network must be in 1..{MAX_SCALE - 1}: fit it again")
+
+
+def product(integers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The matrix product of integers held in float32, as int64."""
+    return (integers @ weights).astype(np.int64)
+
+
+def rescaled(sums: np.ndarray, scale: int) -> np.ndarray:
+    """sums * scale / 2 ** SCALE_BITS, rounded, halves up."""
+    return (sums * scale + (1 << (SCALE_BITS - 1))) >> SCALE_BITS
+
+
+def table_logits(tables: np.ndarray) -> np.ndarray:
+    return tables.astype(np.int64) * (LOGIT_STEPS // TABLE_STEPS)
+
+
+def shares(logits: np.ndarray, total_bits: int) -> np.ndarray:
+    """Shares (B, V) int64 in proportion to 2 ** (logits / 256): each at least 1, all 2 ** total_bits."""
+    below = logits.max(axis=1, keepdims=True) - logits
+    weights = EXP2[below & 255] >> np.minimum(below >> 8, 31)
+    spread = (1 << total_bits) - logits.shape[1]
+    result = 1 + weights * spread // weights.sum(axis=1, keepdims=True)
+    # What rounding has left goes to the likeliest, the first of them.
+    rows = np.arange(len(result))
+    result[rows, below.argmin(axis=1)] += (1 << total_bits) - result.sum(axis=1)
+    return result
+
+
+def exp2_table() -> np.ndarray:
+    """floor(2 ** (20 - i / 256)) for i of 0..255, by integer square roots."""
+    table = []
+    for place in range(256):
+        root = 1 << (256 * 20 - place)
+        for _ in range(8):  # the 256th root
+            root = math.isqrt(root)
+        table.append(root)
+    return np.array(table, dtype=np.int64)
+
+
+EXP2 = exp2_table()
+
+
+def identity_of(kind: str, total_bits: int, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """SHA-256 of all that decides a model's shares."""
+    digest = hashlib.sha256(f"{kind} {total_bits}".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return digest.digest()
+
+
 class Stream:
     """A payload being read.
 
@@ -324,8 +490,98 @@ class EntropyModels:
 def entropy_models_of(
     folder: str | os.PathLike | None, tokenizer: bytes, num_tokens: int, codebook_size: int
 ) -> EntropyModels:
-    """The entropy models that stand in a model's folder; fixed bits are always among them."""
-    return EntropyModels(tokenizer, {Mode.FIXED: FixedBits(num_tokens, codebook_size)})
+    """The entropy models that stand in a tokenizer's folder; fixed bits alone where there are none.
+
+    Args:
+        tokenizer: Its identity, 32 bytes.
+
+    Raises:
+        UserError: They are damaged, or belong to another tokenizer.
+    """
+    path = Path(folder or "") / FILE
+    if folder is None or not path.is_file():
+        return EntropyModels(tokenizer, {Mode.FIXED: FixedBits(num_tokens, codebook_size)})
+    models = load_entropy_models(path)
+    wanted = (tokenizer.hex(), num_tokens, codebook_size)
+    found = (models.tokenizer.hex(), models.num_tokens, models.codebook_size)
+    if found != wanted:
+        raise UserError(
+            f"{path} belongs to another tokenizer: to {found[0][:12]} of {found[1]} tokens and {found[2]} codes, and "
+            f"this is {wanted[0][:12]} of {wanted[1]} and {wanted[2]}: fit it again with scripts/fit_entropy_model.py"
+        )
+    return models
+
+
+def save_entropy_models(path: str | os.PathLike, tokenizer: bytes, model: StaticTables | CausalNetwork) -> None:
+    """Write a network with its tables, or tables alone, for the tokenizer of an identity."""
+    arrays = model.arrays if isinstance(model, CausalNetwork) else tables_alone(model)
+    about = {"version": VERSION, "tokenizer": tokenizer.hex(), "total_bits": model.total_bits}
+    with replacing(path) as aside:
+        # One entry, as safetensors writes several in any order.
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside, {ABOUT: json.dumps(about)}
+        )
+        aside.chmod(0o644)
+
+
+def load_entropy_models(path: str | os.PathLike) -> EntropyModels:
+    """The entropy models of a file that `save_entropy_models` wrote, and fixed bits.
+
+    Raises:
+        UserError: It is no such file, or a damaged one.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[ABOUT])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["version"] != VERSION:
+            raise UserError(
+                f"{path} is of version {about['version']}, and this reads version {VERSION}: update the code"
+            )
+        check_arrays(arrays)
+        tokenizer, total_bits = bytes.fromhex(about["tokenizer"]), about["total_bits"]
+        tables = StaticTables(arrays["tables"], arrays["table_of_position"], total_bits)
+        by_mode = {Mode.FIXED: FixedBits(tables.num_tokens, tables.codebook_size), Mode.TABLES: tables}
+        if len(arrays) > len(tables_alone(tables)):
+            by_mode[Mode.NETWORK] = CausalNetwork(arrays, total_bits)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged or holds no entropy models ({error!r}): fetch or fit it again") from error
+    return EntropyModels(tokenizer, by_mode)
+
+
+def tables_alone(model: StaticTables) -> dict[str, np.ndarray]:
+    return {"tables": model.tables, "table_of_position": model.table_of_position}
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Whether names, types and shapes are those of a network with tables, or of tables alone."""
+    num_tokens, (num_tables, codebook_size) = len(arrays["table_of_position"]), arrays["tables"].shape
+    expected = {"table_of_position": (np.uint16, (num_tokens,)), "tables": (np.int8, (num_tables, codebook_size))}
+    if len(arrays) > len(expected):
+        token_size, width = arrays["codes"].shape[1], arrays["head"].shape[0]
+        blocks, num_near, num_far = len(arrays["hidden"]), len(arrays["near"]), len(arrays["far"])
+        num_pairs = 0 if num_near else num_tokens * (num_tokens - 1) // 2
+        expected |= {
+            "codes": (np.int8, (codebook_size, token_size)),
+            "pairs": (np.int8, (num_pairs, token_size, width)),
+            "near": (np.int8, (num_near, token_size, width)),
+            "far": (np.int8, (num_far, token_size, width)),
+            "position_bias": (np.int32, (num_tokens, width)),
+            "position_scale": (np.int32, (num_tokens,)),
+            "hidden": (np.int8, (blocks, width, width)),
+            "hidden_bias": (np.int32, (blocks, num_tokens, width)),
+            "hidden_scale": (np.int32, (blocks,)),
+            "head": (np.int8, (width, codebook_size)),
+            "head_scale": (np.int32, (1,)),
+        }
+    found = {name: (array.dtype.type, array.shape) for name, array in arrays.items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise UserError(f"entropy models must hold {expected.get(wrong[0])} as {wrong[0]}, got {found.get(wrong[0])}")
+    if num_tables == 0 or num_tokens == 0 or arrays["table_of_position"].max() >= num_tables:
+        raise UserError(f"table_of_position must name one of {num_tables} tables for each position")
 
 
 @dataclass(frozen=True)
