@@ -17,10 +17,11 @@ MAX_TOKENS = 4096
 MAX_SIDE = 65535
 MAX_PIXELS = 1 << 26
 MAX_TILES = 1 << 16
+MAX_PAYLOAD = (1 << 28) - 1
 MAX_TOKEN_BYTES = 4  # of payload a token
 # An entropy model may make tokens nearly free. This keeps the work of reading in proportion to the file's size.
 TOKENS_PER_BYTE, FREE_BYTES = 256, 16
-VARINT_BYTES = 3
+VARINT_BYTES = 4
 
 REGISTER_BITS = 48  # of the range coder: with 32, frequencies of 20 bits would cost bytes over the ideal
 TOP = 1 << REGISTER_BITS
@@ -188,7 +189,7 @@ class Header:
 
     Args:
         tokenizer: The first `TOKENIZER_BYTES` of the tokenizer's identity.
-        entropy: The first `ENTROPY_BYTES` of the entropy model's identity; empty with `Mode.FIXED`.
+        entropy: The first `ENTROPY_BYTES` of the entropy model's identity; zero with `Mode.FIXED`.
         num_tokens: Of the image; of tiles the most that one has.
         payload_size: In bytes, of the whole payload.
     """
@@ -219,9 +220,10 @@ class Header:
         check_limits(self, UserError)
         if len(payload) != self.payload_size:
             raise ValueError(f"payload_size is {self.payload_size}, and the payload has {len(payload)} bytes")
-        fields = bytes([MAGIC, 0x50 | (VERSION - 1) << 2 | self.mode]) + self.tokenizer + self.entropy
-        fields += varint((self.num_tokens - 1) << 1 | (self.geometry is not None)) + varint(self.payload_size)
-        fields += pack_geometry(self.geometry) if self.geometry else b""
+        head = bytes([MAGIC, 0x50 | (VERSION - 1) << 2 | self.mode]) + self.tokenizer
+        tail = varint((self.num_tokens - 1) << 1 | (self.geometry is not None)) + varint(self.payload_size)
+        tail += pack_geometry(self.geometry) if self.geometry else b""
+        fields = head + mixed(self.entropy, head + tail) + tail
         return fields + check_of(fields + payload, self.check_size)
 
 
@@ -249,22 +251,26 @@ def pack(header: Header, payload: bytes) -> bytes:
 
 
 def unpack(data: bytes) -> Compressed:
-    """Take a file apart, and verify the check of a whole one. A cut file's check cannot be verified.
+    """Take a file apart, and verify the check of a whole one.
+
+    A cut file's check cannot be verified. Its header is sound where `entropy` is that of a model of its tokenizer.
 
     Raises:
         FormatError: The bytes are no compressed file, are damaged, or end within the header.
     """
     reader = Reader(data)
     mode = read_mode(reader)
-    tokenizer = reader.take(TOKENIZER_BYTES)
-    entropy = reader.take(ENTROPY_BYTES if mode != Mode.FIXED else 0)
-    tokens = reader.varint()
-    num_tokens, payload_size = (tokens >> 1) + 1, reader.varint()
+    tokenizer, mix = reader.take(TOKENIZER_BYTES), reader.take(ENTROPY_BYTES)
+    tail = reader.place
+    tokens, payload_size = reader.varint(), reader.varint()
+    num_tokens = (tokens >> 1) + 1
     check_range("tokens", num_tokens, MAX_TOKENS, FormatError)
     geometry = read_geometry(reader, num_tokens) if tokens & 1 else None
+    fields = data[: reader.place]
+    entropy = mixed(mix, fields[: tail - ENTROPY_BYTES] + fields[tail:])
     header = Header(mode, tokenizer, entropy, num_tokens, payload_size, geometry)
     check_limits(header, FormatError)
-    fields, check = data[: reader.place], reader.take(header.check_size)
+    check = reader.take(header.check_size)
     payload = data[reader.place :]
     if len(payload) > payload_size:
         raise FormatError(f"the file is damaged: {len(payload) - payload_size} bytes too many")
@@ -326,14 +332,19 @@ def check_limits(header: Header, error: type[UserError]) -> None:
     """Whether a file can hold this, and whether a reader would take it on."""
     check_range("tokens", header.num_tokens, MAX_TOKENS, error)
     total = sum(header.lengths)
-    if header.payload_size > MAX_TOKEN_BYTES * total:
+    if header.payload_size > min(MAX_TOKEN_BYTES * total, MAX_PAYLOAD):
         raise error(f"{total} tokens cannot need a payload of {header.payload_size} bytes")
-    if header.mode != Mode.FIXED and total > TOKENS_PER_BYTE * (header.payload_size + FREE_BYTES):
+    if not may_hold(header.mode, header.payload_size, total):
         raise error(f"a payload of {header.payload_size} bytes may not hold {total} tokens: use fixed bits")
     if header.geometry:
         check_range("pixels in width", header.geometry.width, MAX_SIDE, error)
         check_range("pixels in height", header.geometry.height, MAX_SIDE, error)
         check_range("pixels", header.geometry.width * header.geometry.height, MAX_PIXELS, error)
+
+
+def may_hold(mode: Mode, payload_size: int, num_tokens: int) -> bool:
+    """Whether a payload may hold so many tokens of all tiles."""
+    return mode == Mode.FIXED or num_tokens <= TOKENS_PER_BYTE * (payload_size + FREE_BYTES)
 
 
 def check_range(what: str, value: int, most: int, error: type[UserError]) -> None:
@@ -374,6 +385,14 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def mixed(entropy: bytes, others: bytes) -> bytes:
+    """The entropy model's byte, and a check of the header's other bytes, in one; a second time undoes it.
+
+    Who has the model knows the byte, and so whether the header is sound, even where the payload's end is missing.
+    """
+    return bytes([entropy[0] ^ check_of(others, 1)[0]])
 
 
 def check_of(data: bytes, size: int) -> bytes:

@@ -17,14 +17,17 @@ from safetensors.numpy import save_file
 
 from codec.bitstream import (
     ENTROPY_BYTES,
+    FREE_BYTES,
     MAX_TOKEN_BYTES,
     TOKENIZER_BYTES,
+    TOKENS_PER_BYTE,
     FormatError,
     Geometry,
     Header,
     Mode,
     RangeDecoder,
     RangeEncoder,
+    may_hold,
     pack,
     pack_bits,
     unpack,
@@ -37,13 +40,14 @@ FILE = "entropy.safetensors"
 ABOUT = "entropy"  # the entry of its metadata
 WEIGHTS = ("pairs", "near", "far")
 VERSION = 1
-ROWS = 256  # whose shares are computed at once
+ROWS = 64  # whose shares are computed at once
 DAMAGED = "the payload is damaged: its tokens are not written so"
 # Of the integer network: steps of a bit in tables and in logits, the largest value that a hidden unit starts from or
 # gains, and the bits behind the point of its scales. All of them belong to the format.
 TABLE_STEPS, LOGIT_STEPS = 16, 256
 HIDDEN_LIMIT = 255
 SCALE_BITS, MAX_SCALE = 24, 1 << 28
+MAX_TOTAL_BITS = 24  # of all shares
 MAX_SUM = 1 << 24  # integers below are exact in float32
 UNKNOWN = -1  # in the place of a token that a cut payload does not tell
 
@@ -54,7 +58,7 @@ class EntropyModel:
     Args:
         num_tokens: N, the most tokens that an image has.
         codebook_size: V; tokens are 0..V - 1.
-        identity: SHA-256 of all that decides the shares, 32 bytes; empty for fixed bits.
+        identity: SHA-256 of all that decides the shares, 32 bytes; zeros for fixed bits.
     """
 
     mode: Mode
@@ -118,7 +122,7 @@ class FixedBits(EntropyModel):
     mode = Mode.FIXED
 
     def __init__(self, num_tokens: int, codebook_size: int):
-        super().__init__(num_tokens, codebook_size, b"")
+        super().__init__(num_tokens, codebook_size, bytes(32))
         self.width = (codebook_size - 1).bit_length()
 
     def encode_batch(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> list[bytes]:
@@ -141,7 +145,7 @@ class FixedBits(EntropyModel):
         self, payload: bytes, lengths: Sequence[int], *, is_whole: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         tokens, certain = empty(lengths)
-        count = min(sum(lengths), 8 * len(payload) // self.width)
+        count = min(int(sum(lengths)), 8 * len(payload) // self.width)
         values = unpack_bits(payload, self.width, count)
         for value, (tile, place) in zip(values, interleaved(lengths), strict=False):
             tokens[tile, place] = value
@@ -168,6 +172,10 @@ class RangeCoded(EntropyModel):
 
     def __init__(self, num_tokens: int, codebook_size: int, identity: bytes, total_bits: int):
         super().__init__(num_tokens, codebook_size, identity)
+        if not 2 * codebook_size <= 1 << total_bits <= 1 << MAX_TOTAL_BITS:
+            raise UserError(
+                f"shares of {codebook_size} tokens in {total_bits} bits: they need 1 more, {MAX_TOTAL_BITS} at most"
+            )
         self.total_bits = total_bits
 
     def frequencies(self, tokens_before: np.ndarray) -> np.ndarray:
@@ -232,13 +240,15 @@ class RangeCoded(EntropyModel):
         """Tokens (B, n) of rows and how many are certain (B,), read place after place, each from its stream."""
         tokens, certain = empty(lengths)
         for place in range(tokens.shape[1]):
-            wanted = [row for row, stream in enumerate(streams) if lengths[row] > place and not stream.ended]
-            for rows in chunks(np.array(wanted, dtype=np.int64)):
+            for rows in chunks(np.flatnonzero(np.asarray(lengths) > place)):
+                rows = [row for row in rows.tolist() if not streams[row].ended]
+                if not rows:
+                    continue
                 ends = np.cumsum(self.frequencies(tokens[rows, :place]), axis=1)
                 for row, row_ends in zip(rows, ends, strict=True):
                     tokens[row, place] = streams[row].read(row_ends, self.total_bits)
                     certain[row] += tokens[row, place] != UNKNOWN
-        for stream in streams:
+        for stream in set(streams):
             stream.close()
         return tokens, certain
 
@@ -477,12 +487,11 @@ class EntropyModels:
                 f"{self.tokenizer[:TOKENIZER_BYTES].hex()}: give the other one as the model"
             )
         model = self.by_mode.get(header.mode)
-        ours = model.identity[:ENTROPY_BYTES] if model else None
-        if header.entropy != ours:
+        if model is None or header.entropy != model.identity[:ENTROPY_BYTES]:
+            ours = f"it has {model.identity[:ENTROPY_BYTES].hex()}" if model else "it has none of that kind"
             raise FormatError(
-                f"the file was written with the entropy model {header.mode.name.lower()} {header.entropy.hex()}, and "
-                f"this tokenizer has {ours.hex() if ours else 'none of that kind'} now: read it with the version that "
-                "wrote it"
+                f"the header is damaged, or the file was written with the entropy model {header.mode.name.lower()} "
+                f"{header.entropy.hex()} of this tokenizer, and {ours} now: read it with the version that wrote it"
             )
         return model
 
@@ -611,24 +620,15 @@ def write_tokens(
     Args:
         mode: The smallest file's, where not given.
     """
-    tiles = geometry.tiles if geometry else None
     tokens = np.atleast_2d(tokens)
-    lengths = tiles.lengths if tiles else [tokens.shape[1]]
-    payloads = {
-        tried: models.by_mode[tried].encode_tiles(tokens, lengths)
-        for tried in (models.by_mode if mode is None else [mode])
-    }
+    lengths = geometry.tiles.lengths if geometry and geometry.tiles else [tokens.shape[1]]
     files = []
-    for tried, payload in payloads.items():
-        header = Header(
-            mode=tried,
-            tokenizer=models.tokenizer[:TOKENIZER_BYTES],
-            entropy=models.by_mode[tried].identity[:ENTROPY_BYTES],
-            num_tokens=max(lengths),
-            payload_size=len(payload),
-            geometry=geometry,
-        )
-        files.append(pack(header, payload))
+    for tried in models.by_mode if mode is None else [mode]:
+        model = models.by_mode[tried]
+        payload = model.encode_tiles(tokens, lengths)
+        if may_hold(tried, len(payload), sum(lengths)):
+            identities = models.tokenizer[:TOKENIZER_BYTES], model.identity[:ENTROPY_BYTES]
+            files.append(pack(Header(tried, *identities, max(lengths), len(payload), geometry), payload))
     return min(files, key=len)
 
 
@@ -645,7 +645,11 @@ def read_tokens(data: bytes, models: EntropyModels, num_tokens: int | None = Non
     model = models.of(file.header)
     if file.header.num_tokens > model.num_tokens:
         raise FormatError(f"the file is damaged: {file.header.num_tokens} tokens, and an image has {model.num_tokens}")
-    lengths = [min(length, num_tokens or length) for length in file.header.lengths]
+    most = num_tokens or file.header.num_tokens
+    if file.is_cut:  # what a few bytes may hold, whatever their header says
+        room = TOKENS_PER_BYTE * (len(file.payload) + FREE_BYTES)
+        most = min(most, room // len(file.header.lengths) + 1)
+    lengths = [min(length, most) for length in file.header.lengths]
     reads_all = lengths == list(file.header.lengths)
     payload = file.payload
     if not file.is_cut and not reads_all:

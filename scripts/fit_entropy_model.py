@@ -49,7 +49,7 @@ def main() -> None:
         "dataset.params.token_set": arguments.token_set,
         "model.entropy.num_tokens": tokenizer.num_latent_tokens,
         "model.entropy.codebook_size": tokenizer.codebook_size,
-        "model.entropy.token_size": tokenizer.quantize.token_size,
+        "model.entropy.token_size": tokenizer.quantize.embedding.embedding_dim,
     }
     config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()] + arguments.overrides)
     model = fit(config, tokenizer, identity)
