@@ -1,0 +1,132 @@
+"""Fit the entropy model of a tokenizer's compressed files to a token set: tables by position, then a causal network.
+
+    python3 scripts/pretokenize.py --config configs/fashion/generator.yaml --output_dir fashion_mnist_tokens
+    python3 scripts/fit_entropy_model.py --token_set fashion_mnist_tokens --tokenizer checkpoints/fashion_stage2
+
+The network is trained in floats (configs/entropy.yaml; further arguments a.b=c change it), rounded to integers of 8
+bits, and stored with the tables as entropy.safetensors, in the tokenizer's folder or as --output. Then the tokens of
+the evaluation split are written and read back with what was stored. The bits of each position and the bytes of each
+length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.cli import run
+from utils.config import load_config
+from utils.errors import UserError
+from utils.figures import plotting, write_figure
+from utils.files import write_json
+from utils.paths import ROOT
+
+if TYPE_CHECKING:
+    from codec.entropy import EntropyModels
+
+CONFIG = ROOT / "configs/entropy.yaml"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    # Slow to import, too slow for --help.
+    from codec.entropy import FILE, load_entropy_models, save_entropy_models
+    from codec.fitting import fit
+    from data.token_shards import TokenSet
+    from modeling.checkpoints.locate import locate
+    from modeling.tokenizers import frozen_tokenizer, tokenizer_fingerprint
+
+    located = locate(arguments.tokenizer)
+    output = arguments.output or located.weights.parent / FILE
+    if output.exists() and not arguments.force:
+        raise UserError(f"{output} is there already: give --force to replace it, or another place as --output")
+    tokenizer = frozen_tokenizer(arguments.tokenizer)
+    identity = tokenizer_fingerprint(tokenizer)
+    settings = {
+        "experiment.tokenizer_checkpoint": arguments.tokenizer,
+        "experiment.output_dir": arguments.output_dir / "training",
+        "dataset.params.token_set": arguments.token_set,
+        "model.entropy.num_tokens": tokenizer.num_latent_tokens,
+        "model.entropy.codebook_size": tokenizer.codebook_size,
+        "model.entropy.token_size": tokenizer.quantize.embedding.embedding_dim,
+    }
+    config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()] + arguments.overrides)
+    model = fit(config, tokenizer, identity)
+    save_entropy_models(output, bytes.fromhex(identity), model)
+
+    test_set = TokenSet(arguments.token_set / "eval")
+    report = measured(load_entropy_models(output), test_set.tokens[:, 0].astype(np.int64))
+    print_report(report)
+    write_json(arguments.output_dir / "entropy.json", report)
+    write_figure(draw(report), arguments.output_dir / "entropy")
+    print(f"\nwrote {output} ({output.stat().st_size:,} bytes)")
+    print(f"wrote entropy.json, entropy.png and entropy.pdf into {arguments.output_dir}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--token_set", type=Path, required=True, metavar="SET", help="what scripts/pretokenize.py wrote"
+    )
+    parser.add_argument(
+        "--tokenizer", required=True, help="that made it: bundled name, folder, training output or hub id"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the model goes (default: beside the tokenizer)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a model that is there")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("output/entropy"), help="training, figures (default: %(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of configs/entropy.yaml to change")
+    return parser.parse_args()
+
+
+def measured(models: "EntropyModels", tokens: np.ndarray) -> dict[str, Any]:
+    """Bits by position and real bytes by length of tokens (n, N), by mode; all are read back and must be the same."""
+    num_images, num_tokens = tokens.shape
+    lengths = [2**power for power in range(num_tokens.bit_length()) if 2**power < num_tokens] + [num_tokens]
+    report: dict[str, Any] = {"num_images": num_images, "lengths": lengths, "modes": {}}
+    for mode, model in models.by_mode.items():
+        bits = np.diff(model.prefix_bits(tokens), axis=1, prepend=0)
+        payloads = model.encode_batch(tokens)
+        decoded, _ = model.decode_batch(payloads, [num_tokens] * num_images)
+        if not np.array_equal(decoded, tokens):
+            raise RuntimeError(f"the tokens of {mode.name} come back as others")
+        report["modes"][mode.name.lower()] = {
+            "bits": bits.mean(axis=0).tolist(),
+            "bytes": model.prefix_bytes(tokens)[:, np.array(lengths) - 1].mean(axis=0).tolist(),
+        }
+    return report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    modes = report["modes"]
+    print(
+        f"\nbits of each token, mean of {report['num_images']:,} images\n{'token':>6}",
+        *(f"{mode:>9}" for mode in modes),
+    )
+    for position, bits in enumerate(zip(*(mode["bits"] for mode in modes.values()), strict=True), start=1):
+        print(f"{position:>6}", *(f"{value:9.3f}" for value in bits))
+    print(f"{'mean':>6}", *(f"{np.mean(mode['bits']):9.3f}" for mode in modes.values()))
+    print(f"\nbytes of the payload, each decoded exactly\n{'tokens':>6}", *(f"{mode:>9}" for mode in modes))
+    for place, length in enumerate(report["lengths"]):
+        print(f"{length:>6}", *(f"{mode['bytes'][place]:9.2f}" for mode in modes.values()))
+
+
+def draw(report: dict[str, Any]) -> Any:
+    figure, axes = plotting().subplots(figsize=(7, 4), layout="constrained")
+    for name, mode in report["modes"].items():
+        axes.plot(
+            range(1, len(mode["bits"]) + 1), mode["bits"], label=f"{name}, {np.mean(mode['bits']):.2f} in the mean"
+        )
+    axes.set(
+        xlabel="token", ylabel="bits", title=f"Bits of each token, {report['num_images']:,} test images", ylim=(0, None)
+    )
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)
