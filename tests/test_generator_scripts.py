@@ -201,7 +201,7 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     monkeypatch.setattr(scripts.sample_imagenet, "sample_part", sample_part)
     with pytest.raises(KeyboardInterrupt):
         sample("--num_images", 20)
-    with pytest.raises(UserError, match="with seed 42 where 1 is wanted now"):
+    with pytest.raises(UserError, match="seed was 42 and is now 1"):
         sample("--num_images", 20, "--seed", 1)
     parts.clear()
     folder = sample("--num_images_per_class", 2)
@@ -213,7 +213,7 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     (folder / "samples.json").write_text(json.dumps(record))
     sample("--num_images", 20)
     assert "are in" in capsys.readouterr().out
-    with pytest.raises(UserError, match="with sampler .* is wanted now"):
+    with pytest.raises(UserError, match="sampler was .* and is now"):
         sample("--num_images", 20, "--guidance_scale", 9)
 
 
@@ -221,9 +221,9 @@ def test_samples_are_of_one_precision(sample):
     folder = sample("--num_images", 8)
     plan = json.loads((folder / "samples.json").read_text())["plan"]
     assert (plan["precision"], plan["compiled"]) == ("tf32", False)
-    with pytest.raises(UserError, match='with precision "tf32" where "bf16" is wanted now'):
+    with pytest.raises(UserError, match='precision was "tf32" and is now "bf16"'):
         sample("--num_images", 8, "--precision", "bf16")
-    with pytest.raises(UserError, match="with compiled false where true is wanted now"):
+    with pytest.raises(UserError, match="compiled was false and is now true"):
         sample("--num_images", 8, "--compile")
     half = sample("--num_images", 8, "--precision", "bf16", "--batch_size", "auto", output="half")
     assert np.load(half / "samples.npz")["arr_0"].shape == (8, 8, 8, 3)

@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on(world, tmp_path, monkeypatch):
         pretokenize(monkeypatch, world, tmp_path, "--split", "train")
     with pytest.raises(DataError, match="only an unfinished one"):
         TokenSet(tmp_path / "train")
-    with pytest.raises(UserError, match="with fingerprint .* where .* is wanted now"):
+    with pytest.raises(UserError, match="fingerprint was .* and is now"):
         pretokenize(monkeypatch, world, tmp_path, "--split", "train", "--checkpoint", world / "other")
     parts.clear()
     pretokenize(monkeypatch, world, tmp_path, "--split", "train")
@@ -137,7 +137,7 @@ def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys
     before = contents(world / "tokens/train")
     pretokenize(monkeypatch, world, world / "tokens")
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(UserError, match="with variants .* is wanted now: give another --output_dir"):
+    with pytest.raises(UserError, match="variants was .* and is now .*; give another --output_dir"):
         pretokenize(monkeypatch, world, world / "tokens", "--crops", 1)
     assert contents(world / "tokens/train") == before
 
