@@ -137,7 +137,7 @@ def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys
     before = contents(world / "tokens/train")
     pretokenize(monkeypatch, world, world / "tokens")
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(UserError, match="variants was .* give another --output_dir"):
+    with pytest.raises(UserError, match="variants was .* and is now .*; give another --output_dir"):
         pretokenize(monkeypatch, world, world / "tokens", "--crops", 1)
     assert contents(world / "tokens/train") == before
 
