@@ -70,13 +70,11 @@ def main() -> None:
 def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Session) -> None:
     """Compare what `network` sees in the originals and in each set of targets."""
     from data import annotations  # torchvision is slow to import, too slow for --help
-    from data.image_sets import open_images
+    from data.image_sets import open_images, paired
     from data.image_shards import check_count
 
-    originals = open_images(arguments.original)
-    targets = {name: open_images(name) for name in arguments.target}
-    for images in targets.values():
-        originals.check_pairs(images)
+    originals, *others = paired([open_images(name) for name in (arguments.original, *arguments.target)])
+    targets = dict(zip(arguments.target, others, strict=True))
     truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, originals) if arguments.truth else None
     # With truth at hand the originals have a score too, which no reconstruction need exceed.
     names = [*([ORIGINAL] if truth is not None else []), *targets]

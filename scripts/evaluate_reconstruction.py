@@ -127,12 +127,11 @@ def token_row(length: int, bits: float, image_size: int, system: str) -> Row:
 
 def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """One set of images against another, as they are."""
-    from data.image_sets import open_images
+    from data.image_sets import open_images, paired
     from data.image_shards import check_count
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
-    originals, targets = open_images(arguments.original), open_images(arguments.target)
-    originals.check_pairs(targets)
+    originals, targets = paired([open_images(arguments.original), open_images(arguments.target)])
     height, width, device = originals.height, originals.width, session.device
     comparison = judges.comparison(min(height, width))
     name = Path(arguments.target).stem

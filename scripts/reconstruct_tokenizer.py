@@ -30,7 +30,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments, tokenizer_facts
 from utils.evaluation.image_formats import Storage, available
-from utils.evaluation.reconstruction_files import Length, Made, ReconstructionFiles
+from utils.evaluation.reconstruction_files import RECORD, Length, Made, ReconstructionFiles, keys_text
 from utils.evaluation.report import write_results
 from utils.evaluation.session import Session
 from utils.images import to_array
@@ -117,9 +117,9 @@ def main() -> None:
                 "--precision, --compile and --batch_size auto are for a tokenizer, and none is needed here: leave them "
                 "out"
             )
-        facts, written = write_files(arguments, config, tokenizer, instead, session)
+        keys, facts, written = write_files(arguments, config, tokenizer, instead, session)
         lengths = tokenizer.lengths if tokenizer else []
-        num_images, num_bytes = facts["images"]["written"], session.sum(instead.num_bytes if instead else 0)
+        num_images, num_bytes = len(keys), session.sum(instead.num_bytes if instead else 0)
         bytes_per_image = num_bytes / num_images if stored_as(arguments) else None
         record = session.record(
             **facts,
@@ -128,9 +128,10 @@ def main() -> None:
             lengths=[length or tokenizer.model.num_latent_tokens for length in lengths] or None,
             stored_as=stored_as(arguments),
             stored_bytes_per_image=bytes_per_image,
+            keys=keys_text(keys),
         )
         if session.processes.is_main:
-            written.append(session.output_dir / "reconstruction.json")
+            written.append(session.output_dir / RECORD)
             write_results(written[-1], record)
         for path in written:
             session.say(f"wrote {path}")
@@ -199,8 +200,8 @@ def write_files(
     tokenizer: Reconstructor | None,
     instead: Storage | None,
     session: Session,
-) -> tuple[dict[str, Any], list[Path | str]]:
-    """Write all that was asked for: facts for the record, and the files."""
+) -> tuple[list[str], dict[str, Any], list[Path | str]]:
+    """Write all that was asked for: the keys, facts for the record, and the files."""
     from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
     from data.transforms import EvalTransform
 
@@ -220,16 +221,16 @@ def write_files(
             if instead:
                 made.images[None] = instead(batch["image"])
             files.add(batch["__key__"], batch["class_id"].numpy(), made)
-        num_images, num_bad = len(files.sort(arguments.config)), session.sum(batches.num_bad)
+        keys, num_bad = files.sort(arguments.config), session.sum(batches.num_bad)
         if not arguments.dry_run:
-            check_count(num_images, batches.expected, num_bad)
+            check_count(len(keys), batches.expected, num_bad)
         written = files.write(labels=arguments.labels, tokens=arguments.tokens, png=arguments.png)
     facts = {
-        "images": {"expected": batches.expected, "written": num_images, "skipped": num_bad},
+        "images": {"expected": batches.expected, "written": len(keys), "skipped": num_bad},
         "preparation": EvalTransform(size).description,
         "batch_size": batch_size,
     }
-    return facts, written
+    return keys, facts, written
 
 
 if __name__ == "__main__":

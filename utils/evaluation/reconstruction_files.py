@@ -1,5 +1,6 @@
 """The files of a set of reconstructions, sorted by key: images.npy, raw.npy, tokens.npz, labels.npy, png/000000.png."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from utils.files import write_array, write_arrays
 from utils.images import write_image
 from utils.processes import Processes
 
+RECORD = "reconstruction.json"
 Length = int | None  # None: all tokens, or no tokens at all
 
 
@@ -137,3 +139,16 @@ class ReconstructionFiles:
         )  # fmt: skip
         for index, row in zip(mine, rows, strict=True):
             write_image(Image.fromarray(row), folder / f"{index:06d}.png")
+
+
+def keys_text(keys: Sequence[str]) -> str:
+    """The keys as the record holds them: on one line, whatever characters are in them."""
+    return json.dumps(list(keys))
+
+
+def read_keys(record: Path) -> list[str] | None:
+    """The keys in a record; None where it is missing or older than they are."""
+    try:
+        return json.loads(json.loads(record.read_text(encoding="utf-8"))["keys"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
