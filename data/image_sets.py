@@ -1,8 +1,9 @@
 """Sets of images that are compared as they are: arrays (.npy, .npz) and folders, read a batch at a time."""
 
 import os
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from data import DataError
 from data.image_sources import list_images
+from data.shard_files import IMAGE_EXTENSIONS
 from data.transforms import decode_image
 from utils.arrays import ARRAY_ERRORS
+from utils.evaluation.reconstruction_files import RECORD, read_keys
 
+ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
@@ -31,11 +35,15 @@ class ImageSet:
     Attributes:
         source: Where they are, for messages.
         height, width: Pixels.
+        names: What they are called, without extension, in this order; None where nothing says.
+        has_rows: The order is that in which somebody wrote rows, not that of the names.
     """
 
     source: Path
     height: int
     width: int
+    names: list[str] | None = None
+    has_rows = True
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -54,28 +62,35 @@ class ImageSet:
             images = torch.from_numpy(self.read(share.start, share.stop)).permute(0, 3, 1, 2)
             yield [self.key(index) for index in range(share.start, share.stop)], images
 
-    def check_pairs(self, other: "ImageSet") -> None:
-        """Each image here has its counterpart at the same place of `other`.
+    def label(self, index: int) -> str:
+        """An image's name in messages."""
+        return self.key(index)
 
-        Raises:
-            DataError: The numbers or sizes differ, or, where both are folders, the names.
-        """
-        if len(self) != len(other):
-            raise DataError(
-                f"expected as many images in both, got {len(self)} in {self.source} and {len(other)} in {other.source}"
-            )
-        if (self.height, self.width) != (other.height, other.width):
-            raise DataError(
-                f"expected images of one size, got {self.height} x {self.width} in {self.source} and "
-                f"{other.height} x {other.width} in {other.source}"
-            )
-        if isinstance(self, FolderImages) and isinstance(other, FolderImages):
-            for index in range(len(self)):
-                if self.key(index) != other.key(index):
-                    raise DataError(
-                        f"expected the same names in both folders, got {self.files[index]} in {self.source} where "
-                        f"{other.source} has {other.files[index]}"
-                    )
+
+class Selected(ImageSet):
+    """Some images of a set, in any order.
+
+    Args:
+        places: Their numbers in `images`.
+        has_names: Keep the names; without, they were only numbers, which the order now says.
+    """
+
+    def __init__(self, images: ImageSet, places: Sequence[int], has_names: bool = True):
+        self.images, self.places = images, places
+        self.source, self.height, self.width = images.source, images.height, images.width
+        self.names = [images.names[place] for place in places] if has_names and images.names is not None else None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def key(self, index: int) -> str:
+        return self.images.key(self.places[index])
+
+    def label(self, index: int) -> str:
+        return self.images.label(self.places[index])
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        return np.concatenate([self.images.read(place, place + 1) for place in self.places[first:end]])
 
 
 class ArrayImages(ImageSet):
@@ -95,6 +110,9 @@ class ArrayImages(ImageSet):
             raise DataError(f"{path} must hold images (n, H, W, 3) of uint8, got {shape} of {dtype}")
         self._start = self._file.tell()
         self.count, self.height, self.width = shape[:3]
+        if not self.count:
+            raise DataError(f"{path} holds no images")
+        self.names = recorded_names(path, self.count)
 
     def __len__(self) -> int:
         return self.count
@@ -116,12 +134,19 @@ class FolderImages(ImageSet):
         if not self.files:
             raise DataError(f"{folder} holds no images")
         self.height, self.width = self._load(0).shape[:2]
+        self.names = recorded_names(folder, len(self.files))
+        self.has_rows = self.names is not None
+        if self.names is None:
+            self.names = without_extensions(self.files)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def key(self, index: int) -> str:
         return os.path.splitext(self.files[index])[0]
+
+    def label(self, index: int) -> str:
+        return self.files[index]
 
     def read(self, first: int, end: int) -> np.ndarray:
         return np.stack([self._load(index) for index in range(first, end)])
@@ -192,3 +217,101 @@ def read_statistics(path: str | os.PathLike) -> Statistics | None:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
     return Statistics(mean, covariance, has_images)
+
+
+def paired(sets: Sequence[ImageSet]) -> list[ImageSet]:
+    """The sets in one order: the images at one place belong together.
+
+    Names say which do, wherever sets have some; numbers are places, in natural order (2 before 10), where the other
+    side is an array without names.
+
+    Raises:
+        DataError: The numbers, the sizes or the names of the images differ, or names stand against mere places.
+    """
+    for other in sets[1:]:
+        _check_sizes(sets[0], other)
+    rows = [set(images.names) for images in sets if images.has_rows and images.names is not None]
+    if rows or any(images.names is None for images in sets):  # some sets are ordered by their rows
+        sets = [images if images.has_rows or set(images.names) in rows else _by_number(images) for images in sets]
+        numbered = [images for images in sets if isinstance(images, Selected)]
+        for other in numbered[1:]:
+            _check_names(numbered[0].images, other.images)
+    named = [images for images in sets if images.names is not None]
+    anchor = next((images for images in named if images.has_rows), named[0] if named else None)
+    if named and len(named) < len(sets) and not anchor.has_rows:
+        raise DataError(
+            f"the images of {anchor.source} have names such as {anchor.label(0)}, and an array has places only, so "
+            "nothing shows which belong together: number the files (000.png, 001.png, ...), or give two folders with "
+            "the same names"
+        )
+    return [images if images.names is None else _in_order_of(images, anchor) for images in sets]
+
+
+def _check_sizes(one: ImageSet, other: ImageSet) -> None:
+    if len(one) != len(other):
+        raise DataError(
+            f"expected as many images in both, got {len(one)} in {one.source} and {len(other)} in {other.source}"
+        )
+    if (one.height, one.width) != (other.height, other.width):
+        raise DataError(
+            f"expected images of one size, got {one.height} x {one.width} in {one.source} and "
+            f"{other.height} x {other.width} in {other.source}"
+        )
+
+
+def _check_names(one: ImageSet, other: ImageSet) -> None:
+    """The same names on both sides."""
+    missing = set(one.names) ^ set(other.names)
+    if not missing:
+        return
+    mine = next((index for index, name in enumerate(one.names) if name in missing), 0)
+    theirs = next((index for index, name in enumerate(other.names) if name in missing), 0)
+    what = "both" if one.has_rows or other.has_rows else "both folders"
+    raise DataError(
+        f"expected the same names in {what}, got {one.label(mine)} in {one.source} where {other.source} has "
+        f"{other.label(theirs)}"
+    )
+
+
+def _in_order_of(images: ImageSet, anchor: ImageSet) -> ImageSet:
+    """The images in the order of another set's names, which must be the same."""
+    _check_names(anchor, images)
+    if images.names == anchor.names:
+        return images
+    places = {name: place for place, name in enumerate(images.names)}
+    return Selected(images, [places[name] for name in anchor.names])
+
+
+def _by_number(images: ImageSet) -> ImageSet:
+    """A folder whose names are the numbers from 0 or 1 on, in their order; others as they are."""
+    order = sorted(range(len(images)), key=lambda index: natural(images.names[index]))
+    found = [re.fullmatch(r"(.*?)(\d+)", images.names[index]) for index in order]
+    if not all(found) or len({match[1] for match in found}) > 1:
+        return images
+    numbers = [int(match[2]) for match in found]
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return images
+    return Selected(images, order, has_names=False)
+
+
+def natural(name: str) -> list[str | int]:
+    """A key that sorts names by the numbers in them: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def without_extensions(files: Sequence[str]) -> list[str]:
+    """Names of image files without their extensions, where that leaves each its own."""
+    names = [os.path.splitext(file)[0] if file.lower().endswith(ENDINGS) else file for file in files]
+    return names if len(set(names)) == len(names) else list(files)
+
+
+def recorded_names(path: Path, count: int) -> list[str] | None:
+    """What scripts/reconstruct_tokenizer.py has noted of the images in a file or folder of its own, in their order.
+
+    None where it has written neither, or other `count` images.
+    """
+    if path.name not in ("images.npy", "labels.npy", "png"):
+        return None
+    folder = path.parent
+    keys = read_keys((folder.parent if folder.name.startswith("length_") else folder) / RECORD)
+    return without_extensions(keys) if keys is not None and len(keys) == count else None

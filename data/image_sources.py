@@ -9,6 +9,7 @@ from typing import Any
 
 from data import DataError
 from data.shard_files import IMAGE_EXTENSIONS
+from utils.result_folder import sheets_in
 
 
 class FolderSource:
@@ -71,7 +72,10 @@ class FolderSource:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of all images below `folder`, relative to it with forward slashes, sorted; hidden files are left out."""
+    """Paths of all images below `folder`, relative to it with forward slashes, sorted.
+
+    Hidden files are left out, and the sheets and figures that our commands have put beside the images.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
     endings = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -80,11 +84,11 @@ def list_images(folder: Path) -> list[str]:
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that it stands in, which has no end: remove it")
         folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(parent).relative_to(folder)
+        relative, sheets = Path(parent).relative_to(folder), sheets_in(Path(parent))
         found.extend(
             (relative / name).as_posix()
             for name in files
-            if name.lower().endswith(endings) and not name.startswith(".")
+            if name.lower().endswith(endings) and not name.startswith(".") and name not in sheets
         )
     return sorted(found)
 

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_components", type=int, default=32, help="numbers of the PCA (default: %(default)s)")
     parser.add_argument("--num_codes", type=int, default=1024, help="codes of k-means (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="of the k-means clusters (default: %(default)s)")
-    add_arguments(parser, output_dir="output/evaluate_baselines")
+    add_arguments(parser, output_dir="output/evaluate_baselines", features="efficientnet_lite0")
     add_overrides(parser)
     return parser.parse_args()
 
@@ -85,7 +85,7 @@ def training_images(config: DictConfig, batch_size: int | None, session: Session
     train.dataset.params.eval_shards_path_or_url = params.train_shards_path_or_url
     train.dataset.params.eval_folder = params.train_folder
     train.dataset.params.num_eval_examples = None  # as the manifest says
-    batches = evaluation_loader(train, **session.share(batch_size))
+    batches = evaluation_loader(train, rank=0, world_size=1, batch_size=batch_size)
     rows, keys = [], []
     for batch in session.each(batches, "reading"):
         rows.append(batch["image"].flatten(1))
@@ -103,12 +103,13 @@ def score(
     facts: dict[str, int],
 ) -> None:
     """Hold what the baselines give back of the evaluation images against these."""
-    from data.image_shards import check_count, evaluation_loader
+    from data.evaluation_images import evaluation_images
+    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size, device = config.dataset.preprocessing.crop_size, session.device
     comparison = judges.comparison(size)
-    batches = evaluation_loader(config, **session.share(arguments.batch_size))
+    batches = evaluation_images(config, arguments.num_images, session.processes, arguments.batch_size)
     for batch in session.each(batches, "scoring"):
         pixels, flat = batch["image"], as_rows(batch["image"])
         versions = {name: as_images(restore(flat), pixels).to(device) for name, _, restore in baselines}

@@ -31,7 +31,7 @@ from modeling.networks.downstream import TASKS
 from modeling.networks.frozen import ImageNetwork
 from utils.cli import run
 from utils.errors import UserError
-from utils.evaluation.arguments import add_common_arguments
+from utils.evaluation.arguments import add_common_arguments, add_num_images_argument
 from utils.evaluation.comparison import Originals
 from utils.evaluation.session import Session
 from utils.files import sha256_of
@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--truth", metavar="FILE", help="labels, masks or boxes, as said above")
     parser.add_argument("--model", help="the network (default: as said above)")
     parser.add_argument("--weights", metavar="FILE", help="weights of a timm model, where they cannot be downloaded")
+    add_num_images_argument(parser)
     add_common_arguments(parser, output_dir="output/evaluate_downstream")
     arguments = parser.parse_args()
     arguments.model = arguments.model or TASKS[arguments.task].model
@@ -70,14 +71,15 @@ def main() -> None:
 def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Session) -> None:
     """Compare what `network` sees in the originals and in each set of targets."""
     from data import annotations  # torchvision is slow to import, too slow for --help
-    from data.image_sets import open_images
+    from data.evaluation_images import chosen, chosen_rows
+    from data.image_sets import open_images, paired
     from data.image_shards import check_count
 
-    originals = open_images(arguments.original)
-    targets = {name: open_images(name) for name in arguments.target}
-    for images in targets.values():
-        originals.check_pairs(images)
-    truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, originals) if arguments.truth else None
+    sets = paired([open_images(name) for name in (arguments.original, *arguments.target)])
+    truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, sets[0]) if arguments.truth else None
+    truth = chosen_rows(truth, arguments.num_images) if truth is not None else None
+    originals, *others = (chosen(images, arguments.num_images) for images in sets)
+    targets = dict(zip(arguments.target, others, strict=True))
     # With truth at hand the originals have a score too, which no reconstruction need exceed.
     names = [*([ORIGINAL] if truth is not None else []), *targets]
     scores = {name: TASKS[arguments.task].score(network) for name in names}

@@ -82,7 +82,9 @@ def parse_arguments() -> argparse.Namespace:
         "--checkpoint", help="the generator: hub id, folder, training output, file, step or bundled name"
     )
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
-    parser.add_argument("--num_images", type=int, help="images to sample (default: 50000), or to expect in --samples")
+    parser.add_argument(
+        "--num_images", type=int, help="images to sample (default: 50000), or to take of --samples (all)"
+    )
     parser.add_argument("--seed", type=int, default=42, help="of the sampled images (default: %(default)s)")
     parser.add_argument(
         "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings to try, each with each (one or two names)"
@@ -126,17 +128,15 @@ def rows_of_samples(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """The row of samples that are there, the reference, and facts for the record."""
-    from data.image_sets import open_images  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import chosen  # torchvision is slow to import, too slow for --help
+    from data.image_sets import open_images
 
     batch_size = arguments.batch_size or 64
-    samples = open_images(arguments.samples)
+    samples = chosen(open_images(arguments.samples), arguments.num_images)
     reference = load_reference(arguments.reference, min(samples.height, samples.width), network, batch_size, session)
     found = seen_by(network, samples.batches(**session.share(batch_size)), len(samples), session, "samples")
-    seen, expected = found.count(), arguments.num_images or len(samples)
-    if seen != expected:
-        raise UserError(f"expected {expected} images in {arguments.samples}, got {seen}")
     row = {"name": Path(arguments.samples).stem, **score(found, reference, session.processes)}
-    return [row], reference, {"samples": {"source": arguments.samples, "expected": expected, "seen": seen}}
+    return [row], reference, {"samples": {"source": arguments.samples, "expected": len(samples), "seen": found.count()}}
 
 
 def rows_of_generator(
@@ -215,7 +215,7 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     Args:
         size: Pixels a side of the samples, to which shards are cropped.
     """
-    from data.evaluation_images import reference_loader
+    from data.evaluation_images import reference_images
     from data.image_sets import open_images, read_statistics
     from data.image_shards import check_count
     from data.transforms import EvalTransform
@@ -223,7 +223,7 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     see = partial(reference_of, network, session, check_count)
     share = session.share(batch_size)
     if source.endswith((".yaml", ".yml")) or ".tar" in source:
-        loader = reference_loader(source, size, **share)
+        loader = reference_images(source, size, session.processes, batch_size)
         batches = ((batch["__key__"], batch["image"]) for batch in loader)
         reference = see(batches, loader.expected, lambda: loader.num_bad)
         return reference.noting(source=source, preparation=EvalTransform(size).description)

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--free_headers", action="store_true", help="also spend the budgets on what is not header")
     add_beside_argument(parser)
-    add_arguments(parser, output_dir="output/evaluate_image_formats")
+    add_arguments(parser, output_dir="output/evaluate_image_formats", features="efficientnet_lite0")
     add_overrides(parser)
     return parser.parse_args()
 
@@ -68,14 +68,15 @@ def budgets_of(config: DictConfig) -> list[int]:
 
 
 def evaluate(arguments: argparse.Namespace, config: DictConfig, entries: list[Entry], session: Session) -> None:
-    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
+    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size = config.dataset.preprocessing.crop_size
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     comparison = judges.comparison(size)
     scores = FormatScores(entries, comparison, session.processes)
-    batches = evaluation_loader(config, **session.share(arguments.batch_size))
+    batches = evaluation_images(config, arguments.num_images, session.processes, arguments.batch_size)
     with session.progress(batches.expected) as done:
         for batch in batches:
             files = []

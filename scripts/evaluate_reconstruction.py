@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from modeling.networks.judges import Judges
@@ -65,16 +66,18 @@ def main() -> None:
 
 def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """A tokenizer's images at each length against the originals: the results, and what to say beneath the table."""
-    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
+    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     config = load_config(arguments.config, arguments.overrides)
+    num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
+    lengths = parse_lengths(arguments.lengths, num_tokens) if arguments.lengths else None  # before the work
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
-    size, num_tokens = model.image_size, model.num_latent_tokens
-    lengths = parse_lengths(arguments.lengths, num_tokens) if arguments.lengths else default_lengths(model)
+    lengths, size = lengths or default_lengths(model), model.image_size
     comparison = judges.comparison(size)
-    counts = CodeCounts(num_tokens, model.codebook_size)
+    counts = CodeCounts(model.num_latent_tokens, model.codebook_size)
     arithmetic = prepared(arguments, model)
 
     def score(comparison: Comparison, pixels: Tensor, keys: list[str]) -> Tensor:
@@ -87,9 +90,9 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
         pixels = torch.zeros(num, 3, size, size, dtype=torch.uint8, device=session.device)
         score(judges.comparison(size), pixels, list(map(str, range(num))))
 
-    batch_size = arguments.batch_size or config.training.per_gpu_batch_size
-    batch_size = choose_batch_size(batch_size, try_batch, session.device)
-    batches = evaluation_loader(config, **session.share(batch_size))
+    asked = arguments.batch_size or config.training.per_gpu_batch_size
+    batch_size = choose_batch_size(asked, try_batch, session.device)
+    batches = evaluation_images(config, arguments.num_images, session.processes, batch_size)
     for batch in session.each(batches):
         counts.update(score(comparison, batch["image"].to(session.device), batch["__key__"]))
 
@@ -107,10 +110,8 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
     scores = comparison.finish([tokens_text(length) for length in lengths])
     rows = [token_row(length, bits, size, located.name) | scores[tokens_text(length)] for length in lengths]
     codebook = counts.finish(session.processes)
-    note = (
-        f"codes used {codebook['usage']:.1%}, perplexity {codebook['perplexity']:.1f}, "
-        f"entropy {codebook['entropy_bits']:.2f} of {bits:.0f} bits"
-    )
+    used, perplexity, entropy = (codebook[name] for name in ("usage", "perplexity", "entropy_bits"))
+    note = f"codes used {used:.1%}, perplexity {perplexity:.1f}, entropy {entropy:.2f} of {bits:.0f} bits"
     return {"rows": rows, "codebook": codebook, "protocol": record}, [note]
 
 
@@ -127,12 +128,13 @@ def token_row(length: int, bits: float, image_size: int, system: str) -> Row:
 
 def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """One set of images against another, as they are."""
-    from data.image_sets import open_images
+    from data.evaluation_images import chosen
+    from data.image_sets import open_images, paired
     from data.image_shards import check_count
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
-    originals, targets = open_images(arguments.original), open_images(arguments.target)
-    originals.check_pairs(targets)
+    sets = paired([open_images(arguments.original), open_images(arguments.target)])
+    originals, targets = (chosen(images, arguments.num_images) for images in sets)
     height, width, device = originals.height, originals.width, session.device
     comparison = judges.comparison(min(height, width))
     name = Path(arguments.target).stem

@@ -48,7 +48,7 @@ NUM_TRIED = 8  # images of a dry run
 
 def main() -> None:
     arguments = parse_arguments()
-    with Session(arguments.device, arguments.output_dir) as session:
+    with Session(arguments.device, arguments.output_dir, writes=not arguments.dry_run) as session:
         measure(arguments, session)
 
 
@@ -59,7 +59,12 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir", type=Path, default=Path("output/token_contribution"), help="default: %(default)s"
     )
     parser.add_argument("--mode", choices=MODES, default="replace", help="default: %(default)s")
-    parser.add_argument("--num_images", type=int, help="so many images, drawn by --seed (default: all)")
+    parser.add_argument(
+        "--num_images",
+        type=int,
+        help="only so many images, drawn by --seed (default: "
+        "dataset.params.max_eval_examples of the configuration, or all)",
+    )
     parser.add_argument("--replacements", type=int, default=1, metavar="K", help="codes that replace each token")
     add_batch_size_argument(parser, "token sequences decoded at once", default=64)
     add_speed_arguments(parser)
@@ -97,7 +102,7 @@ def measure(arguments: argparse.Namespace, session: Session) -> None:
         )
     arithmetic = prepared(arguments, tokenizer)
     images = NumberedImages(config, tokenizer.image_size, session.processes)
-    chosen = choose(len(images), arguments.num_images, arguments.seed)
+    chosen = choose(len(images), images.most(arguments.num_images), arguments.seed)
     plan = plan_of(arguments, tokenizer, images, len(chosen))
     path = session.output_dir / RESULT
     if path.is_file() and not arguments.dry_run:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from modeling.checkpoints.locate import Located
@@ -28,9 +28,14 @@ from modeling.tokenizers import load_tokenizer, reconstruct
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
-from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments, tokenizer_facts
+from utils.evaluation.arguments import (
+    add_device_argument,
+    add_num_images_argument,
+    add_tokenizer_arguments,
+    tokenizer_facts,
+)
 from utils.evaluation.image_formats import Storage, available
-from utils.evaluation.reconstruction_files import Length, Made, ReconstructionFiles
+from utils.evaluation.reconstruction_files import RECORD, Length, Made, ReconstructionFiles, keys_text
 from utils.evaluation.report import write_results
 from utils.evaluation.session import Session
 from utils.images import to_array
@@ -76,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--webp_compression_rate", type=int, default=75, help="quality 0-100 (default: %(default)s)")
     add_batch_size_argument(parser, "images at once", default_is="the configuration's")
     add_speed_arguments(parser, with_double=True)
+    add_num_images_argument(parser)
     add_device_argument(parser)
     arguments = parser.parse_args()
     check(arguments)
@@ -117,9 +123,9 @@ def main() -> None:
                 "--precision, --compile and --batch_size auto are for a tokenizer, and none is needed here: leave them "
                 "out"
             )
-        facts, written = write_files(arguments, config, tokenizer, instead, session)
+        keys, facts, written = write_files(arguments, config, tokenizer, instead, session)
         lengths = tokenizer.lengths if tokenizer else []
-        num_images, num_bytes = facts["images"]["written"], session.sum(instead.num_bytes if instead else 0)
+        num_images, num_bytes = len(keys), session.sum(instead.num_bytes if instead else 0)
         bytes_per_image = num_bytes / num_images if stored_as(arguments) else None
         record = session.record(
             **facts,
@@ -128,9 +134,10 @@ def main() -> None:
             lengths=[length or tokenizer.model.num_latent_tokens for length in lengths] or None,
             stored_as=stored_as(arguments),
             stored_bytes_per_image=bytes_per_image,
+            keys=keys_text(keys),
         )
         if session.processes.is_main:
-            written.append(session.output_dir / "reconstruction.json")
+            written.append(session.output_dir / RECORD)
             write_results(written[-1], record)
         for path in written:
             session.say(f"wrote {path}")
@@ -174,13 +181,16 @@ class Reconstructor(NamedTuple):
 def load_reconstructor(
     arguments: argparse.Namespace, config: DictConfig, session: Session
 ) -> tuple[Reconstructor, Located]:
-    model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
-    model.to(torch.float64 if arguments.precision == DOUBLE else torch.float32)
+    num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
     lengths: list[Length] = [arguments.length]
     if arguments.lengths:
-        lengths = parse_lengths(arguments.lengths, model.num_latent_tokens)
+        lengths = parse_lengths(arguments.lengths, num_tokens)
     elif arguments.length is not None:
-        check_lengths([arguments.length], model.num_latent_tokens, "--length")
+        check_lengths([arguments.length], num_tokens, "--length")
+    if arguments.precision == DOUBLE and session.device.type == "mps":
+        raise UserError(f"an Apple GPU has no {DOUBLE}: add --device cpu, or leave out --precision {DOUBLE}")
+    model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
+    model.to(torch.float64 if arguments.precision == DOUBLE else torch.float32)
     if arguments.without_image or arguments.original or stored_as(arguments):
         lengths = []
     arithmetic = prepared(arguments, model)
@@ -201,9 +211,10 @@ def write_files(
     tokenizer: Reconstructor | None,
     instead: Storage | None,
     session: Session,
-) -> tuple[dict[str, Any], list[Path | str]]:
-    """Write all that was asked for: facts for the record, and the files."""
-    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+) -> tuple[list[str], dict[str, Any], list[Path | str]]:
+    """Write all that was asked for: the keys, facts for the record, and the files."""
+    from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
+    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size, output_dir = config.dataset.preprocessing.crop_size, session.output_dir
@@ -215,24 +226,26 @@ def write_files(
         batch_size = choose_batch_size(
             batch_size, lambda num: tokenizer(black.expand(num, -1, -1, -1), num), session.device
         )
-        batches = evaluation_loader(config, **session.share(batch_size))
+        batches = evaluation_images(config, arguments.num_images, session.processes, batch_size)
         batch_size = min(batch_size, batches.expected or sys.maxsize)
         for batch in islice(session.each(batches), 1 if arguments.dry_run else None):
             made = tokenizer(batch["image"], batch_size) if tokenizer else Made({}, {}, None)
             if instead:
                 made.images[None] = instead(batch["image"])
             files.add(batch["__key__"], batch["class_id"].numpy(), made)
-        num_images, num_bad = len(files.sort(arguments.config)), session.sum(batches.num_bad)
+        keys, num_bad = files.sort(arguments.config), session.sum(batches.num_bad)
         if not arguments.dry_run:
-            check_count(num_images, batches.expected, num_bad)
+            check_count(len(keys), batches.expected, num_bad)
+        if not keys:
+            raise UserError(f"there was no image ({num_bad} were skipped): check where the images are")
         about = {"tokenizer": tokenizer.source} if tokenizer else {}
         written = files.write(labels=arguments.labels, tokens=arguments.tokens, png=arguments.png, **about)
     facts = {
-        "images": {"expected": batches.expected, "written": num_images, "skipped": num_bad},
+        "images": {"expected": batches.expected, "written": len(keys), "skipped": num_bad},
         "preparation": EvalTransform(size).description,
         "batch_size": batch_size,
     }
-    return facts, written
+    return keys, facts, written
 
 
 if __name__ == "__main__":

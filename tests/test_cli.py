@@ -1,14 +1,63 @@
 """What every command does with its arguments, before it does anything else."""
 
+import errno
+import io
+import sys
+
 import pytest
 
 from tests.evaluation_data import command
-from utils.cli import checked
+from utils.cli import checked, run
 from utils.config import ConfigError, load_config
 from utils.errors import UserError
 from utils.paths import ROOT, expanded
 
 STAGE1 = ROOT / "configs/fashion/stage1.yaml"
+
+
+def fail(error):
+    def main():
+        raise error
+
+    main.__module__ = "command"
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left", "/full/x.npz"),
+            "/full/x.npz cannot be written or read (No space left): ",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only", "/disk/.x.part.npz"),
+            "/disk cannot be written or read (Read-only): name a ",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "Too long"),
+            "a file of the results cannot be written or read (Too long): shorten",
+        ),
+        (OSError("10 requested and 2 written"), "could not be written (10 requested and 2 written): is the disk full?"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_sentence(monkeypatch, capsys, error, sentence):
+    status, _, said = command(monkeypatch, capsys, fail(error))
+    assert status == 1 and said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_errors_of_files_that_are_faults_of_ours_keep_their_traceback(monkeypatch, capsys):
+    with pytest.raises(FileNotFoundError):
+        command(monkeypatch, capsys, fail(FileNotFoundError(errno.ENOENT, "No such file", "x")))
+
+
+def test_text_that_a_terminal_cannot_print_does_not_end_a_command(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["command.py"])
+    run(lambda: print("wrote pêche.png"))
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"wrote p\\xeache.png\n"
 
 
 @pytest.fixture(autouse=True)

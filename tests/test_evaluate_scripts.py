@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from data.evaluation_images import NumberedImages, evaluation_images
 from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
 from modeling.checkpoints.published import BUNDLED
@@ -23,6 +25,7 @@ from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_proces
 from utils.config import load_config
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.paths import ROOT
+from utils.processes import Processes
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -214,6 +217,30 @@ def test_a_broken_image_is_named_by_shard_and_key(world, evaluate, tmp_path):
     assert "s-000002.tar, sample '0033'" in err
 
 
+def test_results_that_cannot_be_written_are_one_sentence_before_the_work(world, evaluate, tmp_path):
+    (tmp_path / "file").touch()
+    pair = ("--original", world / "original.npy", "--target", world / "original.npz")
+    for output, message in (("file", "a file stands where a folder is needed"), ("n" * 300, "shorten the name")):
+        status, out, err, _ = evaluate(evaluate_reconstruction, *pair, output=output)
+        assert status == 1 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+        assert "PSNR" not in out
+
+
+def test_formats_and_baselines_need_no_network(world, monkeypatch, capsys, tmp_path):
+    def unreachable(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    common = ("--config", world / "config.yaml", "--device", "cpu", "--output_dir", tmp_path / "out")
+    for main, *flags in (
+        (evaluate_image_formats.main, "--formats", "jpeg", "--budgets", "999"),
+        (evaluate_baselines.main, "--num_components", 4, "--num_codes", 6),
+    ):
+        status, out, err = command(monkeypatch, capsys, main, *common, *flags)
+        assert status == 0 and "FD-EfficientNet-Lite0" in out, err
+
+
 def test_the_unequal_and_the_unreadable_are_refused(world, evaluate, tmp_path):
     np.save(tmp_path / "few.npy", np.load(world / "original.npy")[:9])
     pair = ("--original", world / "original.npy", "--target", tmp_path / "few.npy")
@@ -226,6 +253,65 @@ def test_the_unequal_and_the_unreadable_are_refused(world, evaluate, tmp_path):
         assert status == 1 and err.startswith("error: give")
     status, _, err, _ = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "1,x")
     assert status == 1 and "whole numbers such as 1,4,16, got 1,x" in err
+
+
+def test_lengths_that_no_prefix_has_are_all_named_before_anything_is_loaded(world, evaluate, monkeypatch):
+    def load(*arguments, **options):
+        pytest.fail("the networks were loaded")
+
+    monkeypatch.setattr(evaluate_reconstruction, "Judges", load)
+    status, _, err, _ = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "0,4,64")
+    assert status == 1 and "--lengths must be in 1..8, got 0, 64" in err
+    status, _, err, _ = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "9")
+    assert status == 1 and "--lengths must be in 1..8, got 9" in err
+
+
+# Images that are some of all
+
+
+def test_every_command_takes_the_same_few_images_of_a_configuration(world, evaluate, monkeypatch, capsys, tmp_path):
+    config, few = ("--config", world / "config.yaml"), ("--num_images", 9)
+    fast = ("--features", "none", "--lengths", "8")
+    records = [
+        evaluate(evaluate_reconstruction, *config, *fast, *few)[-1]["protocol"],
+        evaluate(evaluate_reconstruction, *config, *fast, "dataset.params.max_eval_examples=9")[-1]["protocol"],
+        evaluate(evaluate_image_formats, *config, *few, "--formats", "jpeg", "--budgets", "999", "--features", "none")[
+            -1
+        ]["protocol"],
+    ]
+    place = ("--device", "cpu", "--output_dir", tmp_path / "few", "--original")
+    assert command(monkeypatch, capsys, reconstruct_tokenizer.main, *config, *place, *few)[0] == 0
+    pair = ("--original", tmp_path / "few/images.npy", "--target", tmp_path / "few/images.npy", "--features", "none")
+    records.append(evaluate(evaluate_reconstruction, *pair)[-1]["protocol"])
+    assert {record["originals"]["seen"] for record in records} == {9}
+    assert len({record["originals"]["sha256"] for record in records}) == 1
+    status, _, err, _ = evaluate(evaluate_reconstruction, *config, "--features", "none", "--num_images", 41)
+    assert status == 1 and "--num_images must be at most 40" in err
+
+
+def test_ranks_share_the_chosen_images(world, monkeypatch):
+    config = load_config(world / "config.yaml")
+    alone = Processes("cpu")
+    whole = [key for batch in evaluation_images(config, 9, alone, 4) for key in batch["__key__"]]
+    assert len(set(whole)) == 9
+    monkeypatch.setattr(alone, "world_size", 2)
+    monkeypatch.setattr(NumberedImages, "__init__", whole_catalogue(NumberedImages.__init__, Processes("cpu")))
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(alone, "rank", rank)
+        shares.append([key for batch in evaluation_images(config, 9, alone, 4) for key in batch["__key__"]])
+    assert [*shares[0], *shares[1]] == whole and len(shares[0]) == 5
+
+
+def whole_catalogue(make, processes):
+    """The catalogue as one process lists it."""
+    return lambda self, config, image_size, _: make(self, config, image_size, processes)
+
+
+def test_a_few_of_two_sets_are_pairs(world, evaluate):
+    pair = ("--original", world / "original.npy", "--target", world / "original", "--features", "none")
+    row = evaluate(evaluate_reconstruction, *pair, "--num_images", 5)[-1]["rows"][0]
+    assert row["psnr"] == "inf" and row["psnr_infinite"] == 5
 
 
 # Generation
@@ -307,7 +393,7 @@ def test_generation_says_what_is_wrong(world, evaluate):
     reference = ("--reference", world / "config.yaml")
     samples = ("--samples", world / "original.npz")
     for flags, message in (
-        ([*samples, *reference, "--num_images", 50], "expected 50 images in .*, got 40"),
+        ([*samples, *reference, "--num_images", 50], "--num_images must be at most 40, .*, got 50"),
         ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint, --sweep"),
         ([*samples, *reference, "--lengths", "1"], "leave out .* and --lengths"),
         ([*samples, *reference, "--precision", "bf16"], "--precision and --compile are for a generator"),

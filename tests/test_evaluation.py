@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from data import DataError
-from data.image_sets import open_images, read_statistics
+from data.image_sets import open_images, paired, read_statistics
 from modeling.contribution import Contributions
 from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
 from utils.evaluation.metrics import ms_ssim, mse, psnr, psnr_of_mse, ssim, to_uint8
 from utils.evaluation.protocol import protocol
+from utils.evaluation.reconstruction_files import keys_text
 from utils.evaluation.report import plot_curves, plot_grid, read_results, table, write_results
 from utils.evaluation.sorted_rows import SortedRows, sorted_places
 from utils.evaluation.statistics import (
@@ -30,6 +31,7 @@ from utils.evaluation.statistics import (
     precision_recall,
 )
 from utils.processes import Processes
+from utils.result_folder import ResultFolder
 
 
 @pytest.fixture
@@ -225,6 +227,12 @@ def images(tmp_path):
     return tmp_path, array
 
 
+def write_folder(folder, images):
+    folder.mkdir()
+    for name, pixels in images.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "folder"])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_each_image_comes_once_over_the_ranks(images, name, world_size):
@@ -246,13 +254,74 @@ def test_sets_that_do_not_pair_are_refused(images):
     (folder / "folder2").mkdir()
     for index in range(10):
         Image.fromarray(array[index]).save(folder / "folder2" / f"x{index}.png")
-    whole = open_images(folder / "a.npy")
-    with pytest.raises(DataError, match="as many images in both, got 10 .* and 9"):
-        whole.check_pairs(open_images(folder / "nine.npy"))
-    with pytest.raises(DataError, match="of one size, got 12 x 16 .* and 8 x 16"):
-        whole.check_pairs(open_images(folder / "small.npy"))
-    with pytest.raises(DataError, match=r"same names in both folders, got 000\.png .* has x0\.png"):
-        open_images(folder / "folder").check_pairs(open_images(folder / "folder2"))
+    write_folder(folder / "named", dict(zip(["bag", "coat", *"cdefghij"], array, strict=True)))
+    for one, other, message in (
+        ("a.npy", "nine.npy", "as many images in both, got 10 .* and 9"),
+        ("a.npy", "small.npy", "of one size, got 12 x 16 .* and 8 x 16"),
+        ("folder", "folder2", r"same names in both folders, got 000\.png .* has x0\.png"),
+        ("a.npy", "named", r"names such as bag\.png, and an array has places only"),
+    ):
+        with pytest.raises(DataError, match=message):
+            paired([open_images(folder / one), open_images(folder / other)])
+
+
+def all_images(images):
+    return np.concatenate([batch.permute(0, 2, 3, 1).numpy() for _, batch in images.batches(batch_size=4)])
+
+
+def test_numbers_are_places_in_natural_order_beside_an_array(images):
+    folder, array = images
+    write_folder(folder / "numbered", {f"frame_{index}": pixels for index, pixels in enumerate(array, 1)})
+    pair = paired([open_images(folder / "a.npy"), open_images(folder / "numbered")])
+    assert all(np.array_equal(all_images(one), array) for one in pair)
+    (folder / "numbered" / "frame_10.png").rename(folder / "numbered" / "frame_11.png")
+    with pytest.raises(DataError, match=r"names such as frame_1\.png"):
+        paired([open_images(folder / "a.npy"), open_images(folder / "numbered")])
+
+
+def test_numbers_of_two_folders_must_be_the_same_even_beside_an_array(images):
+    folder, array = images
+    write_folder(folder / "from_1", {str(index): pixels for index, pixels in enumerate(array, 1)})
+    write_folder(folder / "from_0", {str(index): pixels for index, pixels in enumerate(array)})
+    for names in (["from_1", "from_0"], ["a.npy", "from_1", "from_0"]):
+        with pytest.raises(DataError, match="expected the same names in both folders"):
+            paired([open_images(folder / name) for name in names])
+
+
+def test_an_array_of_ours_is_paired_by_the_keys_that_stand_beside_it(images):
+    folder, array = images
+    names = [str(index) for index in range(1, 11)]
+    write_folder(folder / "user", dict(zip(names, array, strict=True)))
+    order = sorted(range(10), key=names.__getitem__)  # 1, 10, 2: as our commands sort keys
+    keys = keys_text([f"{names[index]}.png" for index in order])
+    for place in ("ours", "ours/length_8"):
+        (folder / place).mkdir()
+        np.save(folder / place / "images.npy", array[order])
+    (folder / "ours" / "reconstruction.json").write_text(json.dumps({"keys": keys}))
+    for sets in (["user", "ours/images.npy"], ["ours/length_8/images.npy", "user", "ours/images.npy"]):
+        found = [all_images(one) for one in paired([open_images(folder / name) for name in sets])]
+        assert all(np.array_equal(one, found[0]) for one in found)
+
+    (folder / "other").mkdir()
+    np.save(folder / "other" / "images.npy", array)
+    (folder / "other" / "reconstruction.json").write_text(json.dumps({"keys": keys_text(list("abcdefghij"))}))
+    write_folder(folder / "named", dict(zip("bcdefghijk", array, strict=True)))
+    for name in ("ours/images.npy", "named"):
+        with pytest.raises(DataError, match="expected the same names in both, got"):
+            paired([open_images(folder / name), open_images(folder / "other" / "images.npy")])
+    assert len(paired([open_images(folder / "other" / "images.npy"), open_images(folder / "folder")])) == 2
+
+
+def test_sheets_of_ours_are_no_images_of_a_folder(images):
+    folder, array = images
+    results = ResultFolder(folder / "results")
+    for name in ("a_1.png", "b_1.png", "contact_sheet.png"):
+        Image.fromarray(array[0]).save(results / name)
+    Image.fromarray(array[0]).save(folder / "results" / "grid.png")  # somebody else's: it is not in the list
+    assert [open_images(folder / "results").key(index) for index in range(3)] == ["a_1", "b_1", "grid"]
+    (folder / "folder" / "metrics.json").touch()
+    Image.fromarray(array[0]).save(folder / "folder" / "curves.png")
+    assert len(open_images(folder / "folder")) == 10
 
 
 def test_what_is_no_set_of_images_is_refused(images):
@@ -265,6 +334,9 @@ def test_what_is_no_set_of_images_is_refused(images):
         open_images(folder / "floats.npy")
     with pytest.raises(DataError, match="ends before image 10 of 10"):
         list(open_images(folder / "cut.npy").batches(batch_size=4))
+    np.save(folder / "empty.npy", array[:0])
+    with pytest.raises(DataError, match="empty.npy holds no images"):
+        open_images(folder / "empty.npy")
     with pytest.raises(DataError, match="as arr_0, got .*images"):
         open_images(folder / "other.npz")
     with pytest.raises(DataError, match=r"got 5 x 16 in .*zz\.png"):

@@ -6,23 +6,31 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, disk_error
 from utils.paths import expanded
 from utils.speed import keep_freed_memory
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's `main`; a `UserError` becomes one line on stderr and exit status 1.
+    """Call a command's `main`; a `UserError`, or an error of a disk, becomes one line on stderr and exit status 1.
 
-    Errors of any other class are bugs of ours and keep their traceback. In the command line `~` is expanded wherever a
-    path may begin, and an empty argument is an error.
+    Errors of any other class are bugs of ours and keep their traceback. What a terminal cannot print is escaped. In the
+    command line `~` is expanded wherever a path may begin, and an empty argument is an error.
     """
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.argv[1:] = checked(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if (sentence := disk_error(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

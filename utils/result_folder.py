@@ -6,6 +6,8 @@ from pathlib import Path
 from utils.errors import UserError
 
 LIST = ".results"  # names of the files of the last run, each as JSON on a line of its own
+SHEETS = {"contact_sheet.png", "grid.png", "lengths.png"}  # images of images
+FIGURES = {"curves.png", "sweep.png"}  # beside the metrics.json of an evaluation
 
 
 class ResultFolder:
@@ -35,6 +37,19 @@ class ResultFolder:
     def _clear(self) -> None:
         self._is_cleared = True
         if (self.path / LIST).exists():
-            for line in (self.path / LIST).read_text(encoding="utf-8").splitlines():
-                (self.path / Path(json.loads(line)).name).unlink(missing_ok=True)
+            for name in results_in(self.path):
+                (self.path / name).unlink(missing_ok=True)
             (self.path / LIST).unlink()
+
+
+def results_in(folder: Path) -> set[str]:
+    """Names of the files in a folder that a command has listed as its results."""
+    if not (folder / LIST).is_file():
+        return set()
+    lines = (folder / LIST).read_text(encoding="utf-8").splitlines()
+    return {Path(json.loads(line)).name for line in lines}
+
+
+def sheets_in(folder: Path) -> set[str]:
+    """Names of the sheets and figures that our commands have put beside the images of a folder."""
+    return (results_in(folder) & SHEETS) | (FIGURES if (folder / "metrics.json").is_file() else set())

@@ -8,10 +8,19 @@ from utils.evaluation.metrics import PERCEPTUAL_DISTANCES
 from utils.files import sha256_of
 from utils.inference import add_batch_size_argument, parse_batch_size
 
+INCEPTION = "inception"
 
-def add_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_batch_size: bool = False) -> None:
-    """The arguments of every command that scores images against their originals."""
-    add_feature_arguments(parser)
+
+def add_arguments(
+    parser: argparse.ArgumentParser, output_dir: str, auto_batch_size: bool = False, features: str = INCEPTION
+) -> None:
+    """The arguments of every command that scores images against their originals.
+
+    Args:
+        auto_batch_size: As of `add_common_arguments`.
+        features: What --features is by default.
+    """
+    add_feature_arguments(parser, features)
     parser.add_argument(
         "--perceptual",
         nargs="+",
@@ -19,16 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_batch_s
         default=["efficientnet_lite0"],
         help="perceptual distances (default: efficientnet_lite0, which needs no download)",
     )
+    add_num_images_argument(parser)
     add_common_arguments(parser, output_dir, auto_batch_size)
 
 
-def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+def add_feature_arguments(parser: argparse.ArgumentParser, default: str = INCEPTION) -> None:
     parser.add_argument(
         "--features",
-        default="inception",
+        default=default,
         metavar="NAME",
-        help="network of the Frechet distance: inception (the FID, default), efficientnet_lite0 (needs no download, "
-        "but its distance is no FID), dinov2, timm:NAME, or none",
+        help="network of the Frechet distance: inception (the FID), efficientnet_lite0 (needs no download, but its "
+        "distance is no FID), dinov2, timm:NAME, or none (default: %(default)s)",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights of that network, where they cannot be downloaded")
 
@@ -60,6 +70,16 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_
     else:
         parser.add_argument("--batch_size", type=parse_batch_size, help=f"images at once (default: {default})")
     add_device_argument(parser)
+
+
+def add_num_images_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num_images",
+        type=parse_batch_size,
+        metavar="N",
+        help="only N of the images, drawn by a fixed seed: of one configuration every command takes the same (default: "
+        "its dataset.params.max_eval_examples, or all)",
+    )
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

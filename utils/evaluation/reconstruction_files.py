@@ -1,5 +1,6 @@
 """The files of a set of reconstructions, sorted by key: images.npy, raw.npy, tokens.npz, labels.npy, png/000000.png."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from utils.images import write_image
 from utils.processes import Processes
 from utils.tokens import TOKENS_FILE, write_tokens
 
+RECORD = "reconstruction.json"
 Length = int | None  # None: all tokens, or no tokens at all
 
 
@@ -142,3 +144,16 @@ class ReconstructionFiles:
         )  # fmt: skip
         for index, row in zip(mine, rows, strict=True):
             write_image(Image.fromarray(row), folder / f"{index:06d}.png")
+
+
+def keys_text(keys: Sequence[str]) -> str:
+    """The keys as the record holds them: on one line, whatever characters are in them."""
+    return json.dumps(list(keys))
+
+
+def read_keys(record: Path) -> list[str] | None:
+    """The keys in a record; None where it is missing or older than they are."""
+    try:
+        return json.loads(json.loads(record.read_text(encoding="utf-8"))["keys"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

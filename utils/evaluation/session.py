@@ -1,6 +1,7 @@
 """One run of a command that evaluates: its processes, its progress, what it has seen, its record and its results."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils.errors import UserError
 from utils.evaluation.comparison import Originals
 from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, remarks, table, write_results
 from utils.processes import Processes
+
+FIRST_SECONDS = 5.0  # of work, after which it is said how long all of it will take
+LONG = 120.0  # seconds that are worth saying so
 
 
 class Session:
@@ -22,13 +27,16 @@ class Session:
 
     Args:
         device: Name for `pick_device`.
-        output_dir: Where the results go.
+        output_dir: Where the results go; made now, since the work may take hours.
+        writes: Nothing is written without.
     """
 
-    def __init__(self, device: str, output_dir: str | os.PathLike):
+    def __init__(self, device: str, output_dir: str | os.PathLike, writes: bool = True):
         exact_arithmetic()
         self.processes = Processes(device)
         self.output_dir = Path(output_dir)
+        if writes and self.processes.is_main:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Session":
         return self
@@ -40,18 +48,32 @@ class Session:
     def device(self) -> torch.device:
         return self.processes.device
 
-    def share(self, batch_size: int | None) -> dict[str, Any]:
-        """Keyword arguments of what reads images: which of them this process takes, and how many at once."""
+    def share(self, batch_size: int) -> dict[str, Any]:
+        """Keyword arguments of `ImageSet.batches`: which images this process takes, and how many at once."""
         return {"rank": self.processes.rank, "world_size": self.processes.world_size, "batch_size": batch_size}
 
     @contextmanager
     def progress(self, total: int | None, what: str | None = None) -> Iterator[Callable[[int], None]]:
         """A bar over `total` images of all processes; gives the function that is told of every few this one has done.
 
-        How far the others are is guessed: as far as this one.
+        How far the others are is guessed: as far as this one. After the first seconds it says once how long all of
+        them will take, where that is long.
         """
-        with tqdm(total=total, desc=what, unit="image", disable=not self.processes.is_main, dynamic_ncols=True) as bar:
-            yield lambda num_images: bar.update(num_images * self.processes.world_size)
+        started, num_done, told = time.monotonic(), 0, total is None
+        options = {"desc": what, "unit": "image", "dynamic_ncols": True}
+        with tqdm(total=total, disable=not self.processes.is_main, **options) as bar:
+
+            def done(num_images: int) -> None:
+                nonlocal num_done, told
+                num_done += num_images * self.processes.world_size
+                bar.update(num_images * self.processes.world_size)
+                seconds = time.monotonic() - started
+                if not told and seconds >= FIRST_SECONDS:
+                    told = True
+                    if (whole := seconds * total / num_done) >= LONG:
+                        self.say(f"{total:,} images will take about {whole / 60:,.0f} min; --num_images N takes fewer")
+
+            yield done
 
     def each(self, loader: Iterable[dict[str, Any]], what: str | None = None) -> Iterator[dict[str, Any]]:
         """The batches of a loader, with a bar over its `expected` images."""
@@ -72,10 +94,15 @@ class Session:
         Args:
             check_count: Called with the images seen, expected and skipped; raises where some are missing.
             num_skipped: Broken ones that this process has left out.
+
+        Raises:
+            UserError: There was no image.
         """
         num_skipped = self.sum(num_skipped)
         record = originals.record(expected, num_skipped)
         check_count(record["seen"], expected, num_skipped)
+        if not record["seen"]:
+            raise UserError(f"there was no image to score ({num_skipped} were skipped): check where the images are")
         return record
 
     def sum(self, number: int) -> int:
