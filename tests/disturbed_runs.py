@@ -199,6 +199,27 @@ def notices(folder: Path) -> dict:
     return found | {"differences": differences(folder / "unsignalled", folder / "signalled")}
 
 
+def interrupts(folder: Path) -> dict:
+    """Ctrl-C, which the terminal sends to both ranks and their workers, and a launcher to the ranks once more."""
+
+    def press() -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    ranks = Ranks(folder, "interrupted", disturb=([0, 1], "training", 3, press))
+    found = {"statuses": ranks.wait(), "step": latest_checkpoint(ranks.output_dir)[0], "printed": ranks.printed()}
+
+    def press_twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    impatient = Ranks(folder, "impatient", world=1, disturb=([0], "training", 3, press_twice))
+    return found | {"impatient": impatient.wait(), "last_words": impatient.printed()}
+
+
 def other_worlds(folder: Path) -> dict:
     """Two processes take four steps, one takes four, and two do the rest."""
     name = "other_worlds"
@@ -246,7 +267,7 @@ def full_disk(folder: Path) -> dict:
     }
 
 
-SCENARIOS = {function.__name__: function for function in (notices, other_worlds, broken_data, full_disk)}
+SCENARIOS = {function.__name__: function for function in (notices, interrupts, other_worlds, broken_data, full_disk)}
 
 if __name__ == "__main__":
     folder, number, names = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]

@@ -59,6 +59,14 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(found):
     assert notices["differences"] == []
 
 
+def test_ctrl_c_saves_and_says_so_and_a_second_one_stops_at_once(found):
+    interrupts = found["interrupts"]
+    assert interrupts["statuses"] == [130, 130] and interrupts["step"] == 4
+    assert "stopping after this step, to save it; press Ctrl-C again" in interrupts["printed"]
+    assert "interrupted: step 4 is saved; run the same command again to continue" in interrupts["printed"]
+    assert interrupts["impatient"] == [130] and interrupts["last_words"].endswith("interrupted\n")
+
+
 def test_another_number_of_processes_goes_on_and_says_what_differs(found):
     other = found["other_worlds"]
     assert other["statuses"] == [[75, 75], [75], [0, 0]]

@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -21,7 +23,7 @@ from utils.errors import UserError
 PATIENCE = timedelta(days=7)
 # By which Slurm says that a job's time is nearly up (sbatch --signal=TERM@300).
 NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows has one
-TIME_IS_UP = 75  # exit status: the work is saved, the same command continues it (EX_TEMPFAIL)
+TIME_IS_UP, INTERRUPTED = 75, 130  # exit statuses: EX_TEMPFAIL, and that of Ctrl-C
 
 
 @atexit.register
@@ -46,6 +48,7 @@ class Processes:
 
     Attributes:
         noticed: This process knows that time is up; others may not yet.
+        interrupted: It was Ctrl-C.
         called_off: All processes have agreed to stop.
     """
 
@@ -59,7 +62,7 @@ class Processes:
             torch.cuda.set_device(self.device)
         self.group = self._open_group() if self.world_size > 1 else None
         self.error: UserError | None = None
-        self.noticed = self.called_off = False
+        self.noticed = self.interrupted = self.called_off = False
 
     @staticmethod
     def _open_group() -> torch.distributed.ProcessGroup:
@@ -97,12 +100,21 @@ class Processes:
 
     @contextlib.contextmanager
     def noticing_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 are noticed, instead of ending the process."""
+        """SIGTERM, SIGUSR1 and Ctrl-C are noticed, instead of ending the process; a second Ctrl-C does end it."""
+        pressed = math.inf
 
         def notice(number, frame):
+            nonlocal pressed
             self.noticed = True
+            if number == signal.SIGINT:
+                if time.monotonic() > pressed + 1:  # launchers may hand on what the terminal has sent already
+                    raise KeyboardInterrupt
+                if not self.interrupted and self.is_main:
+                    os.write(2, b"\nstopping after this step, to save it; press Ctrl-C again to stop at once\n")
+                self.interrupted, pressed = True, min(pressed, time.monotonic())
 
-        before = {number: signal.signal(number, notice) for number in NOTICES}
+        heard = [*NOTICES, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]
+        before = {number: signal.signal(number, notice) for number in heard}
         try:
             yield
         finally:
@@ -118,15 +130,15 @@ class Processes:
             self.error = self.error or error
 
     def meet(self) -> None:
-        """Wait for every process, and learn of their errors and whether time is up: two bytes over the network.
+        """Wait for every process, and learn of their errors and whether time is up: three bytes over the network.
 
         Raises:
             UserError: On the main process, where any process has kept an error; the others exit quietly.
         """
-        news = torch.tensor([self.error is not None, self.noticed], dtype=torch.uint8)
+        news = torch.tensor([self.error is not None, self.noticed, self.interrupted], dtype=torch.uint8)
         if self.group is not None:
             torch.distributed.all_reduce(news, torch.distributed.ReduceOp.MAX, group=self.group)
-        failed, self.called_off = map(bool, news.tolist())
+        failed, self.called_off, self.interrupted = map(bool, news.tolist())
         self.noticed = self.noticed or self.called_off
         if not failed:
             return
@@ -145,10 +157,11 @@ def num_cores() -> int:
 
 
 def obey_only_the_parent(worker_id: int = 0) -> None:
-    """Let a loader's worker go on when Slurm signals all processes of a job: its batches are wanted until the end.
+    """Let a loader's worker go on when a terminal or Slurm signals all processes: its batches are wanted until the end.
 
     PyTorch's handler would end it, and then the training process, which loses a worker. Pass as `worker_init_fn`.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the workers too
     if sys.platform != "linux":  # where there is Slurm, and sigwaitinfo
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)

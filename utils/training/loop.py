@@ -39,7 +39,8 @@ def train(
 
     Raises:
         UserError: On the main process; the others exit with status 1.
-        SystemExit: Status 75 (EX_TEMPFAIL) after SIGTERM or SIGUSR1: a checkpoint is saved, the same command goes on.
+        SystemExit: A checkpoint is saved, and the same command continues: status 75 (EX_TEMPFAIL) after SIGTERM or
+            SIGUSR1, 130 after Ctrl-C.
     """
     if config.get("dry_run", False):
         accelerator.print(OmegaConf.to_yaml(config, resolve=True))

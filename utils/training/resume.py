@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.errors import UserError
 from utils.files import write_json
-from utils.processes import TIME_IS_UP
+from utils.processes import INTERRUPTED, TIME_IS_UP
 from utils.training.run import Run
 
 WORLD = "world.json"  # in a checkpoint: how far the run is, and on how many processes
@@ -132,6 +132,8 @@ def finish(run: Run) -> None:
     """Say where the weights are; or exit, to be called again."""
     run.processes.meet()
     if run.step < run.total_steps or run.owes_evaluation:
-        run.say(f"time is up: step {run.step} is saved; run the same command again to continue")
-        sys.exit(TIME_IS_UP)
+        was_interrupted = run.processes.interrupted
+        reason = "interrupted" if was_interrupted else "time is up"
+        run.say(f"{reason}: step {run.step} is saved; run the same command again to continue")
+        sys.exit(INTERRUPTED if was_interrupted else TIME_IS_UP)
     run.say(f"trained {run.step} steps; weights and config.json in {run.output_dir}")
