@@ -28,6 +28,7 @@ from data.shard_files import (
     write_shard,
 )
 from utils.cli import run
+from utils.lock import FolderLock
 
 
 class Source(Protocol):
@@ -70,21 +71,22 @@ def make_shards(
 
     Raises:
         DataError: The folder holds shards of another plan, or the source cannot be read.
+        UserError: Another process writes into the folder.
     """
     order = np.random.default_rng(seed).permutation(len(source))
     plan = _plan(source, max_samples_per_shard, seed)
-    book = Book(output_dir, prefix, plan, source.classes)
-
-    jobs = {}
-    for first in range(0, len(source), max_samples_per_shard):
-        name = f"{prefix}-{first // max_samples_per_shard:06d}.{extension}"
-        if not book.has(name):
-            jobs[name] = order[first : first + max_samples_per_shard].tolist()
-    with tqdm(total=len(source), initial=book.num_handled(), unit=" images", desc=prefix) as progress:
-        for name, record in _write_all(source, output_dir, jobs, num_workers):
-            book.enter(name, record)
-            progress.update(record["num_samples"] + len(record["skipped"]))
-    return book.close()
+    with FolderLock(output_dir):
+        book = Book(output_dir, prefix, plan, source.classes)
+        jobs = {}
+        for first in range(0, len(source), max_samples_per_shard):
+            name = f"{prefix}-{first // max_samples_per_shard:06d}.{extension}"
+            if not book.has(name):
+                jobs[name] = order[first : first + max_samples_per_shard].tolist()
+        with tqdm(total=len(source), initial=book.num_handled(), unit=" images", desc=prefix) as progress:
+            for name, record in _write_all(source, output_dir, jobs, num_workers):
+                book.enter(name, record)
+                progress.update(record["num_samples"] + len(record["skipped"]))
+        return book.close()
 
 
 def make_shards_in_order(
@@ -92,8 +94,14 @@ def make_shards_in_order(
 ) -> dict[str, Any]:
     """`make_shards` for a source that can only be read from its start: in its own order, in one process."""
     plan = _plan(stream, max_samples_per_shard, None)
-    book = Book(output_dir, prefix, plan, stream.classes)
-    num_shards = 0
+    with FolderLock(output_dir):
+        book = Book(output_dir, prefix, plan, stream.classes)
+        _write_in_order(stream, book, max_samples_per_shard)
+        return book.close()
+
+
+def _write_in_order(stream: HubStream, book: "Book", max_samples_per_shard: int) -> None:
+    num_shards, prefix = 0, book.prefix
     while book.has(f"{prefix}-{num_shards:06d}.tar"):
         num_shards += 1
     start = num_shards * max_samples_per_shard
@@ -101,11 +109,10 @@ def make_shards_in_order(
         images = ((index, f"row {index}", *read) for index, read in enumerate(stream.read_from(start), start))
         while picked := list(islice(images, max_samples_per_shard)):
             name = f"{prefix}-{num_shards:06d}.tar"
-            record = _write_one(output_dir / name, iter(picked))
+            record = _write_one(book.output_dir / name, iter(picked))
             book.enter(name, record)
             progress.update(len(picked))
             num_shards += 1
-    return book.close()
 
 
 def _plan(source: Source | HubStream, max_samples_per_shard: int, seed: int | None) -> dict[str, Any]:
@@ -119,7 +126,7 @@ class Book:
 
     def __init__(self, output_dir: Path, prefix: str, plan: dict[str, Any], classes: list[str]):
         output_dir.mkdir(parents=True, exist_ok=True)
-        self.output_dir = output_dir
+        self.output_dir, self.prefix = output_dir, prefix
         self.manifest = read_manifest(output_dir) or {"classes": classes, "splits": {}}
         if self.manifest["classes"] != classes:
             raise DataError(

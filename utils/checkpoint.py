@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from utils.errors import UserError
-from utils.files import flush, sha256_of
+from utils.files import flush, remedy, sha256_of
 from utils.processes import Processes
 
 METADATA_FILE = "metadata.json"
@@ -67,14 +67,16 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error)
+        reason, action = str(error), "free space there"
+        if isinstance(error, OSError):
+            action = remedy(error)
         if isinstance(error, RuntimeError):
             if "iostream error" not in f"{error} {error.__context__}":
                 raise
             reason = "PyTorch's file stream ended early, as it does on a full disk"
         last = latest_checkpoint(folder)
         raise UserError(
-            f"cannot write to {folder} ({reason}): free space there; "
+            f"cannot write to {folder} ({reason}): {action}; "
             + (f"the same command then continues from {last[1].name}" if last else "it holds no checkpoint yet")
         ) from error
 

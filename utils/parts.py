@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_arrays, write_json
+from utils.lock import FolderLock
 from utils.processes import Processes
 
 PLAN = "plan.json"
@@ -26,11 +27,12 @@ class Parts:
             is not continued.
 
     Raises:
-        UserError: The folder holds work of another plan.
+        UserError: The folder holds work of another plan, or another process works in it.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], num_parts: int, processes: Processes):
         self.folder, self.num_parts, self.processes = folder / "parts", num_parts, processes
+        self.lock = FolderLock(folder, processes)
         plan = json.loads(json.dumps(plan))
         if processes.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,9 @@ class Parts:
         return total
 
     def remove(self) -> None:
-        """Delete the parts, once what is made of them is on disk."""
+        """Delete the parts, once what is made of them is on disk; others may work in the folder again."""
         shutil.rmtree(self.folder)
+        self.lock.release()
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.npz"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from utils.cli import pick_device
+from utils.lock import FolderLock
 from utils.processes import PATIENCE
 from utils.speed import cpu_has_bfloat16
 from utils.training.optimizer import learning_rate, peak_rate
@@ -48,16 +49,16 @@ def train(
         return
     task.start()
     run = Run(task, config, accelerator)
-    resume(run)
-    announce(run)
-
-    report = Report(run, evaluation_batches, check_count)
-    report.announce_evaluations()
-    stream = training_batches(run.step * run.accumulation)
-    with run.processes.noticing_signals(), report.progress:
-        train_steps(run, report, stream)
-        report.close()
-        finish(run)
+    with FolderLock(run.output_dir, run.processes):
+        resume(run)
+        announce(run)
+        report = Report(run, evaluation_batches, check_count)
+        report.announce_evaluations()
+        stream = training_batches(run.step * run.accumulation)
+        with run.processes.noticing_signals(), report.progress:
+            train_steps(run, report, stream)
+            report.close()
+            finish(run)
 
 
 def train_steps(run: Run, report: Report, stream: Iterable[Batch]) -> None:
