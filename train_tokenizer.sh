@@ -35,17 +35,12 @@ shift
 # shellcheck source=scripts/environment.sh
 source "$root/scripts/environment.sh"
 # A mistake in the configuration shows here, before any node starts.
-model=$("${python[@]}" -c '
+kind=$("${python[@]}" -c '
 import sys
 
 from utils.cli import run
-from utils.config import load_config
+from utils.config import check_kind, load_config
 
-run(lambda: print(load_config(sys.argv[1], sys.argv[2:]).model.type))
+run(lambda: print(check_kind(load_config(sys.argv[1], sys.argv[2:]), sys.argv[1], "teacher", "tokenizer")))
 ' "$config" "$@")
-if [[ $model == pixel_vqgan ]]; then
-    script=scripts/train_teacher.py
-else
-    script=scripts/train_tokenizer.py
-fi
-exec "$root/scripts/launch.sh" "$root/$script" config="$config" "$@"
+exec "$root/scripts/launch.sh" "$root/scripts/train_$kind.py" config="$config" "$@"

@@ -10,7 +10,7 @@ from utils.config import training_arguments
 
 
 def main() -> None:
-    config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml")
+    config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml", kind="generator")
     # Slow to import, too slow for --help.
     from data.image_shards import check_count, loaders
     from data.labels import Labelled

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from utils.cli import run
-from utils.config import ConfigError, lenient_config, load_config, save_config, to_plain, training_arguments
+from utils.config import ConfigError, check_kind, lenient_config, load_config, save_config, to_plain, training_arguments
 from utils.paths import ROOT
 
 STAGE1 = ROOT / "configs/training/stage1/one-d-piece_s256.yaml"
@@ -189,7 +189,7 @@ def test_a_checkpoints_own_configuration_is_read_leniently():
 
 
 def arguments_of(*argv):
-    return training_arguments(argv, description="Train a tokenizer.", example="configs/mine.yaml")
+    return training_arguments(argv, description="Train a tokenizer.", example="configs/mine.yaml", kind="tokenizer")
 
 
 def test_training_arguments_read_the_file_and_the_overrides():
@@ -216,6 +216,31 @@ def test_a_training_file_without_its_sections_is_an_error(write):
     path = write("named.yaml", "training: {seed: 7}")
     with pytest.raises(ConfigError, match="no section experiment nor model nor dataset"):
         arguments_of(f"config={path}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "complaint"),
+    [
+        (
+            "tokenizer",
+            "fashion/generator",
+            "describes a generator, and .* needs a tokenizer: .*train_generator",
+        ),
+        ("tokenizer", "fashion/teacher", "describes a teacher, and this command needs a tokenizer: .*train_teacher"),
+        ("generator", "fashion/stage1", "describes a tokenizer, and this command needs a generator: .*train_tokenizer"),
+        ("teacher", "fashion/stage1", "describes a tokenizer, and this command needs a teacher"),
+        ("tokenizer", "eval/titok_l32", "is for evaluation, and this command needs the training of a tokenizer"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_one_sentence(kind, file, complaint):
+    path = ROOT / f"configs/{file}.yaml"
+    with pytest.raises(ConfigError, match=complaint):
+        training_arguments([f"config={path}"], description="Train.", example="x.yaml", kind=kind)
+
+
+def test_a_configuration_without_a_model_is_one_sentence():
+    with pytest.raises(ConfigError, match="x.yaml has no section model"):
+        check_kind(OmegaConf.create({"training": {}}), "x.yaml", "tokenizer")
 
 
 def test_help_shows_examples(capsys):

@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.paths import ROOT
 
 TEACHER = ROOT / "configs/fashion/teacher.yaml"
+GENERATOR = ROOT / "configs/fashion/generator.yaml"
 STAGE1 = ROOT / "configs/fashion/stage1.yaml"
 
 
@@ -227,8 +228,8 @@ def test_the_tokenizer_launcher_picks_the_script_that_the_config_needs(launch, t
     # Stands in for the environment: answers what the launcher asks, and shows what would be run.
     python = tmp_path / "environment/bin/python"
     python.parent.mkdir(parents=True)
-    model = "pixel_vqgan" if config == TEACHER else "one_d_piece"
-    python.write_text(f'#!/usr/bin/env bash\n[[ $1 == -c ]] && echo {model} || echo "$@"\n')
+    kind = script.removeprefix("train_").removesuffix(".py")
+    python.write_text(f'#!/usr/bin/env bash\n[[ $1 == -c ]] && echo {kind} || echo "$@"\n')
     python.chmod(0o755)
     slurm |= {"ODP_ENV": str(tmp_path / "environment"), "NUM_PROCESSES": "1"}
     result = launch("bash", launcher, config, "training.seed=3", programs=programs, **slurm)
@@ -242,6 +243,15 @@ def test_a_mistake_in_the_configuration_shows_before_anything_starts(launch):
     assert result.returncode == 1
     assert result.stderr == (
         "error: override training.sed=3: unknown key training.sed; did you mean training.seed or training.use_ema?\n"
+    )
+
+
+def test_the_tokenizer_launcher_refuses_a_generators_configuration_before_anything_starts(launch):
+    result = launch("bash", ROOT / "train_tokenizer.sh", GENERATOR)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"error: {GENERATOR} describes a generator, and this command needs a teacher or a tokenizer: a generator is "
+        "trained by scripts/train_generator.py\n"
     )
 
 

@@ -94,15 +94,46 @@ def save_config(config: DictConfig, path: str | os.PathLike) -> None:
     write_text(Path(path), header + OmegaConf.to_yaml(config, resolve=True))
 
 
-def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str) -> DictConfig:
+def check_kind(config: DictConfig, source: str | os.PathLike, *kinds: str) -> str:
+    """Which of `kinds` a configuration describes: teacher, tokenizer, generator, or evaluation.
+
+    Args:
+        source: Its file, for the error.
+
+    Raises:
+        ConfigError: It describes something else, or no model at all.
+    """
+    if "model" not in config:
+        raise ConfigError(f"{source} has no section model: give a file that describes a model, as in configs/training")
+    kind = "tokenizer"
+    if config.model.get("generator") is not None:
+        kind = "generator"
+    elif config.model.get("type") == "pixel_vqgan":
+        kind = "teacher"
+    elif "optimizer" not in config:
+        kind = "evaluation"
+    wanted = " or ".join(f"a {name}" for name in kinds)
+    if kind == "evaluation" and kind not in kinds:
+        raise ConfigError(f"{source} is for evaluation, and this command needs the training of {wanted}")
+    if kind not in kinds:
+        raise ConfigError(
+            f"{source} describes a {kind}, and this command needs {wanted}: a {kind} is trained by "
+            f"scripts/train_{kind}.py"
+        )
+    return kind
+
+
+def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str, kind: str) -> DictConfig:
     """Parse `config=PATH a.b=c ...` (and `--help`) from `argv`, the command line when not given.
 
     Args:
         description: What the command does, for `--help`.
         example: A configuration to show in `--help` and in errors.
+        kind: What the command trains: teacher, tokenizer or generator.
 
     Raises:
-        ConfigError: As `load_config`, or there is no `config=PATH`, or the file lacks a section that training reads.
+        ConfigError: As `load_config`, or there is no `config=PATH`, or the file lacks a section that training reads or
+            describes another kind of model.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -134,6 +165,7 @@ def training_arguments(argv: Sequence[str] | None = None, *, description: str, e
             f"{path} has no section {' nor '.join(missing)}: open it with a list under defaults: that brings them, "
             f"as the files in configs/training do"
         )
+    check_kind(config, path, kind)
     return config
 
 
