@@ -23,6 +23,7 @@ from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.apple_gpu import AppleGPU
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
+from utils.config import load_config
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.paths import ROOT
@@ -93,8 +94,6 @@ def test_a_run_leaves_log_previews_config_and_weights(trained):
 
 
 def test_the_resolved_config_of_a_run_repeats_it(trained, tmp_path):
-    from utils.config import load_config
-
     written = load_config(trained / "stage1" / "config.yaml")
     assert written == job_config("stage1", trained, trained / "stage1")
 
@@ -302,6 +301,31 @@ def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_pat
     assert "the global batch was 4 images and is 2 now" in capsys.readouterr().out
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line).get("images_seen") for line in lines][-2] == 3 * 4 + 3 * 2
+
+
+def test_a_changed_configuration_is_told_and_the_old_one_kept(trained, tmp_path, capsys):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copy(trained / "teacher/config.yaml", tmp_path)
+    before = (tmp_path / "config.yaml").read_bytes()
+    short = ["training.max_train_steps=3", "experiment.eval_every=0"]
+    run_job("teacher", trained, tmp_path, *short, "training.seed=7", "optimizer.params.learning_rate=0.5")
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("changed  "))
+    for change in (
+        "optimizer.params.learning_rate: 0.001 -> 0.5",
+        "training.seed: 42 -> 7",
+        "kept as config-until-step-3",
+    ):
+        assert change in said
+    assert (tmp_path / "config-until-step-3.yaml").read_bytes() == before
+    assert load_config(tmp_path / "config.yaml").training.seed == 7
+    # The same again changes nothing; another change at the same step keeps both.
+    run_job("teacher", trained, tmp_path, *short, "training.seed=7", "optimizer.params.learning_rate=0.5")
+    assert "changed  " not in capsys.readouterr().out
+    run_job("teacher", trained, tmp_path, *short, "training.seed=8", "optimizer.params.learning_rate=0.5")
+    assert {path.name for path in tmp_path.glob("config-*")} == {
+        "config-until-step-3.yaml",
+        "config-until-step-3-2.yaml",
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the file that the user names and the command line may only change values, so a m
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,33 @@ def check_kind(config: DictConfig, source: str | os.PathLike, *kinds: str) -> st
             f"scripts/train_{kind}.py"
         )
     return kind
+
+
+def keep_changed(config: DictConfig, path: Path, kept_as: str) -> tuple[list[str], Path]:
+    """Keep a run's configuration file beside itself where `config`, which is to take its place, differs from it.
+
+    Args:
+        kept_as: Name of the copy, without its ending; numbered where that name is taken.
+
+    Returns:
+        What differs, each as "key: old -> new", and the copy; where the folder has been moved to is no difference.
+    """
+    if not path.exists():
+        return [], path
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        old = _flatten(to_plain(_read(path)[0]))
+    except ConfigError:
+        old = {}
+    new = _flatten(to_plain(config))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name, "") != new.get(name, "")]
+    changes = [f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}" for name in changed if name != OUTPUT_DIR]
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    copies = (path.with_name(f"{kept_as}{number}.yaml") for number in numbers)
+    copy = next(copy for copy in copies if not copy.exists())
+    if changes:
+        write_text(copy, text)
+    return changes, copy
 
 
 def training_arguments(argv: Sequence[str] | None = None, *, description: str, example: str, kind: str) -> DictConfig:
@@ -326,6 +354,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.checkpoint import latest_checkpoint, writing
-from utils.config import RUN_CONFIG, save_config
+from utils.config import RUN_CONFIG, keep_changed, save_config
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import preview_sheet
@@ -22,6 +22,7 @@ from utils.training.run import Run
 from utils.training.task import Batch, Logs
 
 WORTH_ADVICE = 0.2  # share of the time
+MOST_CHANGES = 10  # of a configuration that are listed
 VITAL = ("loss/", "grad_norm/")  # what a sound step has finite
 Share = tuple[dict[str, float], dict[str, int]]  # sums over images, and counts, of a rank
 
@@ -95,6 +96,7 @@ class Report:
         with run.processes.careful(), writing(run.output_dir):
             if run.processes.is_main:
                 run.output_dir.mkdir(parents=True, exist_ok=True)
+                self._tell_changes()
                 save_config(run.config, run.output_dir / RUN_CONFIG)
                 log = RunLog(run.output_dir, run.config, resume_step=run.step)
         run.processes.meet()
@@ -105,6 +107,17 @@ class Report:
                     "that all nodes share"
                 )
         return log
+
+    def _tell_changes(self) -> None:
+        """Say what this run's configuration has other than the one that it continues, which is kept."""
+        kept_as = f"config-until-step-{self.run.step}"
+        changes, copy = keep_changed(self.run.config, self.run.output_dir / RUN_CONFIG, kept_as)
+        if changes:
+            more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+            self.run.say(
+                f"changed        {'; '.join(changes[:MOST_CHANGES])}{more} (the configuration until now is kept as "
+                f"{copy.name})"
+            )
 
     def _start_line(self) -> None:
         """Forget what the last line of the log has told."""
