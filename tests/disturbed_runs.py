@@ -77,6 +77,7 @@ class Ranks:
         status = 1
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             log = os.open(f"{self.output_dir}-{rank}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(log, 1)
             os.dup2(log, 2)
