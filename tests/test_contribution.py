@@ -249,8 +249,8 @@ def test_a_run_that_was_killed_goes_on(measure, monkeypatch, tmp_path):
     assert status == 0 and done == [2, 3] and not (tmp_path / "out/parts").exists()
     assert_same(result, expected)
     assert "is there already" in measure(save_every=2)[1]
-    assert "another run, with mode" in measure(save_every=2, mode="prefix")[2]
-    assert "another run, with precision" in measure(save_every=2, precision="bf16")[2]
+    assert "other settings: mode was" in measure(save_every=2, mode="prefix")[2]
+    assert "other settings: precision was" in measure(save_every=2, precision="bf16")[2]
 
 
 def test_two_processes_equal_one(measure, setup, tmp_path):
