@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.image_sources import list_images
+from utils.result_folder import results_in
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,11 @@ class ImageFile:
     is_named: bool
 
 
-def find_images(paths: Sequence[Path]) -> tuple[list[ImageFile], list[str]]:
+def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile], list[str]]:
     """The files among `paths`, and the images in the folders among them, each with a key of its own.
+
+    Args:
+        output_dir: Of its images, those that a command has listed as its results are left out.
 
     Returns:
         The images, and for each folder that holds other files too a line that says so.
@@ -31,9 +35,10 @@ def find_images(paths: Sequence[Path]) -> tuple[list[ImageFile], list[str]]:
     """
     found: list[tuple[Path, str, bool]] = []
     notes = []
+    results = {output_dir.resolve() / name for name in results_in(output_dir)}
     for path in paths:
         if path.is_dir():
-            names = list_images(path)
+            names = [name for name in list_images(path) if (path / name).resolve() not in results]
             if not names:
                 raise DataError(f"--image {path} is a folder without images: name one that holds some, or a file")
             others = {file for file in path.rglob("[!.]*") if file.is_file()} - {path / name for name in names}

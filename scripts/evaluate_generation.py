@@ -32,6 +32,7 @@ from modeling.generators import load_generator, load_its_tokenizer, sample_prefi
 from modeling.maskgit import MaskGIT
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.judges import feature_record
+from modeling.prefixes import check_decodable
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 from utils.cli import run
@@ -99,6 +100,8 @@ def parse_arguments() -> argparse.Namespace:
     add_speed_arguments(parser)
     arguments = parser.parse_args()
     arguments.sweep = Sweep(arguments.sweep or [])
+    if arguments.lengths:
+        parse_lengths(arguments.lengths)  # what is wrong for any tokenizer, before one is loaded
     if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep.values or arguments.lengths):
         raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
     if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
@@ -183,13 +186,9 @@ def load_source(arguments: argparse.Namespace, session: Session) -> Source:
 
 
 def lengths_of(tokenizer: TiTok, text: str | None) -> list[int]:
-    """The lengths of --lengths, which the tokenizer is asked for before any image is made; all tokens without."""
-    total = tokenizer.num_latent_tokens
-    lengths = parse_lengths(text, total) if text else [total]
-    tokens = torch.zeros(1, total, dtype=torch.long, device=tokenizer.latent_tokens.device)
-    with torch.no_grad():
-        for length in lengths:
-            tokenizer.decode_tokens(tokens, length)
+    """The lengths of --lengths, checked before any image is made; all tokens without."""
+    lengths = parse_lengths(text) if text else [tokenizer.num_latent_tokens]
+    check_decodable(lengths, tokenizer)
     return lengths
 
 

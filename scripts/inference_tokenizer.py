@@ -45,7 +45,7 @@ SHEET = "contact_sheet.png"
 
 def main() -> None:
     arguments = parse_arguments()
-    files, notes = find_images(arguments.image)
+    files, notes = find_images(arguments.image, arguments.output_dir)
     for note in notes:
         print(f"images         {note}")
     folder = ResultFolder(arguments.output_dir)

@@ -123,6 +123,13 @@ def test_the_table_has_bytes_rate_and_quality_of_each_length(infer, images):
     assert all(0 < float(row[3]) < 60 and -1 <= float(row[4]) <= 1 for row in rows)
 
 
+def test_a_folder_that_is_input_and_output_does_not_feed_on_its_results(infer, images):
+    for _ in range(2):
+        status, printed, _, _ = infer("--image", images, output_dir=images)
+        assert status == 0 and "3 of " in printed
+        assert np.load(images / "tokens.npz")["keys"].tolist() == ["grey", "tall", "wide"]
+
+
 def test_a_folder_holds_the_results_of_one_run_alone_and_what_others_put_there(infer, images):
     _, _, _, out = infer("--image", images)
     (out / "mine_1.png").write_bytes(b"")
