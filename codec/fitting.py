@@ -13,7 +13,7 @@ from data.token_loader import check_token_sets, token_loaders
 from modeling.causal_network import CausalTokenNetwork
 from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
-from utils.training import make_accelerator, train
+from utils.training.loop import make_accelerator, train
 
 MAX_TABLES = 32  # positions beyond share them, so that 256 positions of 4,096 codes fit into a megabyte
 NUM_ROUNDING = 2000  # images that tell the range of the hidden units

@@ -3,7 +3,7 @@
     python3 scripts/pretokenize.py --config configs/fashion/generator.yaml --output_dir fashion_mnist_tokens
     python3 scripts/fit_entropy_model.py --token_set fashion_mnist_tokens --tokenizer checkpoints/fashion_stage2
 
-The network is trained in floats (configs/entropy.yaml; further arguments a.b=c change it), rounded to integers of 8
+The network is trained in floats (configs/entropy.yaml; arguments a.b=c change it), rounded to integers of 8
 bits, and stored with the tables as entropy.safetensors, in the tokenizer's folder or as --output. Then the tokens of
 the evaluation split are written and read back with what was stored. The bits of each position and the bytes of each
 length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was.
@@ -51,7 +51,7 @@ def main() -> None:
         "model.entropy.codebook_size": tokenizer.codebook_size,
         "model.entropy.token_size": tokenizer.quantize.embedding.embedding_dim,
     }
-    config = load_config(CONFIG, [f"{key}={value}" for key, value in settings.items()] + arguments.overrides)
+    config = load_config(arguments.config, [f"{key}={value}" for key, value in settings.items()] + arguments.overrides)
     model = fit(config, tokenizer, identity)
     save_entropy_models(output, bytes.fromhex(identity), model)
 
@@ -75,11 +75,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where the model goes (default: beside the tokenizer)"
     )
+    parser.add_argument(
+        "--config", default=CONFIG, help="default: configs/entropy.yaml; for 256 tokens entropy_256.yaml"
+    )
     parser.add_argument("--force", action="store_true", help="replace a model that is there")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("output/entropy"), help="training, figures (default: %(default)s)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of configs/entropy.yaml to change")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     return parser.parse_args()
 
 

@@ -79,6 +79,28 @@ def loaded(modules, heavy):
     return result.stdout.split()
 
 
+# What decides the bytes of compressed files must be the same everywhere: bytes and integers alone.
+CORE = {
+    "codec/bitstream.py": {"utils.errors"},
+    "codec/entropy.py": {"utils.errors", "utils.files", "codec.bitstream", "numpy", "safetensors", "safetensors.numpy"},
+}
+
+
+@pytest.mark.parametrize("path", CORE)
+def test_the_codecs_core_imports_nothing_that_computes_in_floats(path):
+    found = {module for _, module in imports(ROOT / path) if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert found == CORE[path]
+    module = path.removesuffix(".py").replace("/", ".")
+    assert not loaded([module], ["torch", "scipy", "omegaconf", "PIL"])
+
+
+def test_the_bytes_need_no_numpy_and_no_floats():
+    assert not loaded(["codec.bitstream"], ["numpy", "safetensors"])
+    tree = ast.parse((ROOT / "codec/bitstream.py").read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Div)]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, float)]
+
+
 def test_loading_a_model_loads_no_tracker_nor_plots():
     assert not loaded(["modeling.one_d_piece"], ["wandb", "tensorboard", "torchmetrics", "matplotlib", "sklearn"])
 
