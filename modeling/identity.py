@@ -11,7 +11,6 @@ from modeling.checkpoints.state import fingerprint
 from modeling.titok import TiTok
 
 FORMAT = "one-d-piece tokenizer identity 1"
-SHORT_BYTES = 4  # of an identity, in files that have room for no more
 FLOAT16_INFINITY = 65520  # from here on float16 rounds to infinity
 
 
@@ -38,11 +37,6 @@ def identity(tokenizer: TiTok) -> str:
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(_as_float16(value).numpy().tobytes())
     return digest.hexdigest()
-
-
-def short_identity(identity: str) -> bytes:
-    """The first `SHORT_BYTES` bytes of an identity."""
-    return bytes.fromhex(identity)[:SHORT_BYTES]
 
 
 def identities(tokenizer: TiTok) -> dict[str, str]:

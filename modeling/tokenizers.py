@@ -1,7 +1,7 @@
 """Any tokenizer: the one that a configuration describes, and the one that a command line names."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
