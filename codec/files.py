@@ -32,9 +32,10 @@ from codec.rate import (
     tried_lengths,
 )
 from codec.search import EFFORTS, Bits, effort_of, search, searched_lengths
+from modeling.identity import identity
 from modeling.networks.perceptual import PerceptualDistance
 from modeling.titok import TiTok
-from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer, tokenizer_fingerprint
+from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim, to_uint8
 from utils.evaluation.protocol import exact_arithmetic
@@ -134,7 +135,7 @@ class Codec:
     def __init__(self, tokenizer: TiTok, name: str, folder: Path | None = None):
         self.tokenizer, self.name, self.folder = tokenizer, name, folder
         self.side = tokenizer.image_size
-        self.identity = bytes.fromhex(tokenizer_fingerprint(tokenizer))
+        self.identity = bytes.fromhex(identity(tokenizer))
         sizes = tokenizer.num_latent_tokens, tokenizer.codebook_size
         self.models = entropy_models_of(folder, self.identity, *sizes)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from codec.entropy import HIDDEN_LIMIT, LOGIT_STEPS, SCALE_BITS, TABLE_STEPS, CausalNetwork, StaticTables
 from data.token_loader import check_token_sets, token_loaders
 from modeling.causal_network import CausalTokenNetwork
+from modeling.identity import identities
 from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
 from utils.training.loop import make_accelerator, train
@@ -21,17 +22,16 @@ PRIOR_WEIGHT = 30  # images, that the frequencies over all positions count for a
 FREQUENCY_BITS = 8  # of the shares, beyond those of the codebook: the least share of 1 then costs 0.006 bits a token
 
 
-def fit(config: DictConfig, tokenizer: TiTok, identity: str) -> CausalNetwork:
+def fit(config: DictConfig, tokenizer: TiTok) -> CausalNetwork:
     """Train a network on the token set that the configuration names, in its output folder, and round it.
 
     Args:
         config: That of configs/entropy.yaml.
-        identity: Of the tokenizer, in hexadecimal.
 
     Raises:
         DataError: The token set is missing, damaged, or made by another tokenizer.
     """
-    check_token_sets(config, identity, config.experiment.tokenizer_checkpoint)
+    check_token_sets(config, identities(tokenizer), config.experiment.tokenizer_checkpoint)
     training, evaluation = token_loaders(config, rank=0, world_size=1)
     token_set = training(0).token_set
     parts = (token_set.tokens[:, variant] for variant in range(token_set.num_variants))

@@ -23,7 +23,7 @@ class Encoder:
 
     Attributes:
         encode: Images (B, 3, P, P) uint8 on the CPU to tokens (B, N).
-        record: What the manifest says of it: its checkpoint and its fingerprint.
+        record: What the manifest says of it: its checkpoint and its identity.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ class Split:
             "resize_shorter_edge": preprocessing.resize_shorter_edge if is_train else preprocessing.crop_size,
             "crop_size": preprocessing.crop_size,
             "seed": seed,
-            "fingerprint": encoder.record["fingerprint"],
+            "identity": encoder.record["identity"],
         }
 
     def tokenize(self, part: Part, batch_size: int, progress: tqdm) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,12 @@ def token_loaders(
     return functools.partial(training_tokens, config, **place), evaluation
 
 
-def check_token_sets(config: DictConfig, fingerprint: str, tokenizer: str) -> None:
+def check_token_sets(config: DictConfig, identities: Mapping[str, str], tokenizer: str) -> None:
     """Refuse to train on tokens of another tokenizer. Does nothing unless `dataset.type` is tokens.
 
     Args:
-        fingerprint: Of the tokenizer that the generator is trained for.
+        identities: What manifests know the tokenizer by that the generator is trained for: its `identity`, and the
+            `fingerprint` of sets that were made before there was one.
         tokenizer: What that one is called in the error.
     """
     if config.dataset.get("type") != "tokens":
@@ -110,11 +111,12 @@ def check_token_sets(config: DictConfig, fingerprint: str, tokenizer: str) -> No
         if split == "eval" and not (folder / MANIFEST).is_file():
             continue
         made_by = read_token_manifest(folder)["tokenizer"]
-        if made_by["fingerprint"] != fingerprint:
+        rule = "identity" if "identity" in made_by else "fingerprint"
+        if made_by[rule] != identities[rule]:
             raise DataError(
-                f"the token set {folder} was made by another tokenizer: by {made_by['checkpoint']} (fingerprint "
-                f"{made_by['fingerprint'][:12]}), and experiment.tokenizer_checkpoint is {tokenizer} (fingerprint "
-                f"{fingerprint[:12]}): make the set again with scripts/pretokenize.py, or name that tokenizer"
+                f"the token set {folder} was made by another tokenizer: by {made_by['checkpoint']} ({rule} "
+                f"{made_by[rule][:12]}), and experiment.tokenizer_checkpoint is {tokenizer} ({rule} "
+                f"{identities[rule][:12]}): make the set again with scripts/pretokenize.py, or name that tokenizer"
             )
 
 

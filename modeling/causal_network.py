@@ -39,8 +39,6 @@ class CausalTokenNetwork(Pretrained, nn.Module):
             self.far = nn.Parameter(std * torch.randn(self.reach, token_size, width))
         else:
             self.pairs = nn.Parameter(std * torch.randn(num_tokens, token_size, num_tokens, width))
-            before = torch.ones(num_tokens, num_tokens).triu(1)
-            self.register_buffer("is_before", before[:, None, :, None], persistent=False)
         self.position_bias = nn.Parameter(torch.zeros(num_tokens, width))
         self.hidden = nn.Parameter(torch.randn(size.blocks, width, width) / math.sqrt(width))
         self.hidden_bias = nn.Parameter(torch.zeros(size.blocks, num_tokens, width))
@@ -57,7 +55,8 @@ class CausalTokenNetwork(Pretrained, nn.Module):
         """(B, N, W), the sum of A_pq e(t_q) over the q before each p."""
         codes = self.codes[tokens]  # (B, N, D)
         if not self.window:
-            return torch.einsum("bqd,qdpw->bpw", codes, self.pairs * self.is_before)
+            is_before = torch.ones(len(self.pairs), len(self.pairs), device=codes.device).triu(1)
+            return torch.einsum("bqd,qdpw->bpw", codes, self.pairs * is_before[:, None, :, None])
         num_tokens = codes.shape[1]
         windows = nn.functional.pad(codes, (0, 0, self.window, 0)).unfold(1, self.window, 1)[:, :num_tokens]
         near = torch.einsum("bpdj,jdw->bpw", windows, self.near)

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate, locate_configured
+from modeling.identity import has_mean_code, identity
 from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds
 from modeling.samplers.settings import SamplerSettings
 from modeling.titok import TiTok
-from modeling.tokenizers import has_mean_code, load_tokenizer
+from modeling.tokenizers import load_tokenizer
 from utils.config import lenient_config, load_config
 from utils.errors import UserError
 from utils.inference import Arithmetic
 
 BUNDLED_GENERATOR = "maskgit_fashion"
+TRAINED_WITH = "experiment.tokenizer_identity"  # where a generator's configuration keeps its tokenizer's identity
 
 
 def load_generator(
@@ -83,14 +85,21 @@ def load_its_tokenizer(
             "place as --tokenizer_checkpoint"
         ) from error
     check_sizes(generator, tokenizer, named)
-    expected = OmegaConf.select(own, "experiment.tokenizer_mean_code")
-    if expected and not has_mean_code(tokenizer, expected):
+    if not _is_trained_with(own, tokenizer):
         raise WeightsError(
-            f"the tokenizer {named} has other codes than the one that the generator was trained with, as after another "
-            "training: the generator's tokens mean nothing to it. Give the one it was trained with as "
-            "--tokenizer_checkpoint, or train the generator again"
+            f"the tokenizer {named} is another than the one that the generator was trained with, as after another "
+            "training, or a copy in bfloat16: the generator's tokens mean something else to it. Give the one it was "
+            "trained with as --tokenizer_checkpoint, or train the generator again"
         )
     return tokenizer, tokenizer_located
+
+
+def _is_trained_with(own: DictConfig, tokenizer: TiTok) -> bool:
+    """Whether a generator's configuration is of a training with this tokenizer; published ones do not say."""
+    if expected := OmegaConf.select(own, TRAINED_WITH):
+        return identity(tokenizer) == expected
+    mean_code = OmegaConf.select(own, "experiment.tokenizer_mean_code")  # of generators trained before identities
+    return not mean_code or has_mean_code(tokenizer, mean_code)
 
 
 def check_sizes(generator: MaskGIT, tokenizer: TiTok, source: str | os.PathLike) -> None:

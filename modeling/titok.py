@@ -10,8 +10,8 @@ from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder
 from modeling.modules.quantizer import VectorQuantizer
-from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder
-from modeling.pixel_vqgan import conv_sizes
+from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vectors
+from modeling.pixel_vqgan import ConvSizes, conv_sizes
 from utils.errors import UserError
 
 
@@ -40,28 +40,23 @@ class TiTok(Pretrained, nn.Module):
         self.finetune_decoder = vq_model.get("finetune_decoder", True)
         self.freeze_tokens = self.finetune_decoder and vq_model.get("freeze_tokens", True)
         self.strict_length_assertion = vq_model.get("strict_length_assertion", self.demands_full_length)
-        for name in ("vit_enc_patch_size", "vit_dec_patch_size"):
-            if self.image_size % vq_model[name]:
-                raise UserError(
-                    f"dataset.preprocessing.crop_size must be a multiple of model.vq_model.{name} = {vq_model[name]}, "
-                    f"got {self.image_size}"
-                )
         pixel_vqgan = conv_sizes(config)
+        self._check_sizes(vq_model, pixel_vqgan)
         shared = {
             "image_size": self.image_size,
             "num_latent_tokens": self.num_latent_tokens,
             "token_size": vq_model.token_size,
         }
+        encoder_size, decoder_size = VIT_SIZES[vq_model.vit_enc_model_size], VIT_SIZES[vq_model.vit_dec_model_size]
         self.encoder = ViTEncoder(
-            size=_vit_size(vq_model.vit_enc_model_size),
+            size=encoder_size,
             patch_size=vq_model.vit_enc_patch_size,
             is_legacy=vq_model.get("is_legacy", True),
             **shared,
         )
-        width = self.encoder.latent_token_positional_embedding.shape[1]
-        self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(self.num_latent_tokens, width))
+        self.latent_tokens = learned_vectors(self.num_latent_tokens, encoder_size.width)
         self.decoder = ViTDecoder(
-            size=_vit_size(vq_model.vit_dec_model_size),
+            size=decoder_size,
             patch_size=vq_model.vit_dec_patch_size,
             num_pixel_codes=pixel_vqgan.codebook_size,
             **shared,
@@ -73,22 +68,32 @@ class TiTok(Pretrained, nn.Module):
             use_l2_norm=vq_model.get("use_l2_norm", True),
         )
         if self.freeze_tokens:
-            for frozen in (self.encoder, self.quantize):
+            for frozen in (self.encoder, self.quantize, self.latent_tokens):
                 frozen.requires_grad_(False)
-            self.latent_tokens.requires_grad_(False)
         if self.finetune_decoder:
-            factor = 2 ** (len(pixel_vqgan.conv["channel_multipliers"]) - 1)
-            if factor != vq_model.vit_dec_patch_size:
-                raise UserError(
-                    f"the pixel VQGAN enlarges by {factor} (model.pixel_vqgan.channel_multipliers), but "
-                    f"model.vq_model.vit_dec_patch_size is {vq_model.vit_dec_patch_size}: they must be equal"
-                )
             self.pixel_quantize = VectorQuantizer(
                 codebook_size=pixel_vqgan.codebook_size,
                 token_size=pixel_vqgan.conv["latent_channels"],
                 use_l2_norm=False,
             )
             self.pixel_decoder = ConvDecoder(**pixel_vqgan.conv)
+
+    def _check_sizes(self, vq_model: DictConfig, pixel_vqgan: ConvSizes) -> None:
+        for name in ("vit_enc_model_size", "vit_dec_model_size"):
+            if vq_model[name] not in VIT_SIZES:
+                raise UserError(f"model.vq_model.{name} must be one of {', '.join(VIT_SIZES)}, got {vq_model[name]}")
+        for name in ("vit_enc_patch_size", "vit_dec_patch_size"):
+            if self.image_size % vq_model[name]:
+                raise UserError(
+                    f"dataset.preprocessing.crop_size must be a multiple of model.vq_model.{name} = {vq_model[name]}, "
+                    f"got {self.image_size}"
+                )
+        factor = 2 ** (len(pixel_vqgan.conv["channel_multipliers"]) - 1)
+        if self.finetune_decoder and factor != vq_model.vit_dec_patch_size:
+            raise UserError(
+                f"the pixel VQGAN enlarges by {factor} (model.pixel_vqgan.channel_multipliers), but "
+                f"model.vq_model.vit_dec_patch_size is {vq_model.vit_dec_patch_size}: they must be equal"
+            )
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokenize images.
@@ -180,9 +185,3 @@ class TiTok(Pretrained, nn.Module):
                 "(model.vq_model.strict_length_assertion: False lifts this)"
             )
         return lengths
-
-
-def _vit_size(name: str):
-    if name not in VIT_SIZES:
-        raise UserError(f"vit_enc_model_size and vit_dec_model_size must be one of {', '.join(VIT_SIZES)}, got {name}")
-    return VIT_SIZES[name]

@@ -1,6 +1,5 @@
 """Any tokenizer: the one that a configuration describes, and the one that a command line names."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from modeling.checkpoints.locate import Located, locate, locate_configured
 from modeling.checkpoints.registry import TOKENIZER, class_named, declared_classes
-from modeling.checkpoints.state import fingerprint
 from modeling.titok import TiTok
 from utils.config import load_config
 from utils.errors import UserError
@@ -125,33 +123,3 @@ def encode_tokens(tokenizer: TiTok, images: Tensor) -> Tensor:
     """Tokens (B, N) of images (B, 3, P, P) in [0, 1], in float32: lower precision would change some of them."""
     with torch.autocast(images.device.type, enabled=False):
         return tokenizer.encode(images.float())[1]["min_encoding_indices"].flatten(1)
-
-
-def tokenizer_fingerprint(tokenizer: TiTok) -> str:
-    """SHA-256 of everything that decides which tokens an image gets: not of the decoder, so both stages have one."""
-    deciding = {
-        name: value
-        for name, value in tokenizer.state_dict().items()
-        if name == "latent_tokens" or name.startswith(("encoder.", "quantize."))
-    }
-    layout = f"{tokenizer.encoder.is_legacy} {tokenizer.quantize.use_l2_norm} {fingerprint(deciding)}"
-    return hashlib.sha256(layout.encode()).hexdigest()
-
-
-def mean_code(tokenizer: TiTok) -> list[float]:
-    """The mean vector of the codebook, (token_size,): tells codebooks apart, and is the same in half precision."""
-    return [round(value, 6) for value in _codes(tokenizer).mean(dim=0).tolist()]
-
-
-def has_mean_code(tokenizer: TiTok, expected: Sequence[float]) -> bool:
-    """Whether `expected` is the tokenizer's `mean_code`, up to what rounding its weights to half precision changes.
-
-    Rounding moves the mean of 1,024 codes by less than 1e-4 of a number's usual size, another codebook by some 3e-2.
-    """
-    ours, theirs = torch.tensor(mean_code(tokenizer)), torch.tensor(expected)
-    tolerance = 1e-3 * float(_codes(tokenizer).square().mean().sqrt())
-    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance)
-
-
-def _codes(tokenizer: TiTok) -> Tensor:
-    return tokenizer.quantize.embedding.weight.detach().float()

@@ -35,14 +35,14 @@ def main() -> None:
     from codec.fitting import fit
     from data.token_shards import TokenSet
     from modeling.checkpoints.locate import locate
-    from modeling.tokenizers import frozen_tokenizer, tokenizer_fingerprint
+    from modeling.identity import identity
+    from modeling.tokenizers import frozen_tokenizer
 
     located = locate(arguments.tokenizer)
     output = arguments.output or located.weights.parent / FILE
     if output.exists() and not arguments.force:
         raise UserError(f"{output} is there already: give --force to replace it, or another place as --output")
     tokenizer = frozen_tokenizer(arguments.tokenizer)
-    identity = tokenizer_fingerprint(tokenizer)
     settings = {
         "experiment.tokenizer_checkpoint": arguments.tokenizer,
         "experiment.output_dir": arguments.output_dir / "training",
@@ -52,8 +52,8 @@ def main() -> None:
         "model.entropy.token_size": tokenizer.quantize.embedding.embedding_dim,
     }
     config = load_config(arguments.config, [f"{key}={value}" for key, value in settings.items()] + arguments.overrides)
-    model = fit(config, tokenizer, identity)
-    save_entropy_models(output, bytes.fromhex(identity), model)
+    model = fit(config, tokenizer)
+    save_entropy_models(output, bytes.fromhex(identity(tokenizer)), model)
 
     test_set = TokenSet(arguments.token_set / "eval")
     report = measured(load_entropy_models(output), test_set.tokens[:, 0].astype(np.int64))

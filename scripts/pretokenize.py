@@ -20,8 +20,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from modeling.identity import former_fingerprint, identity
 from modeling.titok import TiTok
-from modeling.tokenizers import encode_tokens, frozen_tokenizer, tokenizer_fingerprint
+from modeling.tokenizers import encode_tokens, frozen_tokenizer
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
@@ -84,12 +85,16 @@ def tokenize_split(
     def encode(images: torch.Tensor) -> torch.Tensor:
         return encode_tokens(tokenizer, images.to(processes.device).float() / 255)
 
-    record = {"checkpoint": checkpoint, "fingerprint": tokenizer_fingerprint(tokenizer)}
+    record = {"checkpoint": checkpoint, "identity": identity(tokenizer)}
     encoder = Encoder(encode, tokenizer.codebook_size, tokenizer.num_latent_tokens, record)
     split = Split(config, name, arguments.crops, encoder)
     folder = arguments.output_dir / name
     if (folder / MANIFEST).is_file():
-        check_plan(read_token_manifest(folder)["plan"], split.plan, folder)
+        there, plan = read_token_manifest(folder)["plan"], dict(split.plan)
+        if "fingerprint" in there:  # made before tokenizers had an identity
+            del plan["identity"]
+            plan["fingerprint"] = former_fingerprint(tokenizer)
+        check_plan(there, plan, folder)
         if processes.is_main:
             print(f"{folder} is there already")
         return

@@ -15,9 +15,10 @@ from codec.fitting import fitted_tables, log_tables, rounded, shared_tables
 from data import DataError
 from data.token_shards import write_token_set
 from modeling.causal_network import CausalTokenNetwork
+from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.entropy import bits_of
-from modeling.tokenizers import encode_tokens, tokenizer_fingerprint
+from modeling.tokenizers import encode_tokens
 from tests.codec_data import TOKENIZER, likely_tokens, random_models
 from tests.fill import fill
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, tokenizer_of
@@ -109,7 +110,7 @@ def world(tmp_path_factory, tokens):
     """Two tokenizers, and a set of tokens that the first one might have made."""
     folder = make_world(tmp_path_factory.mktemp("world"))
     manifest = {
-        "tokenizer": {"checkpoint": "tokenizer", "fingerprint": tokenizer_fingerprint(tokenizer_of(folder))},
+        "tokenizer": {"checkpoint": "tokenizer", "identity": identity(tokenizer_of(folder))},
         "codebook_size": NUM_CODES,
         "num_tokens": NUM_TOKENS,
         "variants": ["centre"],
@@ -128,8 +129,7 @@ def fit(monkeypatch, world, *arguments, tokenizer="tokenizer"):
 
 def test_one_command_fits_stores_and_measures(world, tmp_path, monkeypatch, capsys):
     fit(monkeypatch, world, "--output_dir", tmp_path, "training.max_train_steps=300", "model.entropy.width=32")
-    identity = bytes.fromhex(tokenizer_fingerprint(tokenizer_of(world)))
-    models = entropy_models_of(world / "tokenizer", identity, NUM_TOKENS, NUM_CODES)
+    models = entropy_models_of(world / "tokenizer", bytes.fromhex(identity(tokenizer_of(world))), NUM_TOKENS, NUM_CODES)
     assert sorted(models.by_mode) == list(Mode)
     report = json.loads((tmp_path / "entropy.json").read_text())
     bits = {name: np.mean(mode["bits"]) for name, mode in report["modes"].items()}

@@ -14,8 +14,8 @@ from modeling import generators
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate
 from modeling.checkpoints.published import BUNDLED
+from modeling.identity import has_mean_code
 from modeling.maskgit import ImageBert
-from modeling.tokenizers import has_mean_code
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
 from utils.errors import UserError
@@ -140,7 +140,7 @@ def test_a_generator_says_which_tokenizer_it_needs(world, tmp_path, monkeypatch)
     monkeypatch.setattr(
         generators, "load_tokenizer", lambda checkpoint, device: asked.append(checkpoint) or (tokenizer, None)
     )
-    with pytest.raises(WeightsError, match="the tokenizer one-d-piece_fashion has other codes"):
+    with pytest.raises(WeightsError, match="the tokenizer one-d-piece_fashion is another than the one"):
         generators.load_its_tokenizer(model, locate("maskgit_fashion"))  # its own, whatever the model was made with
     assert asked == ["one-d-piece_fashion"]
     with pytest.raises(UserError, match="is no generator's"):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import scripts.pretokenize
@@ -15,6 +16,7 @@ from data.token_loader import evaluation_tokens
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import locate
 from modeling.generators import class_names, load_generator, load_its_tokenizer
+from modeling.identity import identity
 from modeling.losses import masked_token_loss
 from modeling.maskgit import ImageBert
 from modeling.modules.masking import random_mask
@@ -22,7 +24,7 @@ from modeling.tasks.generator import GeneratorTask
 from modeling.tokenizers import encode_tokens
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, small_config, tokenizer_of
 from tests.training_runs import differences
-from utils.config import save_config
+from utils.config import load_config, save_config, to_plain
 from utils.errors import UserError
 
 KINDS = ("shards", "tokens")
@@ -179,11 +181,38 @@ def test_a_tokenizer_of_other_sizes_is_refused(world):
 
 def test_a_trained_generator_knows_its_tokenizer_again(world, tmp_path):
     generator, located = load_generator(checkpoint=world / "tokens")
-    for dtype in (torch.float16, torch.bfloat16):
-        tokenizer_of(world).save_pretrained(tmp_path / str(dtype), dtype=dtype)
-        load_its_tokenizer(generator, located, tmp_path / str(dtype))
-    with pytest.raises(WeightsError, match=f"the tokenizer {world}/other has other codes than the one"):
+    tokenizer = tokenizer_of(world)
+    assert located.config["experiment"]["tokenizer_identity"] == identity(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    load_its_tokenizer(generator, located, tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "bfloat16", dtype=torch.bfloat16)
+    tokenizer.encoder.conv_out.bias.data += 0.01
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    for other in (tmp_path / "bfloat16", tmp_path / "encoder", world / "other"):
+        with pytest.raises(WeightsError, match=f"the tokenizer {other} is another than the one"):
+            load_its_tokenizer(generator, located, other)
+
+
+def test_a_generator_trained_before_identities_is_checked_by_its_mean_code(world):
+    generator, located = load_generator(checkpoint=world / "tokens")
+    codes = tokenizer_of(world).quantize.embedding.weight.detach()
+    experiment = located.config["experiment"]
+    del experiment["tokenizer_identity"]
+    experiment["tokenizer_mean_code"] = [round(value, 6) for value in codes.mean(dim=0).tolist()]
+    load_its_tokenizer(generator, located)
+    with pytest.raises(WeightsError, match=f"the tokenizer {world}/other is another than the one"):
         load_its_tokenizer(generator, located, world / "other")
+    del experiment["tokenizer_mean_code"]
+    load_its_tokenizer(generator, located, world / "other")  # a published one does not say
+
+
+def test_a_run_begun_before_identities_trains_on(world, tmp_path):
+    config = to_plain(small_config(world, "experiment.generate_every=0"))
+    del config["experiment"]["tokenizer_identity"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    task = GeneratorTask(load_config(tmp_path / "config.yaml"))
+    task.start()
+    assert task.model.config.experiment.tokenizer_identity == identity(task.tokenizer)
 
 
 def test_a_stage_1_tokenizer_serves_without_previews(world, tmp_path):

@@ -105,6 +105,14 @@ def test_loading_a_model_loads_no_tracker_nor_plots():
     assert not loaded(["modeling.one_d_piece"], ["wandb", "tensorboard", "torchmetrics", "matplotlib", "sklearn"])
 
 
+def test_loading_weights_waits_for_no_compiler():
+    """torch imports its compiler, two seconds, for some operations on the meta device."""
+    code = "import sys; from modeling.{} import {} as kind; kind.from_pretrained('{}'); print('sympy' in sys.modules)"
+    for names in (("one_d_piece", "OneDPiece", "one-d-piece_fashion"), ("maskgit", "ImageBert", "maskgit_fashion")):
+        command = [sys.executable, "-c", code.format(*names)]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_help_does_not_wait_for_what_work_needs():
     """A second and a half of every command's start is torch; these would double it."""
     commands = [f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"]

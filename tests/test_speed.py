@@ -1,14 +1,20 @@
-"""Compiled networks are the same networks."""
+"""Compiled networks are the same networks; what torch keeps private is no condition."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
 import torch
 from omegaconf import OmegaConf
 
+from modeling.modules import blocks
 from modeling.modules.blocks import TransformerBlock
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from utils.config import load_config
 from utils.paths import ROOT
-from utils.speed import compile_blocks
+from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16
 
 
 def tiny_tokenizer():
@@ -54,3 +60,42 @@ def test_tail_drop_compiles_a_bounded_number_of_times():
         for length in (32, 5, 17, 9, 24, 3):
             model.decoder(z_quantized[..., :length])
     assert counter.num_graphs <= 2  # for the first length, and for any
+
+
+@pytest.mark.parametrize("missing", ["torch.cpu._is_avx512_supported", "torch.ops.mkldnn"])
+def test_without_a_private_function_of_torch_linear_layers_take_the_plain_path(monkeypatch, missing):
+    layer, x = blocks.Linear(8, 8), torch.rand(2, 8)
+    if missing == "torch.ops.mkldnn":
+        monkeypatch.setattr(missing, SimpleNamespace())
+        assert not cpu_has_bfloat16() and not cpu_has_float16()
+    else:
+        monkeypatch.delattr(missing)
+    assert blocks.faster_in_onednn() == ()
+    monkeypatch.setattr(blocks, "ONEDNN_DTYPES", ())
+    with torch.no_grad():
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_a_torch_without_any_of_them_compiles_and_encodes():
+    code = """
+import types, torch
+from utils.speed import compile_blocks
+
+class Settings:
+    def __getattr__(self, name, real=torch._dynamo.config):
+        if name == "recompile_limit":
+            raise AttributeError(name)
+        return getattr(real, name)
+
+torch._dynamo.config = Settings()
+compile_blocks(torch.nn.ModuleList([torch.nn.Linear(1, 1)]))
+del torch.cpu._is_avx512_supported
+torch.ops.mkldnn = types.SimpleNamespace()
+from modeling.modules.blocks import ONEDNN_DTYPES
+from modeling.one_d_piece import OneDPiece
+with torch.no_grad():
+    z_quantized, _ = OneDPiece.from_pretrained("one-d-piece_fashion").encode(torch.rand(1, 3, 32, 32))
+print(ONEDNN_DTYPES, z_quantized.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "() torch.Size([1, 12, 1, 32])\n", done.stderr

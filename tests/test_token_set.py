@@ -1,6 +1,7 @@
 """Token sets: what pretokenize.py writes, and the batches that training reads from it."""
 
 import json
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -17,7 +18,9 @@ from data.pretokenizing import Split
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
 from data.token_shards import TokenSet
 from data.transforms import decode_image
-from modeling.tokenizers import encode_tokens, tokenizer_fingerprint
+from modeling.identity import identities, identity
+from modeling.one_d_piece import OneDPiece
+from modeling.tokenizers import encode_tokens
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
 from tests.shard_data import png
 from utils.config import save_config
@@ -125,7 +128,7 @@ def test_a_killed_run_goes_on(world, tmp_path, monkeypatch):
         pretokenize(monkeypatch, world, tmp_path, "--split", "train")
     with pytest.raises(DataError, match="only an unfinished one"):
         TokenSet(tmp_path / "train")
-    with pytest.raises(UserError, match="fingerprint was .* and is now"):
+    with pytest.raises(UserError, match="identity was .* and is now"):
         pretokenize(monkeypatch, world, tmp_path, "--split", "train", "--checkpoint", world / "other")
     parts.clear()
     pretokenize(monkeypatch, world, tmp_path, "--split", "train")
@@ -205,21 +208,51 @@ def test_evaluation_sees_every_image_once_over_the_ranks(world):
 
 def test_a_set_of_another_tokenizer_is_refused_naming_both(world):
     config = small_config(world, "dataset.type=tokens")
-    ours = tokenizer_fingerprint(tokenizer_of(world))
+    ours, others = identities(tokenizer_of(world)), {"identity": "1234", "fingerprint": "1234"}
     check_token_sets(config, ours, "tokenizer")
-    with pytest.raises(DataError, match=rf"{world}/tokenizer \(fingerprint {ours[:12]}\).* is mine \(fingerprint 123"):
-        check_token_sets(config, "1234", "mine")
+    shown = ours["identity"][:12]
+    with pytest.raises(DataError, match=rf"{world}/tokenizer \(identity {shown}\).* is mine \(identity 1234\)"):
+        check_token_sets(config, others, "mine")
     config.dataset.type = "shards"
-    check_token_sets(config, "1234", "mine")
+    check_token_sets(config, others, "mine")
 
 
-def test_the_fingerprint_is_of_what_makes_tokens(world):
-    tokenizer = tokenizer_of(world)
-    before = tokenizer_fingerprint(tokenizer)
-    tokenizer.decoder.mask_token.data += 1
-    assert tokenizer_fingerprint(tokenizer) == before
-    tokenizer.latent_tokens.data[0, 0] += 1e-3
-    assert tokenizer_fingerprint(tokenizer) != before
+def test_a_set_is_of_the_tokenizer_s_half_precision_copy_too_and_of_no_other_encoder(world, tmp_path):
+    config, tokenizer = small_config(world, "dataset.type=tokens"), tokenizer_of(world)
+    tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
+    check_token_sets(config, identities(OneDPiece.from_pretrained(tmp_path)), "copy")
+    tokenizer.encoder.conv_out.bias.data += 0.01
+    with pytest.raises(DataError, match="was made by another tokenizer"):
+        check_token_sets(config, identities(tokenizer), "other")
+
+
+@pytest.fixture
+def old_world(world, tmp_path):
+    """The token set as it was written before tokenizers had an identity."""
+    shutil.copytree(world / "tokens", tmp_path / "tokens")
+    fingerprint = identities(tokenizer_of(world))["fingerprint"]
+    for path in tmp_path.glob("tokens/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        for part in (manifest["tokenizer"], manifest["plan"]):
+            del part["identity"]
+            part["fingerprint"] = fingerprint
+        path.write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_an_older_set_is_checked_by_its_fingerprint(world, old_world):
+    config = small_config(world, "dataset.type=tokens", f"dataset.params.token_set={old_world}/tokens")
+    check_token_sets(config, identities(tokenizer_of(world)), "tokenizer")
+    other = identities(OneDPiece.from_pretrained(world / "other"))
+    with pytest.raises(DataError, match=rf"is mine \(fingerprint {other['fingerprint'][:12]}\)"):
+        check_token_sets(config, other, "mine")
+
+
+def test_an_older_finished_set_is_left_alone(world, old_world, monkeypatch, capsys):
+    pretokenize(monkeypatch, world, old_world / "tokens")
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="with fingerprint .* where .* is wanted now"):
+        pretokenize(monkeypatch, world, old_world / "tokens", "--checkpoint", world / "other")
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "keys.txt", "manifest.json"])
@@ -259,5 +292,6 @@ def test_every_image_needs_a_label_of_a_class(label, got):
 
 def test_the_manifest_is_plain_json(world):
     manifest = json.loads((world / "tokens/train/manifest.json").read_text())
-    assert manifest["tokenizer"]["checkpoint"] == f"{world}/tokenizer"
+    its = {"checkpoint": f"{world}/tokenizer", "identity": identity(tokenizer_of(world))}
+    assert manifest["tokenizer"] == its
     assert manifest["num_images"] == 20 and manifest["skipped"] == []

@@ -16,7 +16,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.evaluation.protocol import exact_arithmetic
-from utils.speed import compile_blocks, cpu_has_bfloat16
+from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DOUBLE = "fp64"
@@ -94,7 +94,7 @@ def _has_arithmetic(precision: str, device: torch.device) -> bool:
     if device.type == "cpu" and precision == "bf16":
         return cpu_has_bfloat16()
     if device.type == "cpu" and precision == "fp16":
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        return cpu_has_float16()
     if device.type == "cuda" and precision == "bf16":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return True

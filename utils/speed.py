@@ -1,7 +1,11 @@
-"""What makes networks run faster whatever they compute: compiled blocks, kept memory."""
+"""What makes networks run faster whatever they compute: compiled blocks, kept memory, the processor's abilities.
+
+What torch says and sets in private places alone is asked for so that a torch without them is only slower.
+"""
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,7 +21,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     In place, so the names of the parameters stay what they are. Blocks of one kind and size share their code, and the
     second length of a sequence makes it fit every length: tail drop compiles each kind twice at most.
     """
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    if hasattr(torch._dynamo.config, "recompile_limit"):
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
@@ -26,7 +31,20 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16; without, torch emulates it, several times slower than float32."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and known_true(lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cpu_has_float16() -> bool:
+    """As `cpu_has_bfloat16`, of float16."""
+    return torch.backends.mkldnn.is_available() and known_true(lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def known_true(private: Callable[[], bool]) -> bool:
+    """What private functions of torch answer; False where there are none, or other ones."""
+    try:
+        return private()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def keep_freed_memory() -> None:

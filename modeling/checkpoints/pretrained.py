@@ -14,15 +14,11 @@ from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import CARD, CONFIG, SAFETENSORS, Located, locate
-from modeling.checkpoints.registry import declared_classes, fitting_config, is_known, shapes_of
-from modeling.checkpoints.state import (
-    check_fit,
-    load_strict,
-    read_state_dict,
-    without_position_ids,
-)
-from utils.config import lenient_config, to_plain
+from modeling.checkpoints.registry import build_empty, declared_classes, fitting_config, is_known, shapes_of
+from modeling.checkpoints.state import assign_strict, load_strict, read_state_dict, without_position_ids
+from utils.config import to_plain
 from utils.errors import UserError
+from utils.files import flush
 
 
 class Pretrained:
@@ -52,14 +48,14 @@ class Pretrained:
         """
         located = source if isinstance(source, Located) else locate(source)
         state = read_state_dict(located.weights)
-        if config is None:
-            config = located.config
-            if config is None:
-                raise WeightsError(_config_needed(cls, located))
-            _check_own_config(cls, config, located, state)
-        model = cls(lenient_config(config))
-        load_strict(model, state, located.description)
-        return model.to(device).eval()
+        if config is not None:
+            model = build_empty(cls, config)
+        elif located.config is not None:
+            model = _build_as_saved(cls, located.config, located)
+        else:
+            raise WeightsError(_config_needed(cls, located, state))
+        assign_strict(model, state, located.description, device)
+        return model.eval()
 
     def save_pretrained(
         self, folder: str | os.PathLike, *, card: str | None = None, dtype: torch.dtype | None = None
@@ -86,6 +82,8 @@ class Pretrained:
             safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
             # safetensors lets the owner alone read; a folder to share is as readable as its other files.
             (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
+            for name in (CONFIG, CARD, SAFETENSORS):
+                flush(aside / name)
             if folder.exists():
                 for name in (CONFIG, CARD, SAFETENSORS):
                     (aside / name).replace(folder / name)
@@ -95,12 +93,11 @@ class Pretrained:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_own_config(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:
-    """The configuration found with weights must make this class, in their sizes."""
+def _build_as_saved(model_class: type, config: Mapping, located: Located) -> nn.Module:
+    """The model of the configuration found with weights, still without them; it must be of this class."""
     try:
         _check_class(model_class, config, located)
-        with torch.device("meta"):  # takes no memory, whatever sizes a foreign file claims
-            model = model_class(lenient_config(config))
+        return build_empty(model_class, config)
     except UserError:
         raise
     except Exception as error:  # it may hold anything in any place
@@ -109,7 +106,6 @@ def _check_own_config(model_class: type, config: Mapping, located: Located, stat
             f"the configuration with {located.description} describes no {model_class.__name__} ({reason}): fetch it "
             "again, or give the configuration of that model"
         ) from error
-    check_fit(model, state, located.description)
 
 
 def _check_class(model_class: type, config: Mapping, located: Located) -> None:
@@ -123,8 +119,7 @@ def _check_class(model_class: type, config: Mapping, located: Located) -> None:
         )
 
 
-def _config_needed(model_class: type, located: Located) -> str:
-    state = read_state_dict(located.weights)
+def _config_needed(model_class: type, located: Located, state: Mapping[str, Tensor]) -> str:
     fitting = fitting_config(model_class, shapes_of(without_position_ids(state, {})))
     hint = f"it fits {fitting}" if fitting else "for example that of its training run"
     return f"{located.description} has no {CONFIG} beside it: give the configuration, {hint}"

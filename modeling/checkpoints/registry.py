@@ -1,12 +1,13 @@
-"""Which class a configuration means, and which configuration of this project fits some weights."""
+"""Which class a configuration means, how it looks without weights, and which configuration fits some weights."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from modeling.checkpoints import WeightsError
 from utils.config import lenient_config, load_config
@@ -18,15 +19,16 @@ MODELS: dict[tuple[str, str], type] = {}
 TOKENIZER, GENERATOR = "model.type", "model.generator.model_type"
 _KEYS = (TOKENIZER, GENERATOR)  # the last one that a configuration has is what it is about
 
-Model = TypeVar("Model", bound=type)
+Kind = TypeVar("Kind", bound=type)
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def register(key: str, value: str) -> Callable[[Model], Model]:
+def register(key: str, value: str) -> Callable[[Kind], Kind]:
     """Decorate the class that a configuration with `key: value` means."""
 
-    def add(model: Model) -> Model:
-        MODELS[key, value] = model
-        return model
+    def add(kind: Kind) -> Kind:
+        MODELS[key, value] = kind
+        return kind
 
     return add
 
@@ -63,6 +65,21 @@ def class_named(key: str, value: str, base: type) -> type:
     return known[value]
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leave out `nn.init.normal_`, which on the meta device makes torch import its compiler: two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None) -> Any:
+        if function is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def build_empty(model_class: type[Model], config: Mapping | DictConfig) -> Model:
+    """A model on the meta device: names, shapes and settings. It takes no memory, whatever sizes a config claims."""
+    with torch.device("meta"), _NoDraws():
+        return model_class(lenient_config(config))
+
+
 def fitting_config(model_class: type, given: Mapping[str, tuple]) -> str | None:
     """The first configuration of this project whose model has exactly these names and shapes."""
     if not is_known(model_class):
@@ -73,8 +90,7 @@ def fitting_config(model_class: type, given: Mapping[str, tuple]) -> str | None:
             declared = declared_classes(config)
             if not any(issubclass(one, model_class) or issubclass(model_class, one) for one in declared):
                 continue
-            with torch.device("meta"):
-                shapes = shapes_of(model_class(config).state_dict())
+            shapes = shapes_of(build_empty(model_class, config).state_dict())
         except UserError:  # a file that somebody is still writing must not hide the error at hand
             continue
         if shapes == given:

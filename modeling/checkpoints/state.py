@@ -64,6 +64,23 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.
     model.load_state_dict(without_position_ids(state, model.state_dict()), strict=True)
 
 
+def assign_strict(
+    model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike, device: str | torch.device = "cpu"
+) -> None:
+    """As `load_strict`, for a model on the meta device: gives it tensors of its own on `device`.
+
+    They are copies: what a safetensors file gives is a view of the file, at addresses that cost speed and last bits.
+    """
+    check_fit(model, state, source)
+    own = {
+        name: state[name].to(device, value.dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(own, strict=True, assign=True)
+    empty = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    assert not empty, f"no checkpoint holds {', '.join(empty)}: make them persistent buffers, or in forward"
+
+
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
     """Compare names and shapes, as `load_strict` does; `model` may be on the meta device."""
     expected = shapes_of(model.state_dict())

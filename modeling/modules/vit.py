@@ -49,9 +49,9 @@ class ViTEncoder(nn.Module):
         super().__init__()
         width, grid = size.width, image_size // patch_size
         self.is_legacy = is_legacy
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(1, width))
-        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(grid * grid + 1, width))
-        self.latent_token_positional_embedding = nn.Parameter(width**-0.5 * torch.randn(num_latent_tokens, width))
+        self.class_embedding = learned_vectors(1, width)
+        self.positional_embedding = learned_vectors(grid * grid + 1, width)
+        self.latent_token_positional_embedding = learned_vectors(num_latent_tokens, width)
         self.patch_embed = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleList(TransformerBlock(width, size.num_heads) for _ in range(size.num_layers))
@@ -102,10 +102,10 @@ class ViTDecoder(nn.Module):
         super().__init__()
         width = size.width
         self.grid = image_size // patch_size
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(1, width))
-        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.grid**2 + 1, width))
-        self.mask_token = nn.Parameter(width**-0.5 * torch.randn(1, 1, width))
-        self.latent_token_positional_embedding = nn.Parameter(width**-0.5 * torch.randn(num_latent_tokens, width))
+        self.class_embedding = learned_vectors(1, width)
+        self.positional_embedding = learned_vectors(self.grid**2 + 1, width)
+        self.mask_token = learned_vectors(1, 1, width)
+        self.latent_token_positional_embedding = learned_vectors(num_latent_tokens, width)
         self.decoder_embed = nn.Linear(token_size, width)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleList(TransformerBlock(width, size.num_heads) for _ in range(size.num_layers))
@@ -138,6 +138,11 @@ class ViTDecoder(nn.Module):
             x = block(x, mask)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
         return rearrange(x, "b (rows columns) w -> b w rows columns", rows=self.grid)  # in channels-last layout
+
+
+def learned_vectors(*shape: int) -> nn.Parameter:
+    """Vectors (..., W) that are trained; at first normal, with variance 1 / W."""
+    return nn.Parameter(nn.init.normal_(torch.empty(*shape), std=shape[-1] ** -0.5))
 
 
 def _init_weights(module: nn.Module) -> None:

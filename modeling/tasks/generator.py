@@ -1,20 +1,21 @@
 """The generator: predict hidden tokens of a frozen tokenizer from the others and the class."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.pretrained import load_weights
-from modeling.generators import check_sizes, class_names
+from modeling.generators import TRAINED_WITH, check_sizes, class_names
+from modeling.identity import identities, identity
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
 from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds, random_mask
 from modeling.samplers.settings import sampler_settings
-from modeling.tokenizers import encode_tokens, frozen_tokenizer, mean_code, tokenizer_fingerprint
+from modeling.tokenizers import encode_tokens, frozen_tokenizer
 from utils.errors import UserError
 from utils.speed import compile_blocks
 
@@ -29,11 +30,11 @@ class GeneratorTask:
     `class_id` (B,), which must be a class of the generator.
 
     Args:
-        check_tokenizer: Called before training with the tokenizer's fingerprint and its name in the config, to refuse
+        check_tokenizer: Called before training with the tokenizer's `identities` and its name in the config, to refuse
             tokens of another one.
     """
 
-    def __init__(self, config: DictConfig, check_tokenizer: Callable[[str, str], None] | None = None):
+    def __init__(self, config: DictConfig, check_tokenizer: Callable[[Mapping[str, str], str], None] | None = None):
         self.config, self.check_tokenizer = config, check_tokenizer
         self.model: MaskGIT = generator_class(config)(config)
         self.modules: dict[str, nn.Module] = {"model": self.model}
@@ -53,14 +54,15 @@ class GeneratorTask:
         if self.config.training.compile:
             compile_blocks(self.tokenizer)
         check_sizes(self.model, self.tokenizer, source)
-        self.config.experiment.tokenizer_mean_code = mean_code(self.tokenizer)
+        # The configuration of a run begun before identities has no such key.
+        OmegaConf.update(self.config, TRAINED_WITH, identity(self.tokenizer), force_add=True)
         if not self.tokenizer.finetune_decoder and self.config.experiment.generate_every:
             raise UserError(
                 f"previews need a tokenizer that decodes to pixels, and {source} is one of stage 1: take its stage 2, "
                 "or set experiment.generate_every=0"
             )
         if self.check_tokenizer is not None:
-            self.check_tokenizer(tokenizer_fingerprint(self.tokenizer), source)
+            self.check_tokenizer(identities(self.tokenizer), source)
 
     def first_step(self, player: str) -> int:
         return 0

@@ -83,27 +83,22 @@ class ReconstructionTask:
         yield "model", loss, {"loss/model": loss, **logs}
 
         if adversarial:
-            # One pass for both kinds: the wrapper synchronises once, and GroupNorm keeps the images apart.
-            both = torch.cat([repeat_like(images, decoded), decoded.detach()])
-            real, fake = self.modules["discriminator"](both).float().chunk(2)
-            hinge = hinge_discriminator_loss(real, fake)
-            means = real.mean(), fake.mean()
-            ema_real, ema_fake = self.state["lecam_ema_real"], self.state["lecam_ema_fake"]
-            lecam = lecam_loss(*means, ema_real.clone(), ema_fake.clone())
-            for ema, mean in zip((ema_real, ema_fake), means, strict=True):
-                ema.lerp_(mean.detach(), 1 - LECAM_DECAY)
-            loss = weights.discriminator_factor * hinge + weights.lecam_regularization_weight * lecam
-            yield (
-                "discriminator",
-                loss,
-                {
-                    "loss/discriminator": loss,
-                    "hinge_loss": hinge,
-                    "lecam_loss": lecam,
-                    "logits_real": means[0],
-                    "logits_fake": means[1],
-                },
-            )
+            loss, logs = self._discriminator_loss(images, decoded.detach())
+            yield "discriminator", loss, {"loss/discriminator": loss, **logs}
+
+    def _discriminator_loss(self, images: Tensor, decoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hinge loss on images and decoded ones, and LeCam's, whose running means move on."""
+        # One pass for both kinds: the wrapper synchronises once, and GroupNorm keeps the images apart.
+        both = torch.cat([repeat_like(images, decoded), decoded])
+        real, fake = self.modules["discriminator"](both).float().chunk(2)
+        hinge = hinge_discriminator_loss(real, fake)
+        means = real.mean(), fake.mean()
+        emas = self.state["lecam_ema_real"], self.state["lecam_ema_fake"]
+        lecam = lecam_loss(*means, *(ema.clone() for ema in emas))
+        for ema, mean in zip(emas, means, strict=True):
+            ema.lerp_(mean.detach(), 1 - LECAM_DECAY)
+        loss = self.weights.discriminator_factor * hinge + self.weights.lecam_regularization_weight * lecam
+        return loss, {"hinge_loss": hinge, "lecam_loss": lecam, "logits_real": means[0], "logits_fake": means[1]}
 
     def summarize(self, counts: dict[str, Tensor]) -> dict[str, float]:
         return codebook_summary(counts["codes"])

@@ -1,0 +1,57 @@
+"""What the stages of a tokenizer start from: each other's weights, and the teacher's."""
+
+import pytest
+import torch
+
+from modeling.checkpoints import WeightsError
+from modeling.one_d_piece import OneDPiece
+from modeling.pixel_vqgan import load_teacher
+from modeling.tasks.tokenizer import stage1_start, stage2_start
+from tests.checkpoint_data import same, teacher, tokenizer_config
+
+
+@pytest.mark.parametrize("is_stage2", [False, True])
+def test_a_tokenizer_of_either_stage_starts_stage_1(tmp_path, is_stage2):
+    source, model = (OneDPiece(tokenizer_config(finetune_decoder=stage2)) for stage2 in (is_stage2, False))
+    source.save_pretrained(tmp_path / "tokenizer")
+    stage1_start(model, tmp_path / "tokenizer")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_stage_1_and_the_teacher_make_a_stage_2_start(tmp_path):
+    stage1, source = OneDPiece(tokenizer_config(finetune_decoder=False)), teacher()
+    stage1.save_pretrained(tmp_path / "stage1")
+    torch.save(source.state_dict(), tmp_path / "teacher.bin")
+    model = OneDPiece(tokenizer_config())
+    stage2_start(model, tmp_path / "stage1", tmp_path / "teacher.bin")
+    got = model.state_dict()
+    assert all(torch.equal(got[name], value) for name, value in stage1.state_dict().items())
+    assert torch.equal(got["pixel_quantize.embedding.weight"], source.state_dict()["quantize.embedding.weight"])
+    assert torch.equal(got["pixel_decoder.conv_out.weight"], source.state_dict()["decoder.conv_out.weight"])
+
+
+def test_a_finished_tokenizer_starts_stage_2_without_a_teacher(tmp_path):
+    source, model = OneDPiece(tokenizer_config()), OneDPiece(tokenizer_config())
+    source.save_pretrained(tmp_path / "stage2")
+    stage2_start(model, tmp_path / "stage2", tmp_path / "there is no teacher")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_teacher_of_other_sizes_is_refused(tmp_path):
+    OneDPiece(tokenizer_config(finetune_decoder=False)).save_pretrained(tmp_path / "stage1")
+    teacher().save_pretrained(tmp_path / "teacher")
+    config = tokenizer_config()
+    config["model"]["pixel_vqgan"]["latent_channels"] = 16
+    with pytest.raises(WeightsError, match=r"stage1 with the teacher .*teacher do not fit .*pixel_quantize"):
+        stage2_start(OneDPiece(config), tmp_path / "stage1", tmp_path / "teacher")
+    with pytest.raises(WeightsError, match="do not fit this PixelVQGAN"):
+        load_teacher(config, tmp_path / "teacher")
+
+
+def test_a_teacher_is_frozen(tmp_path):
+    source = teacher()
+    source.save_pretrained(tmp_path / "teacher")
+    loaded = load_teacher(tokenizer_config(), tmp_path / "teacher")
+    assert same(loaded, source)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
