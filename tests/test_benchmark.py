@@ -10,24 +10,31 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from data import benchmark_loader
 from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
 from modeling.tokenizers import build_tokenizer
 from scripts import benchmark
+from utils.benchmark import measure
+from utils.benchmark.arguments import parse_arguments
+from utils.benchmark.draw import draw, three_digits
+from utils.benchmark.items import CONFIGS, allow_tf32, settings
+from utils.benchmark.peers import check_pair
 from utils.cli import run
 from utils.config import load_config
+from utils.errors import UserError
 from utils.figures import plotting
 from utils.paths import ROOT
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch, capsys):
+def run_benchmark(tmp_path, monkeypatch, capsys):
     """Run the command on the tiny model, one image, one timing: (exit status, what it wrote, stdout, stderr)."""
-    monkeypatch.setattr(benchmark, "CEILING_SIZES", {"cpu": (64, 1, 32, 16)})
-    monkeypatch.setattr(benchmark, "SHORTEST", 0.0)
+    monkeypatch.setattr(measure, "CEILING_SIZES", {"cpu": (64, 1, 32, 16)})
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
-    def measure(*arguments):
+    def run_benchmark(*arguments):
         file = tmp_path / "found/speed.json"
         flags = {"device": "cpu", "batch_size": 1, "repeats": 1, "json": file}
         given = [f"--{name}={value}" for name, value in flags.items() if f"--{name}" not in arguments]
@@ -39,11 +46,11 @@ def measure(tmp_path, monkeypatch, capsys):
             status = stop.code
         return status, json.loads(file.read_text()) if file.is_file() else None, *capsys.readouterr()
 
-    return measure
+    return run_benchmark
 
 
-def test_every_item_runs_on_the_tiny_model(measure):
-    status, found, printed, error = measure()
+def test_every_item_runs_on_the_tiny_model(run_benchmark):
+    status, found, printed, error = run_benchmark()
     assert status == 0, error
     assert [one["item"] for one in found["results"]] == [
         *("encode", "decode 8", "decode 32", "attention", "attention, fused"),
@@ -72,8 +79,8 @@ def test_every_item_runs_on_the_tiny_model(measure):
             assert one["share_of_ceiling"] > 0
 
 
-def test_ways_to_do_the_same_do_the_same_work(measure):
-    _, found, _, _ = measure("--only", "encode", "decode", "reconstruct", "contribution", "--batch_size=2")
+def test_ways_to_do_the_same_do_the_same_work(run_benchmark):
+    _, found, _, _ = run_benchmark("--only", "encode", "decode", "reconstruct", "contribution", "--batch_size=2")
     flops = {one["item"]: one["flops"] for one in found["results"]}
     assert flops["reconstruct"] == flops["reconstruct, 1 by 1"] == flops["encode"] + flops["decode 32"]
     # The image as it is, and each of the two in which a token is replaced.
@@ -108,14 +115,14 @@ def pixel_decoder_flops(grid, channels, multipliers, latent):
 @pytest.mark.parametrize(("name", "size"), [("S", "small"), ("B", "base"), ("L", "large")])
 def test_the_count_of_operations_of_the_published_models(name, size):
     """Encoding and decoding one image, against a count by hand of multiplications and additions."""
-    config = load_config(ROOT / benchmark.CONFIGS[name]["stage2"])
+    config = load_config(ROOT / CONFIGS[name]["stage2"])
     size, tokens, grid, patch, codes = VIT_SIZES[size], 256, 16, 16, 1024
     with torch.device("meta"), torch.no_grad():  # so no arithmetic is done
         model = build_tokenizer(config).eval()
-        encode = benchmark.count_flops(lambda: model.encoder(torch.zeros(1, 3, 256, 256), model.latent_tokens))
+        encode = measure.count_flops(lambda: model.encoder(torch.zeros(1, 3, 256, 256), model.latent_tokens))
         z_quantized = torch.zeros(1, 12, 1, 256)
     with torch.no_grad():
-        decode = benchmark.count_flops(lambda: model.decode(z_quantized))
+        decode = measure.count_flops(lambda: model.decode(z_quantized))
     positions = 1 + grid**2 + tokens
     ends = 2 * grid**2 * 3 * patch**2 * size.width + 2 * tokens * 12 * size.width
     assert sum(encode.values()) == pytest.approx(vit_flops(positions, size) + ends, rel=0.02)
@@ -124,10 +131,10 @@ def test_the_count_of_operations_of_the_published_models(name, size):
     assert sum(decode.values()) == pytest.approx(expected, rel=0.02)
 
 
-def test_cost_is_measured_along_lengths_and_batch_sizes(measure, tmp_path):
+def test_cost_is_measured_along_lengths_and_batch_sizes(run_benchmark, tmp_path):
     figure = tmp_path / "figures/growth.png"
     lengths = ("--lengths", "4", "16", "999")
-    status, found, printed, error = measure(
+    status, found, printed, error = run_benchmark(
         "--only", "encode", "decode", *lengths, "--batch_size", "1", "3", "--figure", figure
     )
     assert status == 0, error
@@ -140,11 +147,12 @@ def test_cost_is_measured_along_lengths_and_batch_sizes(measure, tmp_path):
     assert "decode 16" in printed and figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_processes_work_at_the_same_time_and_train_together(measure):
-    status, found, _, error = measure("--only", "decode", "stage1", "--lengths=8", "--processes", "1", "2")
+def test_processes_work_at_the_same_time_and_train_together(run_benchmark):
+    items = ("--only", "decode", "stage1", "--lengths=8")
+    _, alone, _, _ = run_benchmark(*items)
+    status, together, _, error = run_benchmark(*items, "--processes=2")
     assert status == 0, error
-    alone, together = found["results"][:2], found["results"][2:]
-    for one, two in zip(alone, together, strict=True):
+    for one, two in zip(alone["results"], together["results"], strict=True):
         assert one["item"] == two["item"] and (one["processes"], two["processes"]) == (1, 2)
         assert two["flops"] == 2 * one["flops"] and two["peak_memory"] > 1.5 * one["peak_memory"]
         assert two["images_per_second"] == pytest.approx(2 / two["seconds"])
@@ -156,32 +164,32 @@ def test_processes_work_at_the_same_time_and_train_together(measure):
     [("length", 30, 10 / 3, 1), ("batch_size", 20, 10, 2), ("processes", 20, 20, 2)],
 )
 def test_a_figure_shows_how_cost_would_grow_by_the_work_alone(along, flops, rate, memory):
-    values = {field.name: 1 for field in fields(benchmark.Measurement)}
+    values = {field.name: 1 for field in fields(measure.Measurement)}
     values |= {"item": "decode 1", "flops": 10, "images_per_second": 10.0, "peak_memory": 2**20}
-    first = benchmark.Measurement(**values)
+    first = measure.Measurement(**values)
     second = replace(first, **{along: 2}, flops=flops, images_per_second=7.0, peak_memory=5 * 2**20)
     second = replace(second, item=f"decode {second.length}")
-    figure = benchmark.draw([first, second], along, title="")
+    figure = draw([first, second], along, title="")
     for axis, measured, ideal in zip(figure.axes, ([10, 7], [1, 5]), ([10, rate], [1, memory]), strict=True):
         lines = [list(line.get_ydata()) for line in axis.lines]
         assert lines == [measured, pytest.approx(ideal)]
     plotting().close(figure)
 
 
-def test_a_profile_names_the_operators(measure):
-    status, _, printed, error = measure("--only=encode", "--profile")
+def test_a_profile_names_the_operators(run_benchmark):
+    status, _, printed, error = run_benchmark("--only=encode", "--profile")
     assert status == 0, error
-    assert "Self CPU %" in printed and printed.count("::") == benchmark.NUM_OPERATORS
+    assert "Self CPU %" in printed and printed.count("::") == measure.NUM_OPERATORS
 
 
-def test_the_ceiling_is_by_a_library_that_has_the_precision(measure, monkeypatch):
+def test_the_ceiling_is_by_a_library_that_has_the_precision(run_benchmark, monkeypatch):
     monkeypatch.setattr(blocks, "ONEDNN_DTYPES", ())
-    status, _, printed, error = measure("--only=encode", "--precision=bf16")
+    status, _, printed, error = run_benchmark("--only=encode", "--precision=bf16")
     assert status == 0, error
     assert "matmul (torch)" in printed
 
 
-def test_the_ceiling_of_convolutions_is_in_the_faster_layout(measure, monkeypatch):
+def test_the_ceiling_of_convolutions_is_in_the_faster_layout(run_benchmark, monkeypatch):
     layouts = []
 
     def conv2d(images, kernel, padding):
@@ -189,24 +197,26 @@ def test_the_ceiling_of_convolutions_is_in_the_faster_layout(measure, monkeypatc
         time.sleep(0.02 if images.is_contiguous() else 0.0)
         return torch.conv2d(images, kernel, padding=padding)
 
-    monkeypatch.setattr(benchmark.F, "conv2d", conv2d)
-    _, _, printed, _ = measure("--only=attention")
+    monkeypatch.setattr(measure.F, "conv2d", conv2d)
+    _, _, printed, _ = run_benchmark("--only=attention")
     assert set(layouts) == {True, False} and "convolution (channels last)" in printed
 
 
-def test_an_item_too_large_for_the_memory_leaves_the_others(measure, monkeypatch):
+def test_an_item_too_large_for_the_memory_leaves_the_others(run_benchmark, monkeypatch):
     def greedy(setting):
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setitem(benchmark.ITEMS, "encode", greedy)
-    status, found, printed, error = measure("--only", "encode", "decode", "--lengths=8")
+    status, found, printed, error = run_benchmark("--only", "encode", "decode", "--lengths=8")
     assert status == 0, error
     assert [one["item"] for one in found["results"]] == ["decode 8"]
     assert "encode: a batch of 1 does not fit into memory" in printed
 
 
 @pytest.mark.parametrize(("precision", "trains_in_tf32"), [("fp32", False), ("tf32", True), ("bf16", True)])
-def test_half_precision_leaves_training_the_tf32_of_its_configuration(measure, monkeypatch, precision, trains_in_tf32):
+def test_half_precision_leaves_training_the_tf32_of_its_configuration(
+    run_benchmark, monkeypatch, precision, trains_in_tf32
+):
     """The perceptual distance, and a generator's tokenizer, compute in float32 under autocast."""
     allowed = {}
 
@@ -214,14 +224,14 @@ def test_half_precision_leaves_training_the_tf32_of_its_configuration(measure, m
         allowed[work.name] = torch.backends.cuda.matmul.allow_tf32
         return timer(work, setting)
 
-    timer = benchmark.Timer
-    monkeypatch.setattr(benchmark, "Timer", note)
+    timer = measure.Timer
+    monkeypatch.setattr(measure, "Timer", note)
     AcceleratorState._reset_state()
     try:
-        status, _, _, error = measure("--only", "encode", "stage1", "attention", f"--precision={precision}")
+        status, _, _, error = run_benchmark("--only", "encode", "stage1", "attention", f"--precision={precision}")
     finally:
         AcceleratorState._reset_state()
-        benchmark.allow_tf32(False)
+        allow_tf32(False)
     assert status == 0, error
     assert allowed["stage-1 step"] == trains_in_tf32
     assert allowed["encode"] == allowed["attention"] == (precision == "tf32")
@@ -229,19 +239,19 @@ def test_half_precision_leaves_training_the_tf32_of_its_configuration(measure, m
 
 def test_plain_is_eager(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--device=cpu", "--compile"])
-    assert benchmark.settings(benchmark.parse_arguments())[0].compile
+    assert settings(parse_arguments("", benchmark.ITEMS))[0].compile
     sys.argv.append("--plain")
-    assert not benchmark.settings(benchmark.parse_arguments())[0].compile
+    assert not settings(parse_arguments("", benchmark.ITEMS))[0].compile
 
 
-def test_an_accelerator_is_not_timed_by_the_processors_clock(measure):
-    status, _, _, error = measure("--only=encode", "--device=meta", "--clock=cpu")
+def test_an_accelerator_is_not_timed_by_the_processors_clock(run_benchmark):
+    status, _, _, error = run_benchmark("--only=encode", "--device=meta", "--clock=cpu")
     assert status == 1 and error.startswith("error: --clock cpu cannot time what meta does: ")
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.07567, "0.0757"), (85.04, "85"), (999.4, "999"), (12345.6, "12,346")])
 def test_rates_are_written_without_exponents(rate, text):
-    assert benchmark.three_digits(rate) == text
+    assert three_digits(rate) == text
 
 
 def test_memory_is_counted_at_its_peak():
@@ -251,13 +261,13 @@ def test_memory_is_counted_at_its_peak():
         del first
         return (second * 2).sum()
 
-    assert benchmark.peak_memory(turn, torch.device("cpu")) == pytest.approx(2 * 4000, abs=100)
+    assert measure.peak_memory(turn, torch.device("cpu")) == pytest.approx(2 * 4000, abs=100)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("other", ["HEAD", "plain"])
-def test_two_ways_are_timed_in_turn(measure, other):
-    status, found, printed, error = measure("--only=encode", "--against", other)
+def test_two_ways_are_timed_in_turn(run_benchmark, other):
+    status, found, printed, error = run_benchmark("--only=encode", "--against", other)
     assert status == 0, error
     (one,) = found["results"]
     assert one["ratio"] == pytest.approx(one["seconds_there"] / one["seconds"])
@@ -266,14 +276,26 @@ def test_two_ways_are_timed_in_turn(measure, other):
     assert found["against"] == other and f"{one['ratio']:.2f}" in printed
 
 
-def test_an_unknown_revision_is_explained(measure):
-    status, _, _, error = measure("--only=encode", "--against=no-such-revision")
+def test_an_unknown_revision_is_explained(run_benchmark):
+    status, _, _, error = run_benchmark("--only=encode", "--against=no-such-revision")
     assert status == 1 and "got no-such-revision: " in error
 
 
-def test_training_costs_three_times_what_is_trained(measure):
+def test_only_the_same_items_of_two_revisions_are_compared():
+    encode = {"model": "tiny", "item": "encode", "counts": {"work": 1}}
+    check_pair(encode, encode)
+    for other, message in (
+        (encode | {"item": "decode 8"}, "got tiny encode here and tiny decode 8 there"),
+        (None, "got tiny encode here and the end there"),
+        ({"model": "tiny", "item": "encode"}, "take a later one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_pair(encode, other)
+
+
+def test_training_costs_three_times_what_is_trained(run_benchmark):
     """Forward once, backward twice, beside the teacher's encoder, which only goes forward."""
-    _, found, _, _ = measure("--only", "encode", "decode", "stage1")
+    _, found, _, _ = run_benchmark("--only", "encode", "decode", "stage1")
     flops = {one["item"]: one["flops"] for one in found["results"]}
     assert flops["stage-1 step"] > 3 * flops["encode"]
     assert flops["decode 8"] < flops["decode 32"]
@@ -294,19 +316,19 @@ def test_training_costs_three_times_what_is_trained(measure):
         (("--figure=a.png", "--only=encode"), "error: --figure needs something that varies, got one of each: "),
     ],
 )
-def test_what_cannot_be_measured_is_explained(measure, arguments, message):
-    status, _, _, error = measure(*arguments)
+def test_what_cannot_be_measured_is_explained(run_benchmark, arguments, message):
+    status, _, _, error = run_benchmark(*arguments)
     assert status == 1 and error.startswith(message) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("item", ["reconstruct", "loader", "pretokenize"])
-def test_images_that_are_not_there_are_explained(measure, monkeypatch, tmp_path, item):
-    monkeypatch.setattr(benchmark, "ASSETS", tmp_path)
-    status, found, _, error = measure("--only", item)
+def test_images_that_are_not_there_are_explained(run_benchmark, monkeypatch, tmp_path, item):
+    monkeypatch.setattr(benchmark_loader, "ASSETS", tmp_path)
+    status, found, _, error = run_benchmark("--only", item)
     assert status == 1 and found is None
     assert error.startswith(f"error: {tmp_path}/fashion must hold the bundled images, ") and error.count("\n") == 1
 
 
-def test_help_comes_with_an_example(measure):
-    status, _, printed, _ = measure("--help")
+def test_help_comes_with_an_example(run_benchmark):
+    status, _, printed, _ = run_benchmark("--help")
     assert status == 0 and "python3 scripts/benchmark.py --model S L" in printed
