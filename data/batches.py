@@ -102,7 +102,7 @@ class Loader:
         num_seen: Samples given out since iteration began.
         num_bad: Samples and shards that could not be used, since iteration began.
         bad_reasons: The same by reason.
-        expected: Samples in the whole set, all ranks together; None where nothing says so.
+        expected: Samples in the whole set, all ranks together; None where unknown.
 
     Args:
         loader: Gives batches as `collate` makes them.
@@ -138,7 +138,7 @@ class Loader:
                 yield batch
 
     def _received(self) -> Iterator[Batch]:
-        """What the workers send; their errors, and their end, become ours."""
+        """What the workers send; an error or the death of one is raised here."""
         try:
             for batch in self.loader:
                 if "__error__" in batch:

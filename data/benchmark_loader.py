@@ -19,7 +19,7 @@ ASSETS = ROOT / "assets"
 
 def load(setting: Setting) -> Iterator[Work]:
     """Training batches from shards by one process: divide a step's images/s by its own for the workers needed."""
-    from data.image_shards import training_loader
+    from data.loaders import training_loader
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage1", *bundled_shard(setting, Path(folder)))

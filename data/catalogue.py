@@ -16,12 +16,15 @@ from data import DataError
 from data.batches import Example, Fault, FaultLog, SampleError, seeded
 from data.image_folder import load, open_folder
 from data.image_shards import decode, read_shards
+from data.image_sources import FolderSource
 from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
 from data.tar_samples import manifest_facts
 from data.transforms import EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
+# What there is to do for a part; each call decodes one image, or raises SampleError.
+Jobs = Callable[[FaultLog], Iterator[Callable[[], Example]]]
 
 
 class Variants:
@@ -67,14 +70,14 @@ class CentreCrop:
 
 
 class Part(NamedTuple):
-    """A shard, or a stretch of a folder: what one process tokenizes at a time."""
+    """A shard, or so many images of a folder: what one process tokenizes at a time."""
 
     name: str
     num_variants: int
-    jobs: Callable[[FaultLog], Iterator[Callable[[], Example]]]  # each decodes one image, or raises SampleError
+    jobs: Jobs
 
 
-class ImageSource:
+class Catalogue:
     """One split of the data set that a config names, in parts.
 
     `dataset.type` says where the images are; of a config with type tokens it is the shards, or the folder where no
@@ -85,7 +88,7 @@ class ImageSource:
 
     Attributes:
         parts: The parts, in order. Example images are (variants, 3, P, P).
-        classes: Class names by id; empty where nothing says.
+        classes: Class names by id; empty where unknown.
     """
 
     def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
@@ -93,29 +96,30 @@ class ImageSource:
         if kind == "tokens":
             kind = "shards" if params.get(f"{split}_shards_path_or_url") else "folder"
         self.transform = transform
-        if kind == "folder":
-            train = params.get("train_folder")
-            classes = open_folder(train, "dataset.params.train_folder").classes if train else None
-            source = open_folder(params.get(f"{split}_folder"), f"dataset.params.{split}_folder", classes or None)
-            self.classes = source.classes
-            firsts = range(0, len(source), FOLDER_PART)
-            stretches = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
-            jobs = {f"{stretch[0]:08d}": partial(self._folder_jobs, source, stretch) for stretch in stretches}
-        else:
-            key = f"dataset.params.{split}_shards_path_or_url"
-            shards = resolve_shards(params.get(f"{split}_shards_path_or_url"), key)
-            manifest = read_manifest(Path(shards[0]).parent)
-            self.classes = manifest["classes"] if manifest else []
-            num_classes = manifest_facts(shards)[1]
-            jobs = {shard: partial(self._shard_jobs, shard, num_classes) for shard in shards}
-        self.parts = [Part(Path(name).name, len(transform.names), list_jobs) for name, list_jobs in jobs.items()]
+        jobs = self._of_folder(config, split) if kind == "folder" else self._of_shards(config, split)
+        self.parts = [Part(name, len(transform.names), list_jobs) for name, list_jobs in jobs]
+
+    def _of_shards(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:
+        key = f"{split}_shards_path_or_url"
+        shards = resolve_shards(config.dataset.params.get(key), f"dataset.params.{key}")
+        manifest = read_manifest(Path(shards[0]).parent)
+        self.classes = manifest["classes"] if manifest else []
+        num_classes = manifest_facts(shards)[1]
+        return [(Path(shard).name, partial(self._shard_jobs, shard, num_classes)) for shard in shards]
 
     def _shard_jobs(self, shard: str, num_classes: int | None, faults: FaultLog) -> Iterator[Callable[[], Example]]:
         for sample in read_shards([(shard, 0.0)], faults=faults):
             transform = partial(self.transform, key=sample["__key__"])
             yield partial(decode, sample, transform, num_classes)
 
-    def _folder_jobs(self, source: Any, indices: range, faults: FaultLog) -> Iterator[Callable[[], Example]]:
+    def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:
+        source = open_folder(config, split)
+        self.classes = source.classes
+        firsts = range(0, len(source), FOLDER_PART)
+        parts = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
+        return [(f"{part[0]:08d}", partial(self._folder_jobs, source, part)) for part in parts]
+
+    def _folder_jobs(self, source: FolderSource, indices: range, faults: FaultLog) -> Iterator[Callable[[], Example]]:
         for index in indices:
             yield partial(load, source, index, partial(self.transform, key=source.name(index)))
 

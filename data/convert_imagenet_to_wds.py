@@ -20,7 +20,7 @@ HUB_ID = "ILSVRC/imagenet-1k"
 HUB_SPLITS = {"train": "train", "val": "validation"}
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="where imagenet-train-000000.tar, ... go")
     parser.add_argument("--max_train_samples_per_shard", type=int, default=4000)
@@ -30,8 +30,11 @@ def main() -> None:
     )
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
     parser.add_argument("--seed", type=int, default=0, help="mixes the images")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    arguments = parse_arguments()
     folder = Path(arguments.source).expanduser()
     if folder.is_dir():
         if missing := [split for split in HUB_SPLITS if not (folder / split).is_dir()]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data import DataError
 from data.batches import Example, FaultLog, Loader, check_count
-from data.catalogue import CentreCrop, ImageSource, decoded
+from data.catalogue import Catalogue, CentreCrop, decoded
 from data.image_sets import ImageSet, Selected
-from data.image_shards import evaluation_loader
+from data.loaders import evaluation_loader
 from utils.config import load_config
 from utils.processes import Processes
 
@@ -49,7 +49,7 @@ class NumberedImages:
         self.preparation = crop.transform.description
         self.strict = not params.get("eval_skip_broken", False)
         self.num_threads = params.num_workers_per_gpu
-        self.parts = ImageSource(config, "eval", crop).parts
+        self.parts = Catalogue(config, "eval", crop).parts
         faults = FaultLog(self.strict)
         mine = range(processes.rank, len(self.parts), processes.world_size)
         counts = {index: sum(1 for _ in self.parts[index].jobs(faults)) for index in mine}

@@ -6,18 +6,19 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig
 from torch.utils.data import Dataset, Sampler
 
 from data import DataError
 from data.batches import NO_LABEL, Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
-from data.image_sources import FolderSource
+from data.image_sources import FolderSource, subfolders
 from data.transforms import EvalTransform, TrainTransform, decode_image
 
 NUM_STAND_INS = 16  # tried in place of a broken image
 
 
 class GlobalBatches(Sampler):
-    """Which samples stand in which batch of a rank: one endless order, cut into global batches.
+    """Which samples are in which batch of a rank: one endless order, cut into global batches.
 
     The order is a new permutation for every epoch, by seed and epoch alone, and a rank takes its slice of each global
     batch: 2 ranks with B samples each see the global batches that 1 rank with 2B sees.
@@ -117,8 +118,18 @@ def load(source: FolderSource, index: int, transform: Callable) -> Example:
     return Example(image, NO_LABEL if class_id is None else class_id, source.name(index))
 
 
-def open_folder(path: str | None, key: str, classes: list[str] | None = None) -> FolderSource:
-    """The images of the folder that a config names."""
-    if not path:
-        raise DataError(f"{key} must name a folder of images when dataset.type is folder, and it is empty")
-    return FolderSource(Path(path).expanduser(), classes=classes)
+def open_folder(config: DictConfig, split: str) -> FolderSource:
+    """The images of the folder that a configuration names for "train" or "eval".
+
+    Class ids are the places of the training folder's subfolders in both splits, even if the other lacks a class.
+    """
+    params, key = config.dataset.params, f"{split}_folder"
+    if not params.get(key):
+        raise DataError(
+            f"dataset.params.{key} must name a folder of images when dataset.type is folder, and it is empty"
+        )
+    classes: list[str] = []
+    if split == "eval" and params.get("train_folder"):
+        train = Path(params.train_folder).expanduser()
+        classes = subfolders(train) if train.is_dir() else []
+    return FolderSource(Path(params[key]).expanduser(), classes=classes or None)

@@ -24,7 +24,7 @@ NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
 def shares(count: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[slice]:
-    """Which of `count` images make the batches of a rank: each r-th batch is rank r's, so all come once."""
+    """The batches of a rank, as places among `count` images: the ranks take turns, and each image is in one batch."""
     for first in range(rank * batch_size, count, world_size * batch_size):
         yield slice(first, min(first + batch_size, count))
 
@@ -194,7 +194,7 @@ def _open_array(path: Path) -> BinaryIO:
 
 
 class Statistics(NamedTuple):
-    """Mean (D,) and covariance (D, D), float64, of Inception features, and whether images stand beside them."""
+    """Mean (D,) and covariance (D, D), float64, of Inception features, and whether the archive has images, too."""
 
     mean: np.ndarray
     covariance: np.ndarray

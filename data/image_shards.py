@@ -1,242 +1,23 @@
-"""The loaders of training and evaluation: WebDataset shards as a list of stages, or a folder of images."""
+"""Batches from WebDataset shards, as a list of stages: which shard, its samples, mixed, decoded, put together."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
 import webdataset
-from omegaconf import DictConfig
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from data import DataError
-from data.batches import (
-    Batch,
-    Example,
-    Fault,
-    FaultLog,
-    Loader,
-    SampleError,
-    check_count,
-    collate,
-    failure,
-    faults_only,
-    seeded,
-)
-from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
-from data.image_sources import subfolders
-from data.shard_urls import resolve_shards
-from data.tar_samples import ShardError, class_of, image_of, manifest_facts, read_shard
-from data.token_loader import TokenBatches, token_loaders
+from data.batches import Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
+from data.tar_samples import ShardError, class_of, image_of, read_shard
 from data.transforms import EvalTransform, TrainTransform, decode_image
-from utils.processes import obey_only_the_parent
-
-__all__ = ["DataError", "Loader", "check_count", "evaluation_loader", "loaders", "training_loader"]
 
 NUM_STAND_INS = 16  # samples of the next batch that may take the place of broken ones
 NUM_USELESS_SHARDS = 100  # in a row, before a worker gives up
 # Seconds that shards without a sample may take in a row: the other ranks wait, and NCCL lets them for ten minutes.
 PATIENCE = 300.0
-
-
-def training_loader(
-    config: DictConfig,
-    *,
-    rank: int,
-    world_size: int,
-    start_batch: int = 0,
-    batches_per_chunk: int,
-    start_method: str | None = None,
-) -> Loader:
-    """Endless training batches for one rank.
-
-    Interrupted after any batch and started again with `start_batch` = batches taken so far, it goes on with the very
-    batches that would have come, at the same world size, number of workers and `batches_per_chunk`.
-
-    Args:
-        start_batch: Batches that this rank has taken before.
-        batches_per_chunk: Batches of this rank between fresh seeds (shards; a folder needs none). After a restart a
-            worker reads at most one chunk again, without decoding it: `save_every` times gradient accumulation is free.
-        start_method: How workers are started: `fork`, `spawn` or `forkserver`; the platform's way when not given.
-
-    Raises:
-        DataError: The data are not there, a value of the config makes no sense or, while batches are taken, more than
-            `dataset.max_bad_fraction` of the samples are broken.
-    """
-    preprocessing = config.dataset.preprocessing
-    transform = TrainTransform(
-        preprocessing.resize_shorter_edge,
-        preprocessing.crop_size,
-        preprocessing.get("random_crop", False),
-        preprocessing.get("random_flip", False),
-    )
-    params = config.dataset.params
-    seed = config.training.seed
-    batch_size = _at_least(1, config.training.per_gpu_batch_size, "training.per_gpu_batch_size")
-    num_workers = _at_least(0, params.num_workers_per_gpu, "dataset.params.num_workers_per_gpu")
-    if _dataset_type(config) == "folder":
-        source = open_folder(params.get("train_folder"), "dataset.params.train_folder")
-        dataset = TrainingFolder(source, transform, seed)
-        batches = GlobalBatches(
-            len(source), batch_size, rank=rank, world_size=world_size, seed=seed, start_batch=start_batch
-        )
-    else:
-        key = "dataset.params.train_shards_path_or_url"
-        shards = resolve_shards(params.get("train_shards_path_or_url"), key)
-        batches = None
-        dataset = TrainingShards(
-            shards,
-            transform,
-            batch_size=batch_size,
-            rank=rank,
-            num_classes=manifest_facts(shards)[1],
-            shuffle_buffer_size=_at_least(
-                1, params.get("shuffle_buffer_size", 1000), "dataset.params.shuffle_buffer_size"
-            ),
-            seed=seed,
-            start_batch=start_batch,
-            batches_per_chunk=_at_least(1, batches_per_chunk, "batches_per_chunk"),
-        )
-    return Loader(
-        _data_loader(dataset, batches, num_workers, start_method),
-        max_bad_fraction=config.dataset.get("max_bad_fraction", 0.01),
-    )
-
-
-def evaluation_loader(
-    config: DictConfig,
-    *,
-    rank: int,
-    world_size: int,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
-    start_method: str | None = None,
-) -> Loader:
-    """Every evaluation sample once, over all ranks and workers; it may be iterated again and again.
-
-    `dataset.params.max_eval_examples` takes so many of them: the first ones of a folder, or of every shard alike. Which
-    ones does not depend on batches, ranks and workers.
-
-    Ranks can get different numbers of batches, or none: no collective operation belongs inside the loop. Sum what was
-    seen over the ranks and give it to `check_count` with the loader's `expected`. Sorting by `__key__` restores the
-    order.
-
-    Args:
-        batch_size: Samples in a batch, `training.per_gpu_batch_size` when not given. A worker's last may be smaller.
-        num_workers: `dataset.params.num_workers_per_gpu` when not given.
-        start_method: As in `training_loader`.
-
-    Raises:
-        DataError: The data are not there or, while batches are taken, any sample or shard is broken, unless
-            `dataset.params.eval_skip_broken` is true.
-    """
-    params = config.dataset.params
-    transform = EvalTransform(config.dataset.preprocessing.crop_size)
-    if batch_size is None:
-        batch_size = config.training.per_gpu_batch_size
-    if num_workers is None:
-        num_workers = params.num_workers_per_gpu
-    batch_size = _at_least(1, batch_size, "the batch size of evaluation")
-    num_workers = _at_least(0, num_workers, "dataset.params.num_workers_per_gpu")
-    skip_broken = params.get("eval_skip_broken", False)
-    most, expected = params.get("max_eval_examples"), params.get("num_eval_examples")
-    if most is not None:
-        most = _at_least(1, most, "dataset.params.max_eval_examples")
-    if _dataset_type(config) == "folder":
-        train_folder = Path(params.get("train_folder") or "").expanduser()
-        # Class ids must mean the same, even if the evaluation folder lacks a class.
-        classes = subfolders(train_folder) if params.get("train_folder") and train_folder.is_dir() else None
-        source = open_folder(params.get("eval_folder"), "dataset.params.eval_folder", classes or None)
-        dataset = EvaluationFolder(source, transform, skip_broken)
-        found = len(source)
-        taken = found if most is None else min(most, found)
-        batches = evaluation_batches(taken, batch_size, rank=rank, world_size=world_size)
-    else:
-        shards = resolve_shards(params.get("eval_shards_path_or_url"), "dataset.params.eval_shards_path_or_url")
-        found, num_classes = manifest_facts(shards)
-        counts = dict.fromkeys(shards) if most is None else samples_of_each(shards, most)
-        mine = [shard for shard in shards if counts[shard] != 0][rank::world_size]
-        num_workers = min(num_workers, len(mine))
-        batches = None
-        dataset = EvaluationShards(
-            mine, counts, transform, batch_size=batch_size, num_classes=num_classes, skip_broken=skip_broken
-        )
-    expected = found if expected is None else expected
-    if most is not None:
-        expected = None if found is None else min(most, expected)  # unknown sizes: some shard may hold too few
-    return Loader(_data_loader(dataset, batches, num_workers, start_method), expected=expected)
-
-
-def samples_of_each(shards: list[str], most: int) -> dict[str, int]:
-    """How many samples each shard gives so that all give `most`, as evenly as their sizes allow.
-
-    A shard whose size no manifest tells counts as one that is large enough.
-    """
-    sizes = {shard: manifest_facts([shard])[0] for shard in shards}
-    counts = {}
-    for shard in sorted(shards, key=lambda shard: math.inf if sizes[shard] is None else sizes[shard]):
-        fair = most // (len(shards) - len(counts))
-        counts[shard] = fair if sizes[shard] is None else min(fair, sizes[shard])
-        most -= counts[shard]
-    return counts
-
-
-def loaders(
-    config: DictConfig, *, rank: int, world_size: int
-) -> tuple[Callable[[int], Loader | TokenBatches], Callable[[], Loader | TokenBatches] | None]:
-    """What the training loop asks for: training batches from a given micro-batch on, and an evaluation pass.
-
-    The second is None where the config names no evaluation data.
-    """
-    if config.dataset.get("type") == "tokens":
-        return token_loaders(config, rank=rank, world_size=world_size)
-    params = config.dataset.params
-    chunk = config.experiment.save_every * config.training.gradient_accumulation_steps
-    where = "eval_folder" if _dataset_type(config) == "folder" else "eval_shards_path_or_url"
-    place = {"rank": rank, "world_size": world_size}
-    training = partial(_training_from, config, batches_per_chunk=chunk, **place)
-    return training, partial(evaluation_loader, config, **place) if params.get(where) else None
-
-
-def _training_from(config: DictConfig, start_batch: int, **arguments: int) -> Loader:
-    return training_loader(config, start_batch=start_batch, **arguments)
-
-
-def _dataset_type(config: DictConfig) -> str:
-    kind = config.dataset.get("type", "shards")
-    if kind not in ("shards", "folder"):
-        raise DataError(f"dataset.type must be shards or folder, or tokens to train a generator, got {kind}")
-    return kind
-
-
-def _at_least(smallest: int, value: Any, key: str) -> int:
-    if not isinstance(value, int) or value < smallest:
-        raise DataError(f"{key} must be a whole number of at least {smallest}, got {value!r}")
-    return value
-
-
-def _data_loader(dataset: Any, batches: Any, num_workers: int, start_method: str | None) -> DataLoader:
-    options = {"batch_size": None} if batches is None else {"batch_sampler": batches}
-    return DataLoader(
-        dataset,
-        collate_fn=as_is,
-        num_workers=num_workers,
-        worker_init_fn=obey_only_the_parent,
-        multiprocessing_context=start_method if num_workers else None,
-        pin_memory=torch.cuda.is_available(),
-        # Its own, because a new iterator draws a number: the models' random state must not depend on that.
-        generator=torch.Generator(),
-        **options,
-    )
-
-
-def as_is(batch: Batch) -> Batch:
-    """The data sets make whole batches themselves."""
-    return batch
 
 
 class TrainingShards(IterableDataset):
@@ -353,10 +134,10 @@ def from_the_start(shards: Iterable[str]) -> Iterator[tuple[str, float]]:
 
 
 def resampled(shards: list[str], *, rng) -> Iterator[tuple[str, float]]:
-    """Shards drawn with replacement, without end: (shard, where to begin).
+    """Shards drawn with replacement, without end: (shard, where to start reading).
 
-    The first one begins anywhere, because a chunk may be shorter than a shard: the samples at a shard's end would come
-    less often than those at its beginning.
+    The first one is read from a random place, because a chunk may be shorter than a shard: the samples at a shard's
+    end would be drawn less often than those at its beginning.
     """
     yield rng.choice(shards), rng.random()
     while True:
@@ -396,7 +177,7 @@ def read_shards(
 
 
 def windows(samples: Iterable[RawSample], *, size: int, ahead: int) -> Iterator[list[RawSample]]:
-    """Each batch of raw samples, followed by the first few of the next, which may stand in for broken ones."""
+    """Each batch of raw samples, followed by the first few of the next, which may replace broken ones."""
     window: list[RawSample] = []
     for sample in samples:
         window.append(sample)
@@ -431,22 +212,30 @@ def decode_windows(
         examples = []
         for place, sample in enumerate(window[:batch_size]):
             rng = seeded(*seed, number * batch_size + place)
-            try:
-                examples.append(decode(sample, partial(transform, rng=rng), num_classes))
-            except SampleError as error:
-                fault = Fault(error.reason, sample["__shard__"], sample["__key__"], error.detail)
-                faults.add(fault)
-                for stand_in in stand_ins:
-                    try:
-                        examples.append(decode(stand_in, partial(transform, rng=rng), num_classes))
-                        break
-                    except SampleError:
-                        continue  # counted when its own batch comes
-                else:
-                    raise DataError(
-                        f"{len(faults.take())} samples of one batch cannot be used, the last: {fault}"
-                    ) from None
+            decode_this = partial(decode, transform=partial(transform, rng=rng), num_classes=num_classes)
+            examples.append(decode_or_replace(sample, stand_ins, decode_this, faults))
         yield collate(examples, faults)
+
+
+def decode_or_replace(
+    sample: RawSample, stand_ins: Iterator[RawSample], decode: Callable[[RawSample], Example], faults: FaultLog
+) -> Example:
+    """The sample decoded or, where it is broken, the first of `stand_ins` that is not.
+
+    Raises:
+        DataError: All of them are broken.
+    """
+    try:
+        return decode(sample)
+    except SampleError as error:
+        fault = Fault(error.reason, sample["__shard__"], sample["__key__"], error.detail)
+        faults.add(fault)
+    for stand_in in stand_ins:
+        try:
+            return decode(stand_in)
+        except SampleError:
+            continue  # counted when its own batch comes
+    raise DataError(f"{len(faults.take())} samples of one batch cannot be used, the last: {fault}")
 
 
 def decode_each(

@@ -1,15 +1,31 @@
-"""Where the images of new shards come from: a folder, an ImageNet folder, the Hugging Face hub."""
+"""Where images come from: a folder, an ImageNet folder, a data set of the Hugging Face hub."""
 
 import csv
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data import DataError
 from data.shard_files import IMAGE_EXTENSIONS
 from utils.result_folder import sheets_in
+
+
+class Source(Protocol):
+    """Images that can be read by number, in any order and in any process (picklable)."""
+
+    classes: list[str]  # names by class id; empty where there are no labels
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Changes when the list of images does, so that a restart does not mix two of them."""
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        """The image's bytes and its class id."""
 
 
 class FolderSource:
@@ -18,7 +34,7 @@ class FolderSource:
     Args:
         folder: Holds either images or one subfolder for each class (with images at any depth below).
         classes: Names by class id; the sorted names of the subfolders when not given.
-        class_of: Class name by file name without extension, for a flat folder whose labels stand in a file.
+        class_of: Class name by file name without extension, for a flat folder whose labels are in a file.
 
     Raises:
         DataError: There is no image, or it is not clear what the classes are.
@@ -82,7 +98,7 @@ def list_images(folder: Path) -> list[str]:
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
-            raise DataError(f"{parent} is a link to a folder that it stands in, which has no end: remove it")
+            raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative, sheets = Path(parent).relative_to(folder), sheets_in(Path(parent))
         found.extend(

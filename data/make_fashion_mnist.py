@@ -88,7 +88,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
         shape = np.frombuffer(data, ">u4", count=axes, offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError) as error:
-        raise DataError(f"{path} is no whole IDX file of bytes ({error}): get it again") from error
+        raise DataError(f"{path} must be a complete IDX file, and is not ({error}): download it again") from error
 
 
 def download(folder: Path) -> Path:
@@ -128,14 +128,17 @@ def write_splits(idx_dir: Path, arguments: argparse.Namespace) -> None:
         report(written, arguments.output_dir, prefix)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("fashion_mnist"))
     parser.add_argument("--idx_dir", type=Path, help="folder of the four IDX files, gzipped or not")
     parser.add_argument("--sample", type=int, metavar="N", help="only the first N test images of each class")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    arguments = parse_arguments()
     idx_dir = arguments.idx_dir or (DEBIAN_FOLDER if DEBIAN_FOLDER.is_dir() else None)
     if idx_dir is not None:
         write_splits(idx_dir, arguments)

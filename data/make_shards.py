@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data import DataError
-from data.image_sources import HubStream, open_source
+from data.image_sources import HubStream, Source, open_source
 from data.shard_files import (
     Sample,
     image_extension,
@@ -29,22 +29,6 @@ from data.shard_files import (
 )
 from utils.cli import run
 from utils.lock import FolderLock
-
-
-class Source(Protocol):
-    """Images that can be read by number, in any order and in any process (picklable)."""
-
-    classes: list[str]  # names by class id; empty where there are no labels
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """Changes when the list of images does, so that a restart does not mix two of them."""
-
-    def name(self, index: int) -> str: ...
-
-    def read(self, index: int) -> tuple[bytes, int | None]:
-        """The image's bytes and its class id."""
 
 
 def make_shards(
@@ -230,7 +214,7 @@ def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
         print(f"{len(skipped)} left out, because their bytes are no jpg, png or webp image: {shown}")
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--source",
@@ -247,7 +231,11 @@ def main() -> None:
     parser.add_argument(
         "--streaming", action="store_true", help="hub only: do not keep a copy on disk; the hub's order, one process"
     )
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     prefix = arguments.prefix or arguments.split
     source = open_source(arguments.source, arguments.split, streaming=arguments.streaming)
     if isinstance(source, HubStream):

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import FaultLog
-from data.catalogue import CentreCrop, ImageSource, Part, Variants, check_skipped, decoded
-from data.token_shards import token_dtype, write_token_set
+from data.catalogue import Catalogue, CentreCrop, Part, Variants, check_skipped, decoded
+from data.token_sets import token_dtype, write_token_set
 from utils.parts import Parts
 
 
@@ -49,7 +49,7 @@ class Split:
         is_train = name == "train"
         transform = Variants(preprocessing, num_crops, seed) if is_train else CentreCrop(preprocessing)
         self.variants = transform.names
-        self.source = ImageSource(config, name, transform)
+        self.source = Catalogue(config, name, transform)
         self.strict = not is_train and not config.dataset.params.get("eval_skip_broken", False)
         self.plan = {
             "split": name,

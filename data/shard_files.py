@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,13 +42,18 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
     """
     num_samples = 0
     with replacing(path) as partial:
-        with open(partial, "wb") as file, contextlib.ExitStack() as stack:
-            stream = stack.enter_context(gzip.GzipFile("", "wb", 9, file, mtime=0)) if path.suffix == ".gz" else file
-            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for sample in samples:
-                    _add_sample(tar, sample)
-                    num_samples += 1
+        with _open_new_shard(partial, compressed=path.suffix == ".gz") as tar:
+            for sample in samples:
+                _add_sample(tar, sample)
+                num_samples += 1
         return {"num_samples": num_samples, "num_bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+
+
+@contextlib.contextmanager
+def _open_new_shard(path: Path, *, compressed: bool) -> Iterator[tarfile.TarFile]:
+    with open(path, "wb") as file, contextlib.ExitStack() as stack:
+        stream = stack.enter_context(gzip.GzipFile("", "wb", 9, file, mtime=0)) if compressed else file
+        yield stack.enter_context(tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT))
 
 
 def _add_sample(tar: tarfile.TarFile, sample: Sample) -> None:

@@ -14,6 +14,7 @@ from data.shard_files import IMAGE_EXTENSIONS, read_manifest
 from data.shard_urls import open_shard, scheme_of
 
 FIELDS = (*IMAGE_EXTENSIONS, "cls")
+ENDINGS = tuple(f".{field}" for field in FIELDS)
 MAX_MEMBER_BYTES = 1 << 28
 MAX_NAME_BYTES = 1 << 16
 NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
@@ -112,18 +113,21 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Names and contents of a shard's images and labels; no content of links and of what else is no plain file."""
     place = "the beginning"
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 18, tarinfo=_StrictTarInfo) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep a million of them
-                name = place = _printable(member.name)
-                if member.isdir() or name.startswith("__"):
-                    continue
-                if not name.lower().endswith(tuple(f".{field}" for field in FIELDS)):
-                    continue
-                is_file = member.isreg() and not member.issparse()
-                yield name, tar.extractfile(member).read() if is_file else None
+        for tar, member in _walk(stream):
+            name = place = _printable(member.name)
+            if member.isdir() or name.startswith("__") or not name.lower().endswith(ENDINGS):
+                continue
+            is_file = member.isreg() and not member.issparse()
+            yield name, tar.extractfile(member).read() if is_file else None
     except Exception as error:  # tarfile and the decompressors raise errors of many classes for damaged bytes
         raise ShardError(f"ends early or is damaged in or after {place} ({error or type(error).__name__})") from error
+
+
+def _walk(stream: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 18, tarinfo=_StrictTarInfo) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # tarfile would keep a million of them
+            yield tar, member
 
 
 def _printable(name: str) -> str:

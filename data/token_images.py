@@ -92,7 +92,7 @@ def square(image: Image.Image) -> Image.Image:
 
 def from_configuration(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
     """The evaluation images of a configuration, read until all that are wanted were seen."""
-    from data.image_shards import evaluation_loader
+    from data.loaders import evaluation_loader
 
     wanted = {keys[index]: index for index in indices}
     images: dict[int, Image.Image] = {}

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from data import DataError
 from data.batches import Batch
 from data.image_folder import GlobalBatches, evaluation_batches
-from data.token_shards import MANIFEST, TokenSet, read_token_manifest
+from data.token_sets import MANIFEST, TokenSet, read_token_manifest
 from utils.paths import ROOT
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> Toke
 def token_loaders(
     config: DictConfig, *, rank: int, world_size: int
 ) -> tuple[Callable[[int], TokenBatches], Callable[[], TokenBatches] | None]:
-    """As `data.image_shards.loaders`, for `dataset.type: tokens`."""
+    """As `data.loaders.loaders`, for `dataset.type: tokens`."""
     place = {"rank": rank, "world_size": world_size}
     evaluation = functools.partial(evaluation_tokens, config, **place)
     if not (_folder(config, "eval") / MANIFEST).is_file():

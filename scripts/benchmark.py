@@ -47,7 +47,7 @@ def reconstruct(setting: Setting) -> Iterator[Work]:
 
     The loader is an item of its own: one process of it is slower than a GPU.
     """
-    from data.image_shards import evaluation_loader
+    from data.loaders import evaluation_loader
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage2", *bundled_shard(setting, Path(folder)))
@@ -67,12 +67,12 @@ def reconstruct(setting: Setting) -> Iterator[Work]:
 def pretokenize(setting: Setting) -> Iterator[Work]:
     """From shards to tokens, as scripts/pretokenize.py goes: in float32 whatever the precision."""
     from data.batches import FaultLog
-    from data.catalogue import CentreCrop, ImageSource, decoded
+    from data.catalogue import Catalogue, CentreCrop, decoded
 
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config("stage2", *bundled_shard(setting, Path(folder)))
         model = benchmark_items.tokenizer(setting, config)
-        (part,) = ImageSource(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
+        (part,) = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
 
         def turn():
             for examples in decoded(part, batch_size=setting.batch_size, num_threads=1, faults=FaultLog(strict=True)):

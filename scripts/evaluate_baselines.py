@@ -79,7 +79,8 @@ def main() -> None:
 
 def training_images(config: DictConfig, batch_size: int | None, session: Session) -> np.ndarray:
     """All images that the config trains on, prepared as for evaluation: (n, 3 P P) float32 in [0, 1], sorted by key."""
-    from data.image_shards import check_count, evaluation_loader  # torchvision is slow to import, too slow for --help
+    from data.batches import check_count
+    from data.loaders import evaluation_loader  # torchvision is slow to import, too slow for --help
 
     train, params = config.copy(), config.dataset.params
     train.dataset.params.eval_shards_path_or_url = params.train_shards_path_or_url
@@ -103,8 +104,8 @@ def score(
     facts: dict[str, int],
 ) -> None:
     """Hold what the baselines give back of the evaluation images against these."""
+    from data.batches import check_count
     from data.evaluation_images import evaluation_images
-    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size, device = config.dataset.preprocessing.crop_size, session.device

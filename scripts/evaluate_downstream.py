@@ -71,9 +71,9 @@ def main() -> None:
 def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Session) -> None:
     """Compare what `network` sees in the originals and in each set of targets."""
     from data import annotations  # torchvision is slow to import, too slow for --help
+    from data.batches import check_count
     from data.evaluation_images import chosen, chosen_rows
     from data.image_sets import open_images, paired
-    from data.image_shards import check_count
 
     sets = paired([open_images(name) for name in (arguments.original, *arguments.target)])
     truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, sets[0]) if arguments.truth else None

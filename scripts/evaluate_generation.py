@@ -214,9 +214,9 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     Args:
         size: Pixels a side of the samples, to which shards are cropped.
     """
+    from data.batches import check_count
     from data.evaluation_images import reference_images
     from data.image_sets import open_images, read_statistics
-    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     see = partial(reference_of, network, session, check_count)

@@ -68,8 +68,8 @@ def budgets_of(config: DictConfig) -> list[int]:
 
 
 def evaluate(arguments: argparse.Namespace, config: DictConfig, entries: list[Entry], session: Session) -> None:
+    from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size = config.dataset.preprocessing.crop_size

@@ -66,8 +66,8 @@ def main() -> None:
 
 def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """A tokenizer's images at each length against the originals: the results, and what to say beneath the table."""
+    from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     config = load_config(arguments.config, arguments.overrides)
@@ -128,9 +128,9 @@ def token_row(length: int, bits: float, image_size: int, system: str) -> Row:
 
 def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """One set of images against another, as they are."""
+    from data.batches import check_count
     from data.evaluation_images import chosen
     from data.image_sets import open_images, paired
-    from data.image_shards import check_count
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     sets = paired([open_images(arguments.original), open_images(arguments.target)])

@@ -33,7 +33,7 @@ def main() -> None:
     # Slow to import, too slow for --help.
     from codec.entropy import FILE, load_entropy_models, save_entropy_models
     from codec.fitting import fit
-    from data.token_shards import TokenSet
+    from data.token_sets import TokenSet
     from modeling.checkpoints.locate import locate
     from modeling.identity import identity
     from modeling.tokenizers import frozen_tokenizer

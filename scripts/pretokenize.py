@@ -80,7 +80,7 @@ def tokenize_split(
     """Write OUTPUT_DIR/NAME, or what is missing of it."""
     # torchvision is slow to import, too slow for --help
     from data.pretokenizing import Encoder, Split
-    from data.token_shards import MANIFEST, read_token_manifest
+    from data.token_sets import MANIFEST, read_token_manifest
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return encode_tokens(tokenizer, images.to(processes.device).float() / 255)

@@ -213,8 +213,8 @@ def write_files(
     session: Session,
 ) -> tuple[list[str], dict[str, Any], list[Path | str]]:
     """Write all that was asked for: the keys, facts for the record, and the files."""
+    from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.image_shards import check_count
     from data.transforms import EvalTransform
 
     size, output_dir = config.dataset.preprocessing.crop_size, session.output_dir

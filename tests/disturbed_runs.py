@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from data.image_shards import check_count, loaders
+from data.batches import check_count
+from data.loaders import loaders
 from modeling.tasks.teacher import TeacherTask
 from scripts.launch_node import GRACE
 from tests.slurm_cluster import free_ports

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.image_shards import evaluation_loader
+from data.loaders import evaluation_loader
 from data.shard_files import Sample, write_manifest, write_shard
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece

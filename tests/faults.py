@@ -35,11 +35,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from data import image_shards, shard_urls
+from data import image_shards, loaders, shard_urls
+from data.batches import check_count
 from data.image_sets import open_images, read_statistics
-from data.image_shards import check_count, evaluation_loader, training_loader
+from data.loaders import evaluation_loader, training_loader
 from data.shard_files import MANIFEST, read_manifest
-from data.token_shards import KEYS, LABELS, TOKENS, TokenSet
+from data.token_sets import KEYS, LABELS, TOKENS, TokenSet
 from data.transforms import decode_image
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.state import load_strict, read_state_dict
@@ -144,7 +145,7 @@ def flipped_header(folder: Path) -> Iterator[str]:
 def shard_that_vanishes(folder: Path) -> Iterator[str]:
     spec = two_shards(folder)
     found = shard_urls.resolve_shards(spec, "")
-    with unittest.mock.patch.object(image_shards, "resolve_shards", lambda spec, key: found):
+    with unittest.mock.patch.object(loaders, "resolve_shards", lambda spec, key: found):
         (folder / "s-000001.tar").unlink()
         yield spec
 
@@ -513,7 +514,7 @@ def _(folder: Path) -> str:
     return f"the images are called {file_stem(0, class_names(config))}_000.png, ..."
 
 
-@elsewhere("a folder of images with links to itself", "^stops: .* is a link to a folder that it stands in")
+@elsewhere("a folder of images with links to itself", "^stops: .* is a link to a folder that contains it")
 def _(folder: Path) -> str:
     make_images(folder, count=4)
     for name in "ab":

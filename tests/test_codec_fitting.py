@@ -13,7 +13,7 @@ from codec.bitstream import Mode
 from codec.entropy import FILE, entropy_models_of, load_entropy_models, save_entropy_models
 from codec.fitting import fitted_tables, log_tables, rounded, shared_tables
 from data import DataError
-from data.token_shards import write_token_set
+from data.token_sets import write_token_set
 from modeling.causal_network import CausalTokenNetwork
 from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from data import DataError
-from data.image_shards import evaluation_loader, training_loader
+from data.loaders import evaluation_loader, training_loader
 from data.tar_samples import ShardError, read_shard
 from tests.shard_data import keys, make_config, make_shards, png, shard_spec, take, write_tar
 

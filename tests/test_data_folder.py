@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import DataError
-from data.image_shards import evaluation_loader, training_loader
+from data.loaders import evaluation_loader, training_loader
 from tests.shard_data import keys, make_config, png, same, take
 
 

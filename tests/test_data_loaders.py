@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data import DataError
-from data.image_shards import check_count, evaluation_loader, training_loader
+from data.batches import check_count
+from data.loaders import evaluation_loader, training_loader
 from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
 from tests.shard_data import keys, make_config, make_shards, png, same, shard_spec, take

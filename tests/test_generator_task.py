@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import scripts.pretokenize
 import scripts.train_generator
-from data.image_shards import evaluation_loader
+from data.loaders import evaluation_loader
 from data.token_loader import evaluation_tokens
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import locate

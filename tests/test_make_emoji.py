@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data import DataError, make_emoji
-from data.image_shards import check_count, evaluation_loader
+from data.batches import check_count
+from data.loaders import evaluation_loader
 from data.make_emoji import CLASSES, GROUPS, PACKAGES, TRAINING_SETS, TrainingEmoji, read_emoji
 from data.shard_files import read_manifest
 from tests.shard_data import make_config
@@ -65,33 +66,39 @@ def emoji(tmp_path_factory):
     all_labels, pixels = labels(), {}
     patch = pytest.MonkeyPatch()
     for style, package in PACKAGES.items():
-        fluent = style == "Fluent"
         with tarfile.open(source / package.tarball, "w:gz") as tar:
-
-            def add(name: str, data: bytes, tar=tar, **kind) -> None:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                for key, value in kind.items():
-                    setattr(member, key, value)
-                tar.addfile(member, io.BytesIO(data))
-
-            add("package/emoji.json", json.dumps(all_labels).encode())
-            for label in all_labels:
-                for one in [label, *label.get("skin_variations", {}).values()]:
-                    name = one["unified"].lower().replace("-fe0f", "" if fluent else "-fe0f")
-                    if fluent and label is all_labels[0]:  # Fluent lacks some
-                        continue
-                    pixels[style, one["unified"]] = rgba = image(one["unified"], style, 128 if fluent else 64)
-                    data = encoded(rgba, format="WEBP", lossless=True) if fluent else encoded(rgba, format="PNG")
-                    add(f"{package.folder}/{name}.{'webp' if fluent else 'png'}", data)
-            for name in ("../../evil.png", "/tmp/evil.png", f"{package.folder}/../evil.png"):
-                add(name, b"not an image")
-            add(f"{package.folder}/link.png", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+            pixels |= add_package(tar, style, package.folder, all_labels)
         patch.setitem(PACKAGES, style, package._replace(sha256=sha256_of(source / package.tarball)))
     made = SimpleNamespace(source=source, out=out, labels=all_labels, pixels=pixels)
     command("--source", source, "--output_dir", out, "--num_per_class", NUM_PER_CLASS)
     yield made
     patch.undo()
+
+
+def add_package(tar: tarfile.TarFile, style: str, folder: str, labels: list[dict]) -> dict[tuple, np.ndarray]:
+    """Write what an npm package holds, and members that must not be taken; the pixels by style and code points."""
+    add_member(tar, "package/emoji.json", json.dumps(labels).encode())
+    pixels = {}
+    for label in labels:
+        if style == "Fluent" and label is labels[0]:  # Fluent lacks some
+            continue
+        for one in [label, *label.get("skin_variations", {}).values()]:
+            side, ending, options = (128, "webp", {"lossless": True}) if style == "Fluent" else (64, "png", {})
+            name = one["unified"].lower().replace("-fe0f", "" if style == "Fluent" else "-fe0f")
+            pixels[style, one["unified"]] = rgba = image(one["unified"], style, side)
+            add_member(tar, f"{folder}/{name}.{ending}", encoded(rgba, format=ending, **options))
+    for name in ("../../evil.png", "/tmp/evil.png", f"{folder}/../evil.png"):
+        add_member(tar, name, b"not an image")
+    add_member(tar, f"{folder}/link.png", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    return pixels
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes, **kind) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    for key, value in kind.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(data))
 
 
 def command(*arguments) -> None:
@@ -221,7 +228,7 @@ def test_a_tarball_that_is_missing_or_another_is_an_error(emoji, tmp_path):
         (tmp_path / package.tarball).write_bytes((emoji.source / package.tarball).read_bytes())
     with open(tmp_path / PACKAGES["Fluent"].tarball, "ab") as file:
         file.write(b"\0")
-    with pytest.raises(DataError, match=r"3d-1.1.0.tgz must have sha256 \w{64}, got \w{64}: remove it and get it aga"):
+    with pytest.raises(DataError, match=r"3d-1.1.0.tgz must have sha256 \w{64}, got \w{64}: remove it and download"):
         command("--source", tmp_path)
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.image_shards import check_count, loaders
+from data.batches import check_count
+from data.loaders import loaders
 from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import tokenizer_task
 from utils.config import load_config

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -163,7 +163,7 @@ def ceilings(setting: Setting, products: Products) -> dict[str, Work]:
     def fastest(ways: dict[str, Callable[[], Tensor]]) -> str:
         return min(ways, key=lambda name: min(time_turns(ways[name], setting) for _ in range(3)))
 
-    multiplications = {library: partial(product, left, right) for library, product in products(setting).items()}
+    multiplications = {library: partial(multiply, left, right) for library, multiply in products(setting).items()}
     layouts = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
     convolutions = {name: convolution(layout) for name, layout in layouts.items()}
     library, layout = fastest(multiplications), fastest(convolutions)
@@ -190,17 +190,16 @@ def copy_bandwidth(setting: Setting) -> float:
 
 def timed_works(arguments: argparse.Namespace, items: Items, beside: Timers) -> Iterator[tuple[dict[str, Any], Timers]]:
     """Build every work: all there is to say of it but its time, and the timers of it and of what is `beside` it."""
-    for setting in settings(arguments):
-        for item in arguments.only:
-            allow_tf32(setting.precision == "tf32")  # training may have changed it
-            try:
-                for work in items[item](setting):
-                    timers = {"work": Timer(work, setting), **beside}
-                    yield _about(work, setting, timers, arguments.profile), timers
-            except torch.OutOfMemoryError:
-                if arguments.serve:  # the others would go on to another item
-                    raise
-                print(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory", flush=True)
+    for setting, item in product(settings(arguments), arguments.only):
+        allow_tf32(setting.precision == "tf32")  # training may have changed it
+        try:
+            for work in items[item](setting):
+                timers = {"work": Timer(work, setting), **beside}
+                yield _about(work, setting, timers, arguments.profile), timers
+        except torch.OutOfMemoryError:
+            if arguments.serve:  # the others would go on to another item
+                raise
+            print(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory", flush=True)
 
 
 def _about(work: Work, setting: Setting, timers: Timers, with_profile: bool) -> dict[str, Any]:

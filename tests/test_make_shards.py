@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data import DataError, image_sources, make_fashion_mnist, make_shards
-from data.image_shards import check_count, evaluation_loader
+from data.batches import check_count
 from data.image_sources import FolderSource, HubSource, HubStream, imagenet_source, open_source
+from data.loaders import evaluation_loader
 from data.shard_files import MANIFEST, read_manifest, write_shard
 from tests.shard_data import make_config, png
 from utils.files import sha256_of
@@ -341,7 +342,7 @@ def test_idx_files_that_are_not_there_or_broken_are_errors(idx_dir, tmp_path):
         gzip.compress(gzip.decompress(whole)[:-1]),
     ):
         images.write_bytes(data)
-        with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is no whole IDX file of bytes"):
+        with pytest.raises(DataError, match="train-images-idx3-ubyte.gz must be a complete IDX file"):
             make_fashion_mnist.read_split(idx_dir, "train")
     write_idx(images, np.zeros((30, 32, 32)))
     with pytest.raises(DataError, match=r"n images of 28 x 28 .* got arrays of \(30, 32, 32\)"):

@@ -12,11 +12,11 @@ from PIL import Image
 import scripts.pretokenize
 from data import DataError
 from data.catalogue import Variants
-from data.image_shards import evaluation_loader, loaders
 from data.labels import Labelled
+from data.loaders import evaluation_loader, loaders
 from data.pretokenizing import Split
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
-from data.token_shards import TokenSet
+from data.token_sets import TokenSet
 from data.transforms import decode_image
 from modeling.identity import identities, identity
 from modeling.one_d_piece import OneDPiece
