@@ -18,7 +18,7 @@ import torch
 from data import DataError
 from data.batches import Batch
 from utils.arrays import ARRAY_ERRORS
-from utils.files import replacing, write_json
+from utils.files import replacing, write_array, write_json
 
 MANIFEST, TOKENS, LABELS, KEYS = "manifest.json", "tokens.npy", "labels.npy", "keys.txt"
 
@@ -132,9 +132,10 @@ def write_token_set(
             first += len(codes)
         tokens.flush()
         del tokens
-    np.save(folder / LABELS, np.concatenate(labels)[order].astype(np.int64), allow_pickle=False)
-    with open(folder / KEYS, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(f"{keys[index]}\n" for index in order)
+    write_array(folder / LABELS, np.concatenate(labels)[order].astype(np.int64))
+    with replacing(folder / KEYS) as aside:
+        with open(aside, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.writelines(f"{keys[index]}\n" for index in order)
     manifest = manifest | {"num_images": len(keys)}
     write_json(folder / MANIFEST, manifest)
     return manifest

@@ -139,9 +139,9 @@ def test_ranks_workers_and_seeds_draw_different_samples(folder):
 def test_short_chunks_use_all_of_a_shard_evenly(tmp_path):
     make_shards(tmp_path, [60])
     config = make_config(train_shards_path_or_url=shard_spec(tmp_path, 1), shuffle_buffer_size=1)
-    counts = Counter(keys(take(train(config, batches_per_chunk=2), 1500)))  # 8 samples a chunk, from 60
+    counts = Counter(keys(take(train(config, batches_per_chunk=2), 600)))  # 8 samples a chunk, from 60
     assert len(counts) == 60
-    assert min(counts.values()) > 0.7 * 6000 / 60
+    assert min(counts.values()) > 0.6 * 2400 / 60
 
 
 def test_the_random_state_of_the_process_is_left_alone(folder):
