@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from einops import rearrange
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -249,11 +250,11 @@ class BertLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys, values = (
-            projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
+            rearrange(projection(x), "b t (heads d) -> b heads t d", heads=self.num_heads)
             for projection in self.attention["self"].values()
         )
         mixed = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
-        x = self.attention["output"](mixed.transpose(1, 2).flatten(2), x)
+        x = self.attention["output"](rearrange(mixed, "b heads t d -> b t (heads d)"), x)
         return self.output(self.intermediate["dense"](x, gelu=True), x)
 
 
@@ -342,10 +343,11 @@ class UViTAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, heads, d)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        queries, keys, values = rearrange(
+            self.qkv(x), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.num_heads
+        )
         x = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
-        return self.dropout(self.proj(x.transpose(1, 2).flatten(2)))
+        return self.dropout(self.proj(rearrange(x, "b heads t d -> b t (heads d)")))
 
 
 def generator_class(config: DictConfig) -> type[MaskGIT]:

@@ -27,7 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="training output, checkpoint folder, file or hub id")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="precision of the file (default float16)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float16",
+        help="precision of the file (default float16; bfloat16 makes a tokenizer another one, with other tokens)",
+    )
     parser.add_argument("--tokenizer", help="what others find a generator's tokenizer by: a hub id, a bundled model")
     parser.add_argument("--card", help="Markdown file: the card's text below header and title, which are added")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 import scripts.export_model
 from modeling.generators import load_generator, load_its_tokenizer
+from modeling.identity import identity
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
@@ -56,6 +57,7 @@ def test_a_shared_tokenizer_names_only_a_teacher_that_others_can_have(export, te
     assert (teacher in (folder / "README.md").read_text()) == kept
     state = trained.state_dict()
     assert all(torch.equal(value, state[name].half().float()) for name, value in model.state_dict().items())
+    assert identity(model) == identity(trained)
 
 
 def test_a_shared_generator_says_where_its_tokenizer_is(export):

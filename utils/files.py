@@ -5,7 +5,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,31 @@ def remedy(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "give a shorter name"
     return "make it writable, or name another folder"
+
+
+@contextlib.contextmanager
+def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator[Path]:
+    """Give a folder to write the files `names` into; on success they go into `folder`, on any error they are deleted.
+
+    A new folder appears whole or not at all. In one that exists each file is replaced whole, in the order of `names`,
+    and other files stay.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.parent / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for name in names:
+            flush(aside / name)
+        if folder.exists():
+            for name in names:
+                os.replace(aside / name, folder / name)
+        else:
+            os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -119,7 +119,7 @@ def locate_configured(
     output_dir = Path(config.experiment.output_dir)
     if checkpoint is not None:
         return locate(checkpoint, output_dir=output_dir)
-    if output_dir.is_dir() and (weights_file(output_dir) or checkpoints(output_dir)):
+    if output_dir.is_dir() and (_weights_file(output_dir) or checkpoints(output_dir)):
         return _in_folder(output_dir)
     init_weight = config.experiment.get("init_weight")
     if init_weight in (*PUBLISHED, *TITOK_FILES, *BUNDLED):
@@ -142,12 +142,12 @@ def _in_folder(folder: Path) -> Located:
     """A save_pretrained folder, a training output folder or one of its checkpoints."""
     searched = [folder]
     saved = checkpoints(folder)
-    if saved and not weights_file(folder):
+    if saved and not _weights_file(folder):
         searched.append(saved[-1][1])
     nested = [searched[-1] / "ema_model", searched[-1] / "unwrapped_model"]
     # First, because a checkpoint also holds Accelerate's copy of the trained weights, under the same file name.
     for candidate in nested + searched:
-        if weights := weights_file(candidate):
+        if weights := _weights_file(candidate):
             # A checkpoint's configuration may stand beside its weights, or once for the whole run.
             run = candidate.absolute().parents[:2] if candidate.name in ("ema_model", "unwrapped_model") else []
             return Located(weights, _config_of(candidate, *run), str(candidate))
@@ -175,16 +175,9 @@ def _at_step(step: str, output_dir: str | os.PathLike | None) -> Located:
 
 
 def _on_hub(repository: str, names: list[str], project_config: str | None) -> Located:
-    """Download the first of the weights files `names` that the repository has, and its configuration."""
+    """The first of the weights files `names` that a repository has, and its configuration; downloaded, or cached."""
     try:
-        files = {file.rfilename for file in HfApi().model_info(repository, timeout=HUB_TIMEOUT).siblings}
-        name = next((name for name in names if name in files), None)
-        if name is None:
-            raise WeightsError(
-                f"{repository} on the hub holds no {' or '.join(names)}: it is not a model of this project"
-            )
-        weights = hf_hub_download(repository, name)
-        config = hf_hub_download(repository, CONFIG) if CONFIG in files else None
+        weights, config = _download(repository, names)
     except GatedRepoError as error:
         raise WeightsError(
             f"{repository} on the hub is gated: accept its terms there, log in with `hf auth login`, and try again"
@@ -195,17 +188,7 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
             "private one (log in with `hf auth login` for that)"
         ) from error
     except (HTTPError, OSError) as error:
-        cached = {file: try_to_load_from_cache(repository, file) for file in [*names, CONFIG]}
-        weights = next((cached[name] for name in names if isinstance(cached[name], str)), None)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if weights is None:
-            raise WeightsError(
-                f"{' or '.join(names)} of {repository} could not be fetched from the hub ({reason}) and is not in its "
-                f"cache ({constants.HF_HUB_CACHE}): connect to the network, or copy its files into a folder and give "
-                "that folder as the checkpoint"
-            ) from error
-        config = cached[CONFIG] if isinstance(cached[CONFIG], str) else None
-        log.warning("The hub could not be reached (%s): using the cached copy of %s.", reason, repository)
+        weights, config = _cached(repository, names, error)
     described = f"{repository}/{Path(weights).name}{ON_HUB}"
     # A published TiTok file stands beside others: a configuration in that repository would not be its own.
     if config is not None and repository != TITOK_REPOSITORY:
@@ -213,7 +196,32 @@ def _on_hub(repository: str, names: list[str], project_config: str | None) -> Lo
     return Located(Path(weights), _project_config(project_config) if project_config else None, described)
 
 
-def weights_file(folder: Path) -> Path | None:
+def _download(repository: str, names: list[str]) -> tuple[str, str | None]:
+    files = {file.rfilename for file in HfApi().model_info(repository, timeout=HUB_TIMEOUT).siblings}
+    name = next((name for name in names if name in files), None)
+    if name is None:
+        raise WeightsError(f"{repository} on the hub holds no {' or '.join(names)}: it is not a model of this project")
+    weights = hf_hub_download(repository, name)
+    return weights, hf_hub_download(repository, CONFIG) if CONFIG in files else None
+
+
+def _cached(repository: str, names: list[str], error: Exception) -> tuple[str, str | None]:
+    """What an earlier download has left, where the hub gives this error."""
+    found = {file: try_to_load_from_cache(repository, file) for file in [*names, CONFIG]}
+    cached = {file: path for file, path in found.items() if isinstance(path, str)}
+    weights = next((cached[name] for name in names if name in cached), None)
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if weights is None:
+        raise WeightsError(
+            f"{' or '.join(names)} of {repository} could not be fetched from the hub ({reason}) and is not in its "
+            f"cache ({constants.HF_HUB_CACHE}): connect to the network, or copy its files into a folder and give that "
+            "folder as the checkpoint"
+        ) from error
+    log.warning("The hub could not be reached (%s): using the cached copy of %s.", reason, repository)
+    return weights, cached.get(CONFIG)
+
+
+def _weights_file(folder: Path) -> Path | None:
     return next((folder / name for name in (SAFETENSORS, PICKLE) if (folder / name).is_file()), None)
 
 

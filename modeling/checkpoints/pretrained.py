@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +17,7 @@ from modeling.checkpoints.registry import build_empty, declared_classes, fitting
 from modeling.checkpoints.state import assign_strict, load_strict, read_state_dict, without_position_ids
 from utils.config import to_plain
 from utils.errors import UserError
-from utils.files import flush
+from utils.files import replacing_files
 
 
 class Pretrained:
@@ -72,25 +71,22 @@ class Pretrained:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise WeightsError(f"save_pretrained needs a folder, but {folder} is a file")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = folder.parent / f".{folder.name}.{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        try:
+        with replacing_files(folder, (CONFIG, CARD, SAFETENSORS)) as aside:
             (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
             (aside / CARD).write_text(_model_card(self, folder.resolve().name, card), encoding="utf-8")
             safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
             # safetensors lets the owner alone read; a folder to share is as readable as its other files.
             (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
-            for name in (CONFIG, CARD, SAFETENSORS):
-                flush(aside / name)
-            if folder.exists():
-                for name in (CONFIG, CARD, SAFETENSORS):
-                    (aside / name).replace(folder / name)
-            else:
-                aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
+    """Load whatever `locate` finds under `source` into a model that exists, strictly.
+
+    Raises:
+        WeightsError: As `locate`, `read_state_dict` and `load_strict`.
+    """
+    located = locate(source)
+    load_strict(model, read_state_dict(located.weights), located.description)
 
 
 def _build_as_saved(model_class: type, config: Mapping, located: Located) -> nn.Module:
@@ -120,7 +116,7 @@ def _check_class(model_class: type, config: Mapping, located: Located) -> None:
 
 
 def _config_needed(model_class: type, located: Located, state: Mapping[str, Tensor]) -> str:
-    fitting = fitting_config(model_class, shapes_of(without_position_ids(state, {})))
+    fitting = fitting_config(model_class, shapes_of(without_position_ids(state, ())))
     hint = f"it fits {fitting}" if fitting else "for example that of its training run"
     return f"{located.description} has no {CONFIG} beside it: give the configuration, {hint}"
 
@@ -160,13 +156,3 @@ from {kind.__module__} import {kind.__name__}
 model = {kind.__name__}.from_pretrained("{title}")  # this folder, or the name of the hub repository
 ```
 """
-
-
-def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
-    """Load whatever `locate` finds under `source` into a model that exists, strictly.
-
-    Raises:
-        WeightsError: As `locate`, `read_state_dict` and `load_strict`.
-    """
-    located = locate(source)
-    load_strict(model, read_state_dict(located.weights), located.description)

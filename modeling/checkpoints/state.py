@@ -4,7 +4,7 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def assign_strict(
 ) -> None:
     """As `load_strict`, for a model on the meta device: gives it tensors of its own on `device`.
 
-    They are copies: what a safetensors file gives is a view of the file, at addresses that cost speed and last bits.
+    They are copies: tensors of a safetensors file are views of it, and change when somebody writes over it.
     """
     check_fit(model, state, source)
     own = {
@@ -96,6 +96,15 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str | os.Pa
             f"the weights of {source} do not fit this {type(model).__name__}, {_advice(type(model), expected, given)}: "
             + "; ".join(filter(None, problems))
         )
+
+
+def without_position_ids(state: Mapping[str, Tensor], expected: Container[str]) -> dict[str, Tensor]:
+    """`state` without the constant that old generator files hold, unless it is expected."""
+    return {
+        name: value
+        for name, value in state.items()
+        if name in expected or name.rsplit(".", maxsplit=1)[-1] != "position_ids"
+    }
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -134,14 +143,6 @@ def _damaged(path: Path, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     size = path.stat().st_size
     return f"{path} ({size:,} bytes) cannot be read, it is truncated or no weights file ({reason}): fetch it again"
-
-
-def without_position_ids(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {
-        name: value
-        for name, value in state.items()
-        if name in expected or name.rsplit(".", maxsplit=1)[-1] != "position_ids"
-    }
 
 
 def _listed(kind: str, names: list[str], limit: int = 3) -> str:

@@ -10,30 +10,6 @@ from torch import Tensor, nn
 from utils.speed import cpu_has_bfloat16, known_true
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """oneDNN's linear layer: what torch.compile itself makes of one on CPUs."""
-    after = ("gelu", [], "none") if gelu else ("none", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
-
-
-def faster_in_onednn() -> tuple[torch.dtype, ...]:
-    """What oneDNN's linear layers compute here faster than torch's own.
-
-    With AVX-512 2.2 x on AMD's processors; without it, up to 1.6 x slower where GELU follows (docs/benchmarks.md).
-    """
-    one = torch.ones(1, 1, device="cpu")
-    if not (
-        torch.backends.mkldnn.is_available()
-        and known_true(lambda: torch.cpu._is_avx512_supported())
-        and known_true(lambda: onednn_linear(one, one, None, gelu=True).shape == (1, 1))
-    ):
-        return ()
-    return (torch.float32, torch.bfloat16) if cpu_has_bfloat16() else (torch.float32,)
-
-
-ONEDNN_DTYPES = faster_in_onednn()
-
-
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
@@ -74,6 +50,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
             return onednn_linear(x, weight, bias, gelu)
     x = F.linear(x, weight, bias)
     return F.gelu(x) if gelu else x
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """oneDNN's linear layer: what torch.compile itself makes of one on CPUs."""
+    after = ("gelu", [], "none") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
+
+
+def faster_in_onednn() -> tuple[torch.dtype, ...]:
+    """What oneDNN's linear layers compute here faster than torch's own.
+
+    With AVX-512 2.2 x on AMD's processors; without it, up to 1.6 x slower where GELU follows (docs/benchmarks.md).
+    """
+    one = torch.ones(1, 1, device="cpu")
+    if not (
+        torch.backends.mkldnn.is_available()
+        and known_true(lambda: torch.cpu._is_avx512_supported())
+        and known_true(lambda: onednn_linear(one, one, None, gelu=True).shape == (1, 1))
+    ):
+        return ()
+    return (torch.float32, torch.bfloat16) if cpu_has_bfloat16() else (torch.float32,)
+
+
+ONEDNN_DTYPES = faster_in_onednn()
 
 
 class Linear(nn.Linear):
