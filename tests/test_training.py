@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,6 +274,24 @@ def test_the_log_forgets_steps_that_will_be_done_again(tmp_path):
     RunLog(tmp_path, config, resume_step=2).write(3, {"loss": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[-1]["loss"] == 0.5 and lines[0]["bad"] is None
+
+
+def test_a_requeued_run_goes_on_in_its_run_of_wandb(tmp_path, monkeypatch):
+    class Wandb:
+        Error, started = RuntimeError, []
+
+        def init(self, id, resume, **settings):
+            self.started.append(id)
+            assert resume == "allow"
+            return SimpleNamespace(id=id or f"new{len(self.started)}")
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    experiment = {"project": "p", "name": "n"}
+    config = OmegaConf.create({"training": {"enable_wandb": True}, "experiment": experiment})
+    for resume_step in (0, 3, 6, 0):
+        RunLog(tmp_path, config, resume_step)
+    assert Wandb.started == [None, "new1", "new1", None]  # from scratch is another run
+    assert (tmp_path / "wandb_id.txt").read_text() == "new4\n"
 
 
 def test_a_full_disk_leaves_no_half_line_in_the_log(tmp_path):

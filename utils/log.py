@@ -14,6 +14,7 @@ from utils.files import write_text
 from utils.images import write_image
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID = "wandb_id.txt"
 
 
 class RunLog:
@@ -36,7 +37,9 @@ class RunLog:
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.evaluated_steps = {_step(line) for line in kept if "eval/images" in line}
-        self.wandb = _start_wandb(folder, config) if config.training.get("enable_wandb", False) else None
+        self.wandb = None
+        if config.training.get("enable_wandb", False):
+            self.wandb = _start_wandb(folder, config, is_resumed=resume_step > 0)
         self.tensorboard = None
         if config.training.get("enable_tensorboard", False):
             from torch.utils.tensorboard import SummaryWriter
@@ -76,16 +79,23 @@ class RunLog:
             self.tensorboard.close()
 
 
-def _start_wandb(folder: Path, config: DictConfig):
+def _start_wandb(folder: Path, config: DictConfig, is_resumed: bool):
+    """The run of wandb, one for a training however often it is interrupted: its id is kept in the output folder."""
     import wandb
 
+    path = folder / WANDB_ID
+    known = path.read_text(encoding="utf-8").strip() if is_resumed and path.exists() else None
     try:
-        return wandb.init(
+        run = wandb.init(
             project=config.experiment.project,
             name=config.experiment.name,
             dir=str(folder),
             config=OmegaConf.to_container(config, resolve=True),
+            id=known or None,
+            resume="allow",
         )
+        write_text(path, f"{run.id}\n")
+        return run
     except (wandb.Error, OSError) as error:
         raise UserError(
             f"wandb could not start ({str(error).strip().splitlines()[0]}): log in with `wandb login`, or set "

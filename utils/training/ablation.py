@@ -89,7 +89,7 @@ def run_all(trials: Sequence[Trial], plan: Mapping[str, Any], parallel: int) -> 
         places.put(place)
     failed = Event()
     with (
-        tqdm(total=sum(map(len, todo.values())), unit="step", dynamic_ncols=True) as bar,
+        tqdm(total=sum(map(len, todo.values())), unit="command", dynamic_ncols=True) as bar,
         ThreadPoolExecutor(parallel) as pool,
     ):
 
