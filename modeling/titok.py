@@ -14,6 +14,8 @@ from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vect
 from modeling.pixel_vqgan import ConvSizes, conv_sizes
 from utils.errors import UserError
 
+OVERSHOOT = 0.2  # beyond [0, 1] that pixels may have
+
 
 @register(TOKENIZER, "titok")
 class TiTok(Pretrained, nn.Module):
@@ -34,7 +36,8 @@ class TiTok(Pretrained, nn.Module):
         super().__init__()
         self.config = config = config if isinstance(config, DictConfig) else OmegaConf.create(config)
         vq_model = config.model.vq_model
-        self.image_size = config.dataset.preprocessing.crop_size
+        # The configurations in TiTok's repositories do not name the size.
+        self.image_size = OmegaConf.select(config, "dataset.preprocessing.crop_size", default=256)
         self.num_latent_tokens = vq_model.num_latent_tokens
         self.codebook_size = vq_model.codebook_size
         self.finetune_decoder = vq_model.get("finetune_decoder", True)
@@ -105,17 +108,37 @@ class TiTok(Pretrained, nn.Module):
             z_quantized (B, C, 1, N), and a dict with `min_encoding_indices` (B, 1, N), the tokens, 0..V-1, and the
             scalars `quantizer_loss`, `commitment_loss`, `codebook_loss` (0 where the tokens are frozen).
         """
-        expected = (3, self.image_size, self.image_size)
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected:
-            raise UserError(
-                f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), "
-                f"got {tuple(pixels.shape)}: resize and crop them first"
-            )
+        self._check_pixels(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_tokens):
             z_quantized, result = self.quantize(self.encoder(pixels, self.latent_tokens))
         if self.freeze_tokens:
             result = {name: value * 0 if name.endswith("_loss") else value for name, value in result.items()}
         return z_quantized, result
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        """Refuse what would give tokens of nothing. Training, whose loaders give what they give, does not wait for the
+        values."""
+        if not isinstance(pixels, Tensor):
+            raise UserError(f"encode takes a tensor, got {type(pixels).__name__}: convert it with torch.as_tensor")
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, self.image_size, self.image_size):
+            raise UserError(
+                f"this tokenizer takes images of shape (B, 3, {self.image_size}, {self.image_size}), "
+                f"got {tuple(pixels.shape)}: resize and crop them first"
+            )
+        own = self.latent_tokens.dtype
+        if not pixels.is_floating_point():
+            raise UserError(f"pixels must be floating-point in [0, 1], got {pixels.dtype}: divide 0..255 by 255")
+        if pixels.dtype != own and not torch.is_autocast_enabled(pixels.device.type):
+            raise UserError(f"pixels are {pixels.dtype} and the weights {own}: convert one, as by pixels.float()")
+        if self.training or torch.compiler.is_compiling() or not pixels.numel():
+            return
+        lowest, highest = map(float, pixels.aminmax())
+        # Resampling may overshoot [0, 1] a little. NaN fails every comparison.
+        if not (lowest >= -OVERSHOOT and highest <= 1 + OVERSHOOT):
+            raise UserError(
+                f"pixels must be in [0, 1], got {lowest:g} to {highest:g}: divide 0..255 by 255, turn -1..1 into "
+                "(x + 1) / 2, and leave out images with NaN"
+            )
 
     def decode(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """Images (stage 2, unclamped) or pixel-code logits (stage 1) from a prefix of the tokens.
@@ -131,11 +154,12 @@ class TiTok(Pretrained, nn.Module):
 
     def decode_tokens(self, tokens: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """As `decode`, from tokens (B, K) or (B, 1, K) in 0..V-1."""
+        tokens = torch.as_tensor(tokens, device=self.latent_tokens.device)
         if tokens.ndim not in (2, 3) or tokens.is_floating_point() or (tokens.ndim == 3 and tokens.shape[1] != 1):
             raise UserError(
                 f"tokens must be integers of shape (B, K) or (B, 1, K), got {tuple(tokens.shape)} {tokens.dtype}"
             )
-        tokens = tokens.reshape(tokens.shape[0], 1, -1).long()
+        tokens = tokens.flatten(1)[:, None].long()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
             raise UserError(
                 f"tokens must be in 0..{self.codebook_size - 1}, got {int(tokens.min())}..{int(tokens.max())}: "
@@ -153,7 +177,7 @@ class TiTok(Pretrained, nn.Module):
     def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
         """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens."""
         lengths = self._lengths(length, *z_quantized.shape[:1], z_quantized.shape[-1])
-        longest = int(lengths.max())
+        longest = int(lengths.max()) if len(lengths) else z_quantized.shape[-1]
         uneven = bool((lengths != longest).any())
         return self.decoder(z_quantized[..., :longest], lengths if uneven else None)
 

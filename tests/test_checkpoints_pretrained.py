@@ -7,14 +7,17 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.registry import MODELS
+from modeling.checkpoints.state import read_state_dict
+from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
-from tests.checkpoint_data import Toy, same, tokenizer_config, toy
+from tests.checkpoint_data import Toy, same, teacher, tokenizer_config, toy
 from utils.config import load_config
 from utils.paths import ROOT
 
@@ -176,3 +179,67 @@ def test_importing_any_part_of_modeling_registers_every_model():
     code = "from modeling.checkpoints.registry import MODELS; print(sorted(kind.__name__ for kind in MODELS.values()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "['ImageBert', 'OneDPiece', 'PixelVQGAN', 'TiTok', 'UViTBert']"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value, name):
+    model = teacher()
+    model.save_pretrained(tmp_path / "model")
+    state = model.state_dict()
+    state["quantize.embedding.weight"][0, 0] = value
+    (tmp_path / "model/model.safetensors").unlink()
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(state, tmp_path / "model" / name)
+    with pytest.raises(WeightsError, match=r"quantize.embedding.weight of .* holds 1 values of .* no numbers"):
+        PixelVQGAN.from_pretrained(tmp_path / "model")
+    with pytest.raises(WeightsError, match="quantize.embedding.weight of the model holds 1 values"):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_weights_beyond_half_precision_are_not_stored_in_it(tmp_path):
+    model = teacher()
+    with torch.no_grad():
+        model.quantize.embedding.weight[0, 0] = 1e5
+    with pytest.raises(WeightsError, match="values up to 1e.05, and torch.float16 holds 6.55e.04 at most"):
+        model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    model.save_pretrained(tmp_path / "bfloat", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module.module.", "module._orig_mod."]
+)
+def test_what_wrappers_put_into_names_is_removed(tmp_path, prefix):
+    model = teacher()
+    state = {
+        f"{prefix}{name}".replace("encoder.", "encoder._orig_mod."): value for name, value in model.state_dict().items()
+    }
+    torch.save(state, tmp_path / "wrapped.bin")
+    assert read_state_dict(tmp_path / "wrapped.bin").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [TiTok, ImageBert])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_titoks_own_repositories_load_by_their_weights(tmp_path, kind, name):
+    """Their config.json has `model.vq_model` and `model.generator`, no `model.type`, beside the weights of either."""
+    config = tokenizer_config()
+    del config["model"]["type"]
+    config["model"]["generator"] = {
+        "model_type": "ViT",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "condition_num_classes": 10,
+    }
+    torch.manual_seed(0)
+    model = kind(config)
+    model.save_pretrained(tmp_path / "repository")
+    if name.endswith("bin"):
+        torch.save(model.state_dict(), tmp_path / "repository" / name)
+        (tmp_path / "repository/model.safetensors").unlink()
+    assert same(kind.from_pretrained(tmp_path / "repository"), model)
+    other = ImageBert if kind is TiTok else TiTok
+    with pytest.raises(WeightsError, match="do not fit|holds a"):
+        other.from_pretrained(tmp_path / "repository")

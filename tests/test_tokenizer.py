@@ -14,6 +14,7 @@ from modeling.one_d_piece import OneDPiece, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
 from tests.fill import assert_close, fill, image, integers, tensor
+from utils.errors import UserError
 
 HERE = Path(__file__).parent
 FACTS = json.loads((HERE / "facts" / "state_dicts.json").read_text())
@@ -305,3 +306,37 @@ def test_half_precision_works_on_processors_that_have_none():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = model.decode_tokens(tokens).float()
     assert float((rounded - exact).abs().mean()) < 0.2 * float(exact.std())  # 0.03 to 0.06 by seed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels * 255, r"in \[0, 1\], got 0.* to 25\d.*: divide 0..255 by 255"),
+        (lambda pixels: pixels * 2 - 1, r"in \[0, 1\], got -.* to "),
+        (lambda pixels: pixels.fill_(float("nan")), r"in \[0, 1\], got nan to nan"),
+        (lambda pixels: (pixels * 255).byte(), "floating-point in .*got torch.uint8"),
+        (lambda pixels: pixels.double(), "pixels are torch.float64 and the weights torch.float32"),
+        (lambda pixels: pixels.half(), "pixels are torch.float16 and the weights torch.float32"),
+        (lambda pixels: pixels.numpy(), "takes a tensor, got ndarray"),
+    ],
+)
+def test_what_are_no_pixels_gives_no_tokens(change, message):
+    model = OneDPiece(tiny_config()).eval()
+    with pytest.raises(UserError, match=message):
+        model.encode(change(torch.rand(2, 3, 16, 16)))
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    model = OneDPiece(tiny_config()).eval()
+    with torch.no_grad():
+        z_quantized, result = model.encode(torch.rand(0, 3, 16, 16))
+        assert result["min_encoding_indices"].shape == (0, 1, 8)
+        assert model.decode(z_quantized, length=3).shape == model.decode(z_quantized).shape == (0, 3, 16, 16)
+        assert model.decode_tokens(torch.zeros(0, 8, dtype=torch.long)).shape == (0, 3, 16, 16)
+
+
+def test_tokens_may_be_numpys():
+    model = OneDPiece(tiny_config()).eval()
+    tokens = np.arange(8, dtype=np.uint16)[None]
+    with torch.no_grad():
+        assert torch.equal(model.decode_tokens(tokens), model.decode_tokens(torch.arange(8)[None]))

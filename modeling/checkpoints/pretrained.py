@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +14,16 @@ from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import CARD, CONFIG, SAFETENSORS, Located, locate
-from modeling.checkpoints.registry import build_empty, declared_classes, fitting_config, is_known, shapes_of
-from modeling.checkpoints.state import assign_strict, load_strict, read_state_dict, without_position_ids
-from utils.config import to_plain
+from modeling.checkpoints.registry import TOKENIZER, build_empty, declared_classes, fitting_config, is_known, shapes_of
+from modeling.checkpoints.state import (
+    assign_strict,
+    check_finite,
+    load_strict,
+    read_state_dict,
+    without_position_ids,
+    without_wrappers,
+)
+from utils.config import lenient_config, to_plain
 from utils.errors import UserError
 from utils.files import replacing_files
 
@@ -50,7 +58,7 @@ class Pretrained:
         if config is not None:
             model = build_empty(cls, config)
         elif located.config is not None:
-            model = _build_as_saved(cls, located.config, located)
+            model = _build_as_saved(cls, located.config, located, state)
         else:
             raise WeightsError(_config_needed(cls, located, state))
         assign_strict(model, state, located.description, device)
@@ -67,6 +75,9 @@ class Pretrained:
         Args:
             card: Text of the model card below its title; a short description of the sizes when not given.
             dtype: Store floating-point weights in this precision, for example torch.float16; as they are by default.
+
+        Raises:
+            WeightsError: A weight is no number, or is beyond what `dtype` can hold.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
@@ -89,10 +100,10 @@ def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
     load_strict(model, read_state_dict(located.weights), located.description)
 
 
-def _build_as_saved(model_class: type, config: Mapping, located: Located) -> nn.Module:
+def _build_as_saved(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> nn.Module:
     """The model of the configuration found with weights, still without them; it must be of this class."""
     try:
-        _check_class(model_class, config, located)
+        _check_class(model_class, config, located, state)
         return build_empty(model_class, config)
     except UserError:
         raise
@@ -104,15 +115,29 @@ def _build_as_saved(model_class: type, config: Mapping, located: Located) -> nn.
         ) from error
 
 
-def _check_class(model_class: type, config: Mapping, located: Located) -> None:
-    """A checkpoint of a subclass may be loaded by its base class, not the other way round."""
+def _check_class(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:
+    """A checkpoint of a subclass may be loaded by its base class, not the other way round.
+
+    Where it has no model.type the weights decide: TiTok's own repositories keep one configuration of tokenizer and
+    generator beside the weights of either.
+    """
     declared = declared_classes(config) if is_known(model_class) else []
-    if declared and not any(issubclass(one, model_class) for one in declared):
+    if declared and not any(issubclass(one, model_class) for one in declared) and not _fits(model_class, config, state):
         holds = declared[-1]
         raise WeightsError(
             f"{located.description} holds a {holds.__name__}, not a {model_class.__name__}: load it with "
             f"{holds.__module__}.{holds.__name__}, or give the config of a {model_class.__name__}"
         )
+
+
+def _fits(model_class: type, config: Mapping, state: Mapping[str, Tensor]) -> bool:
+    if OmegaConf.select(lenient_config(config), TOKENIZER) is not None:
+        return False
+    try:
+        expected = shapes_of(build_empty(model_class, config).state_dict())
+    except Exception:  # it may hold anything in any place
+        return False
+    return shapes_of(without_position_ids(state, expected)) == expected
 
 
 def _config_needed(model_class: type, located: Located, state: Mapping[str, Tensor]) -> str:
@@ -126,11 +151,27 @@ def _to_store(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[st
     stored = {}
     for name, value in state.items():
         value = value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
-        stored[name.replace("_orig_mod.", "")] = value.contiguous()
+        stored[without_wrappers(name)] = value.contiguous()
+    if dtype is not None:
+        _check_range(state, stored, dtype)
+    check_finite(stored, "the model")
     return stored
 
 
+def _check_range(state: Mapping[str, Tensor], stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for name, value in state.items():
+        if value.is_floating_point() and bool((value.isfinite().cpu() & stored[without_wrappers(name)].isinf()).any()):
+            raise WeightsError(
+                f"{name} has values up to {float(value.abs().max()):.3g}, and {dtype} holds {largest:.3g} at most: store "
+                "it in bfloat16 or float32 (export_model.py --dtype)"
+            )
+
+
 def _model_card(model: Pretrained, title: str, text: str | None) -> str:
+    if text and re.search(r"^# ", text, re.MULTILINE):  # it is whole, with its title and its use
+        text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+        text = re.sub(r"^# .*\n", "", text, count=1, flags=re.MULTILINE).partition("\n## Use\n")[0]
     kind = type(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = OmegaConf.to_yaml(OmegaConf.create(to_plain(model.config).get("model", {}))).rstrip()

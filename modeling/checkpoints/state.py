@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.registry import fitting_config, shapes_of
 
+WRAPPERS = ("module", "_orig_mod")  # of data parallel training, and of torch.compile
+
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read the tensors of a `.safetensors` file or of a pickle, onto the CPU, running no code from it.
 
-    A dict kept under "state_dict" or "model" is unpacked; the prefixes that `torch.compile` and data parallel
-    wrappers put before every name are removed.
+    A dict kept under "state_dict" or "model" is unpacked; what `torch.compile` and data parallel wrappers put into
+    names is removed.
 
     Raises:
-        WeightsError: The file is missing, damaged, or holds more than tensors.
+        WeightsError: The file is missing, damaged, or holds more than tensors, or a tensor holds what is no number.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,10 +43,28 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
             raise WeightsError(
                 f"{path} must hold named tensors only, but {key!r} is {type(value).__name__}: save the state dict alone"
             )
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
+    check_finite(state, path)
+    return {without_wrappers(key): value for key, value in state.items()}
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what wrappers have put before it or into it, in any order and number."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """Refuse tensors with NaN or infinite values: a model with them gives ordinary-looking results of nothing.
+
+    Raises:
+        WeightsError: Names the first such tensor.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            bad = int((~value.isfinite()).sum())
+            raise WeightsError(
+                f"{name} of {source} holds {bad:,} values of {value.numel():,} that are no numbers (NaN or infinite): "
+                "take an earlier checkpoint, or fetch it again"
+            )
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
