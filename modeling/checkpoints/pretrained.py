@@ -163,8 +163,8 @@ def _check_range(state: Mapping[str, Tensor], stored: Mapping[str, Tensor], dtyp
     for name, value in state.items():
         if value.is_floating_point() and bool((value.isfinite().cpu() & stored[without_wrappers(name)].isinf()).any()):
             raise WeightsError(
-                f"{name} has values up to {float(value.abs().max()):.3g}, and {dtype} holds {largest:.3g} at most: store "
-                "it in bfloat16 or float32 (export_model.py --dtype)"
+                f"{name} has values up to {float(value.abs().max()):.3g}, and {dtype} holds {largest:.3g} at most: "
+                "store it in bfloat16 or float32 (export_model.py --dtype)"
             )
 
 
