@@ -234,7 +234,7 @@ def products(setting: Setting) -> dict[str, Product]:
     """x W^T by the libraries that our networks call on the device in the precision."""
     found: dict[str, Product] = {"torch": F.linear}
     if setting.device.type == "cpu" and setting.dtype in blocks.ONEDNN_DTYPES:
-        found["oneDNN"] = torch.no_grad()(blocks.linear)
+        found["oneDNN"] = partial(blocks.onednn_linear, bias=None, gelu=False)
     return found
 
 

@@ -251,7 +251,7 @@ def test_an_older_set_is_checked_by_its_fingerprint(world, old_world):
 def test_an_older_finished_set_is_left_alone(world, old_world, monkeypatch, capsys):
     pretokenize(monkeypatch, world, old_world / "tokens")
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(UserError, match="with fingerprint .* where .* is wanted now"):
+    with pytest.raises(UserError, match="fingerprint was .* and is now"):
         pretokenize(monkeypatch, world, old_world / "tokens", "--checkpoint", world / "other")
 
 
