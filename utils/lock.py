@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from utils.errors import UserError
 from utils.files import remedy
@@ -14,7 +14,7 @@ from utils.processes import Processes
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 
@@ -31,7 +31,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, processes: Processes | None = None):
-        self.path, self._file = folder / LOCK, None
+        self.path = folder / LOCK
+        self._file: TextIO | None = None
         if processes is None:
             self._acquire()
             return
@@ -68,7 +69,7 @@ class FolderLock:
         atexit.register(self.release)
         return True
 
-    def _refusal(self, file: Any) -> str:
+    def _refusal(self, file: TextIO) -> str:
         file.seek(0)
         try:
             holder = json.loads(file.read())

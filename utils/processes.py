@@ -65,7 +65,7 @@ class Processes:
         self.noticed = self.interrupted = self.called_off = False
 
     @staticmethod
-    def _open_group() -> torch.distributed.ProcessGroup:
+    def _open_group() -> Any:
         if torch.distributed.is_initialized():  # by Accelerate, on GPUs over NCCL
             return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         torch.distributed.init_process_group("gloo", timeout=PATIENCE)

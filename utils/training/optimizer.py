@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -34,7 +35,7 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
     Tensors of fewer than two dimensions and those with a name of `NO_DECAY_NAMES` are not decayed.
     """
-    groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:

@@ -184,7 +184,7 @@ class Report:
     def _counts(self) -> dict[str, float]:
         """What the task makes of its counters, which start from zero again."""
         counts = self.run.task.counts
-        totals = {name: self.run.processes.add_up(count.cpu().clone()) for name, count in counts.items()}
+        totals: dict[str, float] = {name: self.run.processes.add_up(count.cpu().clone()) for name, count in counts.items()}
         numbers = self.run.task.summarize(totals)
         for count in counts.values():
             count.zero_()
@@ -265,7 +265,8 @@ class Report:
         Interrupted when time is up, and then still owed: a part of the set says nothing.
         """
         run, started = self.run, time.perf_counter()
-        share, expected = ({}, {"images": 0, "bad": 0}), None
+        share: Share = ({}, {"images": 0, "bad": 0})
+        expected = None
         with run.paused():
             with run.processes.careful(), self._own_randomness():
                 share, expected = self._score_share()
