@@ -1,0 +1,203 @@
+"""How many tokens an image needs, guessed from the encoder's output alone, before anything is decoded."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from codec.rate import Encoded, curves, encode, psnr_of, tried_lengths
+from modeling.titok import TiTok
+from utils.errors import UserError
+from utils.files import replacing
+
+FILE = "length.safetensors"  # beside the tokenizer and its entropy models
+ABOUT, VERSION = "length", 1
+MOST_LENGTHS = 12  # whose PSNR is predicted; those between are interpolated
+HELD_OUT = 5  # every so many-th image is kept apart, to tell how far the guesses are off
+RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+MARGIN = 0.25  # of its usual error, that a first guess adds to the target
+CORRECTION = 0.8  # of the error that decoding has shown, which the next guess takes as its own
+
+
+@dataclass(frozen=True)
+class LengthPredictor:
+    """Ridge regression from what the encoder says of an image to its PSNR at each length.
+
+    Args:
+        lengths: (G,), whose PSNR is predicted.
+        weights: (F + 1, G) float32, of the features of `features` and of 1.
+        deviations: (G,) float32, standard deviation of the errors on images that it was not fitted to, in dB.
+        explained: (G,) float32, share of the variance of the PSNR (R2) that it explains on those.
+    """
+
+    lengths: np.ndarray
+    weights: np.ndarray
+    deviations: np.ndarray
+    explained: np.ndarray
+
+    def predict(self, tokenizer: TiTok, encoded: Encoded, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """PSNR in dB (B, L) to expect of prefixes of `lengths`, and the usual errors (L,) of that."""
+        guesses = with_one(features(tokenizer, encoded)) @ self.weights.astype(np.float64)
+        places, known = np.log2(lengths), np.log2(self.lengths)
+        expected = np.stack([np.interp(places, known, row) for row in guesses])
+        return expected, np.interp(places, known, self.deviations)
+
+    def save(self, path: str | os.PathLike, tokenizer: bytes) -> None:
+        """Write it for the tokenizer of an identity."""
+        arrays = {"lengths": self.lengths, "weights": self.weights}
+        arrays |= {"deviations": self.deviations, "explained": self.explained}
+        about = {"version": VERSION, "tokenizer": tokenizer.hex()}
+        with replacing(path) as aside:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, aside, metadata_of(about))
+            aside.chmod(0o644)
+
+
+def metadata_of(about: dict) -> dict[str, str]:
+    return {ABOUT: json.dumps(about)}
+
+
+def load_length_predictor(path: str | os.PathLike, tokenizer: bytes) -> LengthPredictor:
+    """The predictor of a file that `LengthPredictor.save` wrote for this tokenizer.
+
+    Raises:
+        UserError: There is none, it is damaged, or it belongs to another tokenizer.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not there: scripts/fit_entropy_model.py makes it; or leave --fast out")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[ABOUT])
+            arrays = {name: file.get_tensor(name) for name in ("lengths", "weights", "deviations", "explained")}
+        theirs = bytes.fromhex(about["tokenizer"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no length predictor ({error!r}): fetch or fit it again") from error
+    if about["version"] != VERSION or theirs != tokenizer:
+        raise UserError(
+            f"{path} belongs to the tokenizer {theirs.hex()[:12]} (version {about['version']}), and this is "
+            f"{tokenizer.hex()[:12]} (version {VERSION}): fit it again with scripts/fit_entropy_model.py"
+        )
+    return LengthPredictor(**arrays)
+
+
+def fit(tokenizer: TiTok, batches: Iterable[Tensor]) -> LengthPredictor:
+    """Fit to images, thousands of them: each is decoded at up to `MOST_LENGTHS` lengths.
+
+    Args:
+        batches: Images (B, 3, P, P) uint8.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    tried = np.array(tried_lengths(tokenizer))
+    wanted = np.geomspace(1, tokenizer.num_latent_tokens, MOST_LENGTHS)
+    lengths = np.unique([tried[np.abs(tried - place).argmin()] for place in wanted])
+    inputs, targets = [], []
+    for pixels in batches:
+        encoded = encode(tokenizer, pixels)
+        inputs.append(features(tokenizer, encoded))
+        targets.append(psnr_of(curves(tokenizer, encoded, lengths.tolist())[0]))
+    known, psnr = with_one(np.concatenate(inputs)), np.concatenate(targets)  # (n, F + 1), (n, G)
+    held_out = np.arange(len(known)) % HELD_OUT == 0
+    if held_out.sum() < 2 or not np.isfinite(psnr).all():
+        raise UserError(f"a length predictor is fitted to hundreds of images, got {len(known)}")
+    fitted = [ridge(known[~held_out], psnr[~held_out], strength) for strength in RIDGE_STRENGTHS]
+    wrong = [psnr[held_out] - known[held_out] @ weights for weights in fitted]
+    best = int(np.argmin([np.square(errors).mean() for errors in wrong]))
+    deviations = np.sqrt(np.square(wrong[best]).mean(axis=0))
+    return LengthPredictor(
+        lengths=lengths.astype(np.int64),
+        weights=ridge(known, psnr, RIDGE_STRENGTHS[best]).astype(np.float32),
+        deviations=deviations.astype(np.float32),
+        explained=(1 - np.square(deviations) / psnr[held_out].var(axis=0).clip(1e-12)).astype(np.float32),
+    )
+
+
+def ridge(inputs: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
+    """Weights (F + 1, G) of least squares, all but that of the constant in the last place held small."""
+    scale = inputs.std(axis=0).clip(1e-6)
+    scale[-1] = 1.0
+    scaled = inputs / scale
+    penalty = np.full(inputs.shape[1], strength)
+    penalty[-1] = 1e-6
+    return np.linalg.solve(scaled.T @ scaled + np.diag(penalty), scaled.T @ targets) / scale[:, None]
+
+
+def with_one(inputs: np.ndarray) -> np.ndarray:
+    return np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+
+
+@torch.inference_mode()
+def features(tokenizer: TiTok, encoded: Encoded) -> np.ndarray:
+    """(B, F) float64: the normalised vectors, their norms, their distances to their codes, statistics of the pixels."""
+    vectors = encoded.vectors.float()
+    unit = tokenizer.quantize.normalize(vectors)
+    distances = (unit - tokenizer.quantize.lookup(encoded.tokens)).norm(dim=-1)  # (B, N)
+    parts = [unit.flatten(1), vectors.norm(dim=-1).log(), distances, pixel_statistics(encoded.pixels)]
+    return torch.cat(parts, dim=1).double().cpu().numpy()
+
+
+def pixel_statistics(pixels: Tensor) -> Tensor:
+    """(B, 7): mean, deviation, steps across and down, curvature, shares of nearly black and nearly white pixels."""
+    grey = pixels.float().mean(dim=1) / 255  # (B, H, W)
+    across, down = grey.diff(dim=2), grey.diff(dim=1)
+    curvature = across.diff(dim=2).abs().mean(dim=(1, 2)) + down.diff(dim=1).abs().mean(dim=(1, 2))
+    statistics = [
+        grey.mean(dim=(1, 2)),
+        grey.std(dim=(1, 2)),
+        across.abs().mean(dim=(1, 2)),
+        down.abs().mean(dim=(1, 2)),
+        curvature,
+        (grey < 0.02).float().mean(dim=(1, 2)),
+        (grey > 0.98).float().mean(dim=(1, 2)),
+    ]
+    return torch.stack(statistics, dim=1)
+
+
+def lengths_reaching(
+    tokenizer: TiTok, encoded: Encoded, predictor: LengthPredictor, target: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """A length (B,) for each image whose PSNR is at least `target` dB, found by guessing, decoding and stepping up.
+
+    Returns:
+        The lengths, all tokens where that is not enough; the squared errors (B,) there; how many images were decoded.
+    """
+    lengths = np.array(tried_lengths(tokenizer))
+    expected, deviations = predictor.predict(tokenizer, encoded, lengths.tolist())
+    wanted = target + MARGIN * deviations
+    places = first_reaching(expected, wanted, np.zeros(len(encoded), dtype=np.int64))
+    errors = np.empty(len(encoded))
+    open_rows, num_decoded = np.arange(len(encoded)), 0
+    while len(open_rows):
+        errors[open_rows] = errors_at(tokenizer, encoded, open_rows, lengths[places[open_rows]])
+        num_decoded += len(open_rows)
+        reached = psnr_of(errors[open_rows])
+        open_rows = open_rows[(reached < target) & (places[open_rows] < len(lengths) - 1)]
+        off = psnr_of(errors[open_rows]) - expected[open_rows, places[open_rows]]
+        corrected = expected[open_rows] + CORRECTION * off[:, None]
+        places[open_rows] = first_reaching(corrected, wanted, places[open_rows] + 1)
+    return lengths[places], errors, num_decoded
+
+
+def first_reaching(expected: np.ndarray, wanted: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """(B,) the first place from `least` (B,) on where `expected` (B, L) is as `wanted` (L,); else the last one."""
+    allowed = np.arange(expected.shape[1]) >= least[:, None]
+    reaching = (expected >= wanted) & allowed
+    return np.where(reaching.any(axis=1), reaching.argmax(axis=1), expected.shape[1] - 1)
+
+
+def errors_at(tokenizer: TiTok, encoded: Encoded, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Squared errors (n,) of some images, each at its own length."""
+    errors = np.empty(len(rows))
+    for length in np.unique(lengths):
+        same = lengths == length
+        at = torch.from_numpy(rows[same]).to(encoded.tokens.device)
+        part = Encoded(encoded.pixels[at], encoded.vectors[at], encoded.tokens[at])
+        errors[same] = curves(tokenizer, part, [int(length)])[0][:, 0]
+    return errors

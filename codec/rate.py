@@ -1,0 +1,199 @@
+"""How many tokens: what every prefix of an image costs and how near it comes, and the choice among them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling.titok import TiTok
+from utils.errors import UserError
+from utils.evaluation.metrics import to_uint8
+
+ALL_UP_TO, PER_OCTAVE = 32, 8  # lengths that are tried: each of the first, then so many to a doubling
+Score = Callable[[Tensor, Tensor], Tensor]  # of images and originals (B, 3, H, W) in [0, 1]: (B,), higher is better
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of images.
+
+    Args:
+        pixels: (B, 3, P, P) uint8, on the tokenizer's device as the rest is.
+        vectors: (B, N, C) before they are quantised, as the encoder gives them.
+        tokens: (B, N).
+    """
+
+    pixels: Tensor
+    vectors: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@torch.inference_mode()
+def encode(tokenizer: TiTok, pixels: Tensor) -> Encoded:
+    """Encode images (B, 3, P, P) uint8, in float32."""
+    pixels = pixels.to(tokenizer.latent_tokens.device)
+    with torch.autocast(pixels.device.type, enabled=False):
+        vectors = tokenizer.encoder(pixels.float() / 255, tokenizer.latent_tokens).movedim(1, -1)  # (B, 1, N, C)
+        tokens = tokenizer.quantize.nearest(tokenizer.quantize.normalize(vectors.float()))
+    return Encoded(pixels, vectors[:, 0], tokens[:, 0])
+
+
+def tried_lengths(tokenizer: TiTok, most: int | None = None) -> list[int]:
+    """The lengths of prefixes to choose from, up to `most`, which is one of them; only all for a tokenizer of one."""
+    total = tokenizer.num_latent_tokens
+    if most is not None and most < 1:
+        raise UserError(f"an image keeps 1 to {total} tokens, got {most}")
+    if tokenizer.strict_length_assertion:
+        if most is not None and most < total:
+            raise UserError(f"this tokenizer needs all of its {total} tokens, got a limit of {most}")
+        return [total]
+    most = total if most is None else min(most, total)
+    later = {round(ALL_UP_TO * 2 ** (step / PER_OCTAVE)) for step in range(PER_OCTAVE * total.bit_length())}
+    lengths = {*range(1, ALL_UP_TO + 1), *later, most}
+    return sorted(length for length in lengths if length <= most)
+
+
+@torch.inference_mode()
+def decoded(tokenizer: TiTok, tokens: Tensor, lengths: Sequence[int]) -> Iterator[Tensor]:
+    """The images (B, 3, P, P) uint8 of the first so many tokens of (B, N), one length after the other."""
+    for length in lengths:
+        with torch.autocast(tokens.device.type, enabled=False):
+            yield to_uint8(tokenizer.decode_tokens(tokens[:, :length]))
+
+
+def squared_error(images: Tensor, originals: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of each image, (B,) float64 of values in [0, 1], of (B, 3, H, W) uint8.
+
+    Args:
+        weights: Of each pixel, broadcastable to (B, 1, H, W); their sum over an image is not 0.
+    """
+    errors = (images.float() - originals.float()).square().mean(dim=1) / 255**2  # (B, H, W)
+    if weights is None:
+        return errors.double().mean(dim=(1, 2))
+    weights = weights.squeeze(1).expand_as(errors).double()
+    return (errors * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+
+
+def curves(
+    tokenizer: TiTok,
+    encoded: Encoded,
+    lengths: Sequence[int],
+    weights: Tensor | None = None,
+    score: Score | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Errors (B, L) of the prefixes of each length, and their scores (B, L) where one is asked for.
+
+    Args:
+        weights: As of `squared_error`.
+    """
+    originals = encoded.pixels.float() / 255
+    errors, scores = [], []
+    for images in decoded(tokenizer, encoded.tokens, lengths):
+        errors.append(squared_error(images, encoded.pixels, weights))
+        if score is not None:
+            scores.append(score(images.float() / 255, originals))
+    stacked = torch.stack(errors, dim=1).cpu().numpy()
+    return stacked, torch.stack(scores, dim=1).cpu().numpy() if scores else None
+
+
+def psnr_of(errors: np.ndarray) -> np.ndarray:
+    """PSNR in dB of mean squared errors of values in [0, 1]; an error of 0 gives inf."""
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(errors)
+
+
+# An option is one way to write an image: so many bytes, such an error. The rows below are options of one image each,
+# in any order; images may have different numbers of them.
+
+
+def best_within(sizes: np.ndarray, errors: np.ndarray, limit: float) -> int | None:
+    """The option of the least error among those of at most `limit` bytes, the smallest of equals; None: there is none.
+
+    More tokens are not always better: from one length to the next the error rises for every tenth image.
+    """
+    fitting = np.flatnonzero(sizes <= limit)
+    if not len(fitting):
+        return None
+    return int(fitting[np.lexsort((sizes[fitting], errors[fitting]))[0]])
+
+
+def smallest_reaching(sizes: np.ndarray, errors: np.ndarray, scores: np.ndarray, target: float) -> int | None:
+    """The smallest option whose score is at least `target`, of equals the one of least error; None: there is none."""
+    reaching = np.flatnonzero(scores >= target)
+    if not len(reaching):
+        return None
+    return int(reaching[np.lexsort((errors[reaching], sizes[reaching]))[0]])
+
+
+def spread(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], budget: int) -> np.ndarray:
+    """The option of each image, (B,), with which all together take at most `budget` bytes and err least.
+
+    Bytes go where they lessen the squared error most: along the lower convex hulls of the images' options, which is
+    the Lagrangian optimum, then what is left over to the best single steps that fit.
+
+    Args:
+        errors: To be summed: weigh images of different sizes by their pixels first.
+
+    Raises:
+        UserError: The smallest options of all take more.
+    """
+    chosen = np.array([int(np.lexsort((error, size))[0]) for size, error in zip(sizes, errors, strict=True)])
+    left = int(budget - sum(int(size[at]) for size, at in zip(sizes, chosen, strict=True)))
+    if left < 0:
+        raise UserError(f"a budget of {budget} bytes is too small: {len(sizes)} images take {budget - left} at least")
+    for row, option in _steps(sizes, errors):
+        more = int(sizes[row][option] - sizes[row][chosen[row]])
+        if more <= left:
+            chosen[row], left = option, left - more
+    while (step := _best_step(sizes, errors, chosen, left)) is not None:
+        row, option = step
+        left -= int(sizes[row][option] - sizes[row][chosen[row]])
+        chosen[row] = option
+    return chosen
+
+
+def _steps(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """(row, option) of every step along the rows' hulls, the most gain a byte first."""
+    steps = []
+    for row, (size, error) in enumerate(zip(sizes, errors, strict=True)):
+        corners = lower_hull(size, error)
+        for before, after in zip(corners[:-1], corners[1:], strict=True):
+            gain = (error[before] - error[after]) / (size[after] - size[before])
+            steps.append((-gain, row, len(steps), after))
+    return [(row, option) for _, row, _, option in sorted(steps)]
+
+
+def lower_hull(sizes: np.ndarray, errors: np.ndarray) -> list[int]:
+    """The options on the lower convex hull from the smallest one to the one of least error, by rising size."""
+    hull: list[int] = []
+    for option in np.lexsort((errors, sizes)).tolist():
+        if hull and errors[option] >= errors[hull[-1]]:
+            continue
+        while len(hull) > 1 and _is_above(sizes, errors, hull[-2], hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _is_above(sizes: np.ndarray, errors: np.ndarray, first: int, middle: int, last: int) -> bool:
+    """Whether the middle option lies on or above the line from the first to the last."""
+    run, rise = float(sizes[last] - sizes[first]), errors[last] - errors[first]
+    return errors[middle] >= errors[first] + rise * (float(sizes[middle] - sizes[first]) / run)
+
+
+def _best_step(
+    sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], chosen: np.ndarray, left: int
+) -> tuple[int, int] | None:
+    """The change of one image's option that takes at most `left` more bytes and lessens the error most."""
+    best, step = 0.0, None
+    for row, (size, error) in enumerate(zip(sizes, errors, strict=True)):
+        option = best_within(size, error, size[chosen[row]] + left)
+        gain = error[chosen[row]] - error[option]
+        if gain > best:
+            best, step = gain, (row, option)
+    return step
