@@ -107,8 +107,91 @@ def psnr_of(errors: np.ndarray) -> np.ndarray:
         return -10 * np.log10(errors)
 
 
-# An option is one way to write an image: so many bytes, such an error. The rows below are options of one image each,
-# in any order; images may have different numbers of them.
+@dataclass(frozen=True)
+class Goal:
+    """What the user asked for: the best image within a limit, or the smallest file of a quality.
+
+    Args:
+        measure: "tokens" (at most, of an image or of each tile), "max_bytes" (of each file), "budget" (bytes of all
+            files together), "psnr" (dB, at least), "ssim" (at least) or "perceptual" (distance, at most).
+        value: None, with "tokens" alone, is as many as the tokenizer has.
+    """
+
+    measure: str = "tokens"
+    value: float | None = None
+
+    @property
+    def is_quality(self) -> bool:
+        return self.measure in QUALITIES
+
+
+QUALITIES = ("psnr", "ssim", "perceptual")
+GOALS = ("tokens", "max_bytes", "budget", *QUALITIES)
+
+
+def goal_of(**asked: float | None) -> Goal:
+    """The one goal that was asked for, all tokens where none was.
+
+    Raises:
+        UserError: There are several, or a value makes no sense.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(given)} were given: ask for one of {', '.join(asked)}; the rest follows from it"
+        )
+    name, value = next(iter(given.items()), ("tokens", None))
+    least = {"tokens": 1, "max_bytes": 1, "budget": 1, "psnr": 0, "ssim": -1, "perceptual": 0}[name]
+    if value is not None and not (value >= least and np.isfinite(value)):
+        raise UserError(f"{name} must be {least} or more, got {value:g}")
+    return Goal(name, value)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The ways to write one image, of which one is chosen.
+
+    Args:
+        lengths: (O, T), the tokens of each tile; of an image without tiles (O, 1).
+        sizes: (O,), bytes of the file.
+        errors: (O,), mean squared errors of the image.
+        scores: (O,), of the measure that the goal names, higher is better; None where it names none.
+    """
+
+    lengths: np.ndarray
+    sizes: np.ndarray
+    errors: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option by its number, and whether it is what was asked for."""
+
+    option: int
+    is_reached: bool = True
+
+
+def choose(options: Options, goal: Goal) -> Choice:
+    """The option of one image. Where no option has the quality it is the best one, and not reached.
+
+    Raises:
+        UserError: The smallest option has more bytes than are allowed.
+    """
+    if goal.is_quality:
+        scores = psnr_of(options.errors) if goal.measure == "psnr" else options.scores
+        target = -goal.value if goal.measure == "perceptual" else goal.value
+        option = smallest_reaching(options.sizes, options.errors, scores, target)
+        best = int(np.lexsort((options.sizes, -scores))[0])
+        return Choice(best if option is None else option, option is not None)
+    limit = goal.value if goal.measure == "max_bytes" else np.inf
+    option = best_within(options.sizes, options.errors, limit)
+    if option is None:
+        raise UserError(f"this image takes {options.sizes.min()} bytes at least, and {goal.value:g} are allowed")
+    return Choice(option)
+
+
+# Below, an image has sizes and errors (O,) of its options, in any order; images may have different numbers of them.
 
 
 def best_within(sizes: np.ndarray, errors: np.ndarray, limit: float) -> int | None:

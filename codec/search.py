@@ -1,0 +1,135 @@
+"""Better tokens for the same decoder: searched so that what is decoded from them comes nearer to the image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codec.rate import Encoded, squared_error
+from modeling.titok import TiTok
+from utils.errors import UserError
+from utils.evaluation.metrics import to_uint8
+
+BATCH = 256  # decoded at once
+TRADE = 0.03  # dB that a bit is worth: what doubling the tokens gains, over the bits that it costs
+Bits = Callable[[Tensor], Tensor]  # of tokens (B, p): bits (B, V) of each token that may come next
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried.
+
+    Args:
+        candidates: Codes tried at positions 0, 1, 2-3, 4-7, 8-15, ...; the last number holds for all later ones.
+        survivors: How many of them are decoded at more than one length.
+    """
+
+    candidates: tuple[int, ...]
+    survivors: int
+
+    def at(self, place: int) -> int:
+        return self.candidates[min(place.bit_length(), len(self.candidates) - 1)]
+
+
+EFFORTS = (
+    Effort((0,), 0),
+    Effort((2, 2, 2, 2, 1), 1),
+    Effort((6, 6, 6, 6, 3, 2), 2),
+    Effort((12, 12, 12, 12, 6, 4), 3),
+)
+
+
+def effort_of(level: int) -> Effort:
+    if level not in range(len(EFFORTS)):
+        raise UserError(f"an effort is 0 to {len(EFFORTS) - 1}, got {level}")
+    return EFFORTS[level]
+
+
+def searched_lengths(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`: the prefixes that a search improves together, so that a cut file is no worse for it."""
+    return [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
+
+
+@torch.inference_mode()
+def search(
+    tokenizer: TiTok,
+    encoded: Encoded,
+    lengths: Sequence[int],
+    effort: Effort,
+    weights: Tensor | None = None,
+    bits: Bits | None = None,
+) -> Tensor:
+    """Tokens (B, N), those of `encoded` changed one after the other where the decoded prefixes gain by it.
+
+    At each position the codes nearest to the encoder's vector are tried. What is minimised is the mean over `lengths`
+    of the error in dB and of `TRADE` times the bits. In the bits a token's own count, and not what it makes of those
+    after it: they are chosen later, and know it.
+
+    Args:
+        lengths: Rising; from the last one on tokens stay as they are.
+        weights: Of pixels, as of `squared_error`, (B, 1, P, P).
+        bits: What tokens cost; where not given all cost the same.
+    """
+    tokens, places = encoded.tokens.clone(), torch.arange(len(encoded), device=encoded.tokens.device)
+    trial = _Trial(tokenizer, encoded.pixels, weights)
+    errors = trial.errors(tokens[:, None], lengths)[:, 0]  # (B, G)
+    unit = tokenizer.quantize.normalize(encoded.vectors.float())
+    codebook = tokenizer.quantize.lookup(torch.arange(tokenizer.codebook_size, device=tokens.device))
+    for place in range(lengths[-1]):
+        num_candidates = effort.at(place)
+        if not num_candidates:
+            continue
+        first = next(index for index, length in enumerate(lengths) if length > place)
+        current = tokens[:, place : place + 1]
+        distances = torch.cdist(unit[:, place], codebook).scatter(1, current, torch.inf)
+        candidates = distances.topk(num_candidates, dim=1, largest=False).indices  # (B, K)
+        costs = TRADE * (bits(tokens[:, :place]) if bits else torch.zeros_like(distances))
+        costs = costs - costs.gather(1, current)  # (B, V), beside the current token
+        # Most candidates are decoded at the nearest length alone, the best of them at all.
+        trials = with_token(tokens, place, candidates)
+        near = trial.errors(trials, lengths[first : first + 1])[..., 0]
+        best = (near + costs.gather(1, candidates)).topk(min(effort.survivors, num_candidates), largest=False).indices
+        candidates, trials = candidates.gather(1, best), trials[places[:, None], best]
+        tried = torch.cat([near.gather(1, best)[..., None], trial.errors(trials, lengths[first + 1 :])], dim=2)
+        gains = (errors[:, None, first:] - tried).mean(dim=2) - costs.gather(1, candidates)  # (B, S)
+        gain, best = gains.max(dim=1)
+        better = gain > 0
+        tokens[better, place] = candidates[places, best][better]
+        errors[better, first:] = tried[places, best][better]
+    return tokens
+
+
+def with_token(tokens: Tensor, place: int, candidates: Tensor) -> Tensor:
+    """(B, K, N): tokens (B, N) with each of the candidates (B, K) in one place."""
+    trials = tokens[:, None].repeat(1, candidates.shape[1], 1)
+    trials[:, :, place] = candidates
+    return trials
+
+
+class _Trial:
+    """How far decoded prefixes are from images (B, 3, P, P) uint8."""
+
+    def __init__(self, tokenizer: TiTok, pixels: Tensor, weights: Tensor | None):
+        self.tokenizer, self.pixels, self.weights = tokenizer, pixels, weights
+
+    def errors(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(B, K, L) in dB, lower is better, of the prefixes of tokens (B, K, N)."""
+        num_images, num_trials = tokens.shape[:2]
+        rows = torch.arange(num_images, device=tokens.device).repeat_interleave(num_trials)
+        flat = tokens.flatten(0, 1)
+        parts = []
+        for length in lengths:
+            errors = [self._decoded(flat[part, :length], rows[part]) for part in _parts(len(flat))]
+            parts.append(torch.cat(errors).view(num_images, num_trials))
+        return torch.stack(parts, dim=2) if parts else tokens.new_empty((num_images, num_trials, 0)).float()
+
+    def _decoded(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            images = to_uint8(self.tokenizer.decode_tokens(tokens))
+        weights = None if self.weights is None else self.weights[rows]
+        return 10 * torch.log10(squared_error(images, self.pixels[rows], weights).clamp(min=1e-10)).float()
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(first, first + BATCH) for first in range(0, count, BATCH)]
