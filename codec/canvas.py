@@ -147,18 +147,17 @@ def size_of(geometry: Geometry | None, side: int) -> tuple[int, int]:
     return (min(width, height),) * 2 if geometry.fit == Fit.CROP else (width, height)
 
 
-def num_tiles(geometry: Geometry | None, side: int) -> tuple[int, int]:
-    """Columns and rows of a file's tiles; (1, 1) of a single square.
+def check_cover(geometry: Geometry | None, side: int) -> None:
+    """Refuse tiles that do not cover their image.
 
     Raises:
-        FormatError: They do not cover the image.
+        FormatError: They do not.
     """
     if geometry is None or geometry.tiles is None:
-        return 1, 1
+        return
     for length, count in zip(size_of(geometry, side), (geometry.tiles.columns, geometry.tiles.rows), strict=True):
-        if count * side < length or count > max(1, length):
+        if count * side < length or count > length:
             raise FormatError(f"the file is damaged: {count} tiles of {side} pixels do not cover {length} pixels")
-    return geometry.tiles.columns, geometry.tiles.rows
 
 
 def from_squares(rows: Iterator[np.ndarray], known: np.ndarray, geometry: Geometry | None, side: int) -> Image.Image:

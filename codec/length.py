@@ -161,9 +161,12 @@ def pixel_statistics(pixels: Tensor) -> Tensor:
 
 
 def lengths_reaching(
-    tokenizer: TiTok, encoded: Encoded, predictor: LengthPredictor, target: float
+    tokenizer: TiTok, encoded: Encoded, predictor: LengthPredictor, target: float, weights: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """A length (B,) for each image whose PSNR is at least `target` dB, found by guessing, decoding and stepping up.
+
+    Args:
+        weights: Of pixels, as of `codec.rate.squared_error`.
 
     Returns:
         The lengths, all tokens where that is not enough; the squared errors (B,) there; how many images were decoded.
@@ -175,7 +178,7 @@ def lengths_reaching(
     errors = np.empty(len(encoded))
     open_rows, num_decoded = np.arange(len(encoded)), 0
     while len(open_rows):
-        errors[open_rows] = errors_at(tokenizer, encoded, open_rows, lengths[places[open_rows]])
+        errors[open_rows] = errors_at(tokenizer, encoded, open_rows, lengths[places[open_rows]], weights)
         num_decoded += len(open_rows)
         reached = psnr_of(errors[open_rows])
         open_rows = open_rows[(reached < target) & (places[open_rows] < len(lengths) - 1)]
@@ -192,12 +195,15 @@ def first_reaching(expected: np.ndarray, wanted: np.ndarray, least: np.ndarray) 
     return np.where(reaching.any(axis=1), reaching.argmax(axis=1), expected.shape[1] - 1)
 
 
-def errors_at(tokenizer: TiTok, encoded: Encoded, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def errors_at(
+    tokenizer: TiTok, encoded: Encoded, rows: np.ndarray, lengths: np.ndarray, weights: Tensor | None
+) -> np.ndarray:
     """Squared errors (n,) of some images, each at its own length."""
     errors = np.empty(len(rows))
     for length in np.unique(lengths):
         same = lengths == length
         at = torch.from_numpy(rows[same]).to(encoded.tokens.device)
         part = Encoded(encoded.pixels[at], encoded.vectors[at], encoded.tokens[at])
-        errors[same] = curves(tokenizer, part, [int(length)])[0][:, 0]
+        some = None if weights is None else weights[at]
+        errors[same] = curves(tokenizer, part, [int(length)], some)[0][:, 0]
     return errors

@@ -280,3 +280,53 @@ def _best_step(
         if gain > best:
             best, step = gain, (row, option)
     return step
+
+
+SLOPES = 48  # trades between bytes and errors that tiles are tried with
+
+
+def tile_options(errors: np.ndarray, bits: np.ndarray, lengths: np.ndarray, overhead: int) -> Options:
+    """The ways to write tiles, whose lengths may differ where that pays for saying so.
+
+    A file says each tile's length in as many bits as the span of lengths needs. For spans of 1, 2, 4, ... lengths from
+    several least ones on, and for many trades between bytes and errors, each tile takes its best length.
+
+    Args:
+        errors: (T, L), what each tile adds to the mean squared error of the image.
+        bits: (T, L), of the prefixes of `lengths` (L,).
+        overhead: Bytes of a file whose tiles are all of one length, without its payload.
+    """
+    rows = np.arange(len(errors))
+    found = [np.full(len(errors), place) for place in range(len(lengths))]
+    slopes = _slopes(errors, bits)
+    for span_bits in range(1, int(lengths[-1] - lengths[0]).bit_length() + 1):
+        span = 2**span_bits
+        for least in np.unique(np.geomspace(1, max(1, lengths[-1] - span + 1), 6).astype(int)):
+            allowed = np.flatnonzero((lengths >= least) & (lengths < least + span))
+            if len(allowed) > 1:
+                found += [allowed[(errors[:, allowed] + s * bits[:, allowed]).argmin(axis=1)] for s in slopes]
+    places = np.unique(np.stack(found), axis=0)  # (O, T)
+    kept = lengths[places]
+    width = np.array([int(most - least).bit_length() for most, least in zip(kept.max(1), kept.min(1), strict=True)])
+    sizes = overhead + -(-len(errors) * width // 8) + bits[rows, places].sum(axis=1).astype(np.int64) // 8 + 1
+    totals = errors[rows, places].sum(axis=1)
+    best = np.array(_frontier(sizes, totals))
+    return Options(kept[best], sizes[best], totals[best])
+
+
+def _slopes(errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Errors that a bit may cost, from all that are worth a tile's first tokens to less than any is worth."""
+    if bits.shape[1] < 2:
+        return np.zeros(1)
+    gains = -np.diff(errors, axis=1) / np.diff(bits, axis=1).clip(1e-9)
+    gains = gains[gains > 0]
+    return np.geomspace(gains.min(), gains.max(), SLOPES) if len(gains) else np.zeros(1)
+
+
+def _frontier(sizes: np.ndarray, errors: np.ndarray) -> list[int]:
+    """The options of which none is both smaller and nearer, by rising size."""
+    best: list[int] = []
+    for option in np.lexsort((errors, sizes)).tolist():
+        if not best or errors[option] < errors[best[-1]]:
+            best.append(option)
+    return best

@@ -1,0 +1,391 @@
+"""From images to compressed files and back: a tokenizer, its entropy models, and the choice between prefixes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codec.bitstream import TOKENIZER_BYTES, Fit, FormatError, Geometry, Header, Mode, unpack
+from codec.canvas import Canvas, check_cover, from_squares, to_canvas
+from codec.entropy import EntropyModel, TokensRead, entropy_models_of, read_tokens, write_tokens
+from codec.known_models import described, known_by
+from codec.length import FILE as LENGTH_FILE
+from codec.length import LengthPredictor, lengths_reaching, load_length_predictor
+from codec.rate import (
+    Choice,
+    Encoded,
+    Goal,
+    Options,
+    Score,
+    choose,
+    curves,
+    encode,
+    goal_of,
+    psnr_of,
+    spread,
+    tile_options,
+    tried_lengths,
+)
+from codec.search import EFFORTS, Bits, effort_of, search, searched_lengths
+from modeling.networks.perceptual import PerceptualDistance
+from modeling.titok import TiTok
+from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer, tokenizer_fingerprint
+from utils.errors import UserError
+from utils.evaluation.metrics import ssim, to_uint8
+
+EXTENSION = ".1dp"
+BATCH = 64  # squares at once
+PERCEPTUAL = "efficientnet_lite0"  # the perceptual distance that needs no download
+FITS = {fit.name.lower(): fit for fit in Fit}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are written.
+
+    Args:
+        effort: 0 to 3, how long better tokens are searched.
+        is_fast: Guess the length that a PSNR needs, in place of decoding every one.
+    """
+
+    goal: Goal = Goal()
+    fit: Fit = Fit.CROP
+    effort: int = 0
+    is_fast: bool = False
+
+    def __post_init__(self):
+        effort_of(self.effort)
+        if self.is_fast and (self.goal.measure != "psnr" or self.fit == Fit.TILE):
+            raise UserError("fast is for psnr, and not for the fit tile: leave it out, or ask for a psnr")
+        if self.fit == Fit.TILE and self.goal.measure in ("ssim", "perceptual"):
+            raise UserError(f"{self.goal.measure} cannot be asked for with the fit tile: ask for psnr, tokens or bytes")
+
+
+@dataclass(frozen=True)
+class Square:
+    """What the prefixes of one square come to.
+
+    Args:
+        tokens: (N,).
+        lengths: (L,), the prefixes that were looked at.
+        errors: (L,), mean squared errors of values in [0, 1].
+        scores: (L,), of the measure that was asked for, higher is better.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    errors: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An image as tokens, before it is chosen how many of them are kept.
+
+    Args:
+        tokens: (T, N) of its tiles, (1, N) where there are none.
+        area: Pixels of the image at the model's scale.
+        geometry: That of tiles lacks their lengths.
+    """
+
+    tokens: np.ndarray
+    options: Options
+    area: int
+    geometry: Geometry | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file and what it holds.
+
+    Args:
+        num_tokens: Of all tiles.
+        psnr: In dB, of the image at the model's scale; of tiles at least so much.
+        is_reached: Whether it has the quality that was asked for.
+    """
+
+    data: bytes
+    num_tokens: int
+    psnr: float
+    area: int
+    is_reached: bool
+
+
+class Codec:
+    """A tokenizer with all that its compressed files need.
+
+    Args:
+        name: Of the tokenizer, for messages.
+        folder: Where its entropy models are; where there are none tokens take fixed bits.
+    """
+
+    def __init__(self, tokenizer: TiTok, name: str, folder: Path | None = None):
+        self.tokenizer, self.name, self.folder = tokenizer, name, folder
+        self.side = tokenizer.image_size
+        self.identity = bytes.fromhex(tokenizer_fingerprint(tokenizer))
+        sizes = tokenizer.num_latent_tokens, tokenizer.codebook_size
+        self.models = entropy_models_of(folder, self.identity, *sizes)
+
+    @cached_property
+    def predictor(self) -> LengthPredictor:
+        return load_length_predictor((self.folder or Path()) / LENGTH_FILE, self.identity)
+
+    @cached_property
+    def distance(self) -> PerceptualDistance:
+        return PerceptualDistance(PERCEPTUAL).to(self.tokenizer.latent_tokens.device)
+
+    # Writing
+
+    def compress(self, images: Sequence[Image.Image], settings: Settings) -> list[Written]:
+        """The files of images as they were opened; a budget is that of all together.
+
+        Raises:
+            UserError: An image is too large for a file, or cannot be as small as asked for.
+        """
+        drafts = self.drafts(images, settings)
+        choices = chosen(drafts, settings.goal, self.side)
+        return [self.write(draft, choice) for draft, choice in zip(drafts, choices, strict=True)]
+
+    def drafts(self, images: Sequence[Image.Image], settings: Settings) -> list[Draft]:
+        """Encode images, and look what their prefixes come to."""
+        canvases = [to_canvas(image, settings.fit, self.side) for image in images]
+        squares = self._squares(canvases, settings)
+        return [self._draft(canvas, [next(squares) for _ in canvas.squares]) for canvas in canvases]
+
+    def write(self, draft: Draft, choice: Choice) -> Written:
+        """The file of one option of an image."""
+        lengths, geometry = tuple(draft.options.lengths[choice.option].tolist()), draft.geometry
+        if geometry is not None and geometry.tiles is not None:
+            geometry = replace(geometry, tiles=replace(geometry.tiles, lengths=lengths))
+        data = write_tokens(draft.tokens[:, : max(lengths)], self.models, geometry)
+        psnr = float(psnr_of(draft.options.errors[choice.option]))
+        return Written(data, sum(lengths), psnr, draft.area, choice.is_reached)
+
+    def _squares(self, canvases: Sequence[Canvas], settings: Settings) -> Iterator[Square]:
+        """All squares of the canvases, a batch at a time."""
+        pixels = np.concatenate([canvas.squares for canvas in canvases])
+        shares = np.concatenate([canvas.shares for canvas in canvases])
+        for first in range(0, len(pixels), BATCH):
+            encoded = encode(self.tokenizer, torch.from_numpy(pixels[first : first + BATCH]).permute(0, 3, 1, 2))
+            weights = torch.from_numpy(shares[first : first + BATCH]).unsqueeze(1).to(encoded.tokens.device)
+            yield from self._prefixes(encoded, weights, settings)
+
+    def _prefixes(self, encoded: Encoded, weights: Tensor, settings: Settings) -> Iterator[Square]:
+        goal = settings.goal
+        most = int(goal.value) if goal.measure == "tokens" and goal.value else None
+        lengths = np.array(tried_lengths(self.tokenizer, most))
+        if settings.effort:
+            searched = searched_lengths(int(lengths[-1])) if len(lengths) > 1 else lengths.tolist()
+            bits = token_bits(self.models.best())
+            tokens = search(self.tokenizer, encoded, searched, EFFORTS[settings.effort], weights, bits)
+            encoded = replace(encoded, tokens=tokens)
+        tokens = encoded.tokens.cpu().numpy()
+        if settings.is_fast:
+            fitting, errors, _ = lengths_reaching(self.tokenizer, encoded, self.predictor, goal.value, weights)
+            yield from map(Square, tokens, fitting[:, None], errors[:, None])
+            return
+        errors, scores = curves(self.tokenizer, encoded, lengths.tolist(), weights, self._score(goal))
+        for row in range(len(tokens)):
+            yield Square(tokens[row], lengths, errors[row], None if scores is None else scores[row])
+
+    def _score(self, goal: Goal) -> Score | None:
+        """The measure of a goal that squared errors do not tell."""
+        if goal.measure == "ssim":
+            return ssim
+        if goal.measure == "perceptual":
+            return lambda images, originals: -self.distance.per_image(images, originals)
+        return None
+
+    def _draft(self, canvas: Canvas, squares: Sequence[Square]) -> Draft:
+        tokens, lengths = np.stack([square.tokens for square in squares]), squares[0].lengths
+        models, geometry = self.models.by_mode.values(), canvas.geometry
+        if geometry is None or geometry.tiles is None:
+            payloads = np.min([model.prefix_bytes(tokens)[0, lengths - 1] for model in models], axis=0)
+            sizes = [
+                payload + header_bytes(int(length), int(payload), geometry)
+                for length, payload in zip(lengths, payloads, strict=True)
+            ]
+            options = Options(lengths[:, None], np.array(sizes), squares[0].errors, squares[0].scores)
+            return Draft(tokens, options, canvas.area, geometry)
+        bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, -1].sum())
+        parts = canvas.shares.sum(axis=(1, 2)) / canvas.area
+        errors = np.stack([square.errors for square in squares]) * parts[:, None]
+        longest = (int(lengths[-1]),) * len(squares)
+        uniform = replace(geometry, tiles=replace(geometry.tiles, lengths=longest))
+        overhead = header_bytes(longest[0], int(bits[:, -1].sum()) // 8 + 1, uniform)
+        options = tile_options(errors, bits[:, lengths - 1], lengths, overhead)
+        return Draft(tokens, options, canvas.area, geometry)
+
+    # Reading
+
+    def decompress(self, files: Sequence[bytes], num_tokens: int | None = None) -> list[Image.Image]:
+        """The images of files, upright and in their original sizes; of cut files what the tokens that are there show.
+
+        Args:
+            num_tokens: The most to read of each tile.
+
+        Raises:
+            FormatError: A file is damaged, was written with another tokenizer, or is cut before its first token.
+        """
+        reads = [self.read(data, num_tokens) for data in files]
+        singles = [read for read in reads if len(read.tokens) == 1]
+        longest = max((read.tokens.shape[1] for read in singles), default=0)
+        tokens = [np.pad(read.tokens[0], (0, longest - read.tokens.shape[1])) for read in singles]
+        squares = iter(self._decoded(np.array(tokens), np.array([read.certain[0] for read in singles])))
+        return [
+            self._image(read, iter([next(squares)[None]]) if len(read.tokens) == 1 else self._tile_rows(read))
+            for read in reads
+        ]
+
+    def read(self, data: bytes, num_tokens: int | None = None) -> TokensRead:
+        """The tokens of a file. Arguments and errors as of `decompress`."""
+        header = unpack(data).header
+        if header.tokenizer != self.identity[:TOKENIZER_BYTES]:
+            raise FormatError(
+                f"the file was written with {described(header.tokenizer)}, and this is {self.name} "
+                f"({self.identity[:TOKENIZER_BYTES].hex()}): give the other one as --checkpoint"
+            )
+        read = read_tokens(data, self.models, num_tokens)
+        check_cover(read.header.geometry, self.side)
+        if not read.certain.any():
+            raise FormatError("the file is cut before its first token: nothing is left of the image; get it again")
+        return read
+
+    def _image(self, read: TokensRead, rows: Iterator[np.ndarray]) -> Image.Image:
+        return from_squares(rows, read.certain > 0, read.header.geometry, self.side)
+
+    def _tile_rows(self, read: TokensRead) -> Iterator[np.ndarray]:
+        """(columns, P, P, 3) of each row of tiles."""
+        columns = read.header.geometry.tiles.columns
+        for first in range(0, len(read.tokens), columns):
+            row = slice(first, first + columns)
+            yield self._decoded(read.tokens[row], read.certain[row])
+
+    @torch.inference_mode()
+    def _decoded(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Squares (T, P, P, 3) uint8; black where a tile has no tokens."""
+        squares = np.zeros((len(tokens), self.side, self.side, 3), np.uint8)
+        (there,) = np.nonzero(lengths)
+        for first in range(0, len(there), BATCH):
+            part = there[first : first + BATCH]
+            kept = tokens[part, : lengths[part].max()].clip(0)  # what is not known is masked
+            device = self.tokenizer.latent_tokens.device
+            pixels = self.tokenizer.decode_tokens(torch.from_numpy(kept).to(device), torch.from_numpy(lengths[part]))
+            squares[part] = to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
+        return squares
+
+
+def load_codec(config: str | None = None, checkpoint: str | None = None, device: str | torch.device = "cpu") -> Codec:
+    """The codec of the tokenizer that --config and --checkpoint mean; arguments and errors as of `load_tokenizer`."""
+    tokenizer, located = load_tokenizer(config, checkpoint, device=device)
+    return Codec(tokenizer, located.name, located.weights.parent)
+
+
+@cache
+def codec_named(checkpoint: str = BUNDLED_TOKENIZER) -> Codec:
+    """As `load_codec`, on the CPU, loaded once."""
+    return load_codec(checkpoint=checkpoint)
+
+
+def codec_for(data: bytes) -> Codec:
+    """The codec of the bundled tokenizer that wrote a file.
+
+    Raises:
+        FormatError: None of them did, or the bytes are no file.
+    """
+    header = unpack(data).header
+    known = known_by(header.tokenizer)
+    if known is None:
+        raise FormatError(f"the file was written with {described(header.tokenizer)}: give it as --checkpoint")
+    return codec_named(known.name)
+
+
+def chosen(drafts: Sequence[Draft], goal: Goal, side: int) -> list[Choice]:
+    """The option of each image that a goal means.
+
+    Raises:
+        UserError: An image, or all together, cannot be as small as asked for.
+    """
+    if goal.measure != "budget":
+        return [choose(draft.options, goal) for draft in drafts]
+    # Every pixel counts alike.
+    errors = [draft.options.errors * (draft.area / side**2) for draft in drafts]
+    return [
+        Choice(int(option)) for option in spread([draft.options.sizes for draft in drafts], errors, int(goal.value))
+    ]
+
+
+def header_bytes(num_tokens: int, payload_size: int, geometry: Geometry | None) -> int:
+    """Bytes of a file before its payload: the same with every tokenizer and entropy model."""
+    header = Header(Mode.FIXED, bytes(TOKENIZER_BYTES), b"\0", num_tokens, payload_size, geometry)
+    return len(header.pack(bytes(payload_size)))
+
+
+def token_bits(model: EntropyModel) -> Bits | None:
+    """What every next token costs, for a search; None where all cost the same."""
+    if model.mode == Mode.FIXED:
+        return None
+
+    def bits(tokens: Tensor) -> Tensor:
+        shares = model.frequencies(tokens.cpu().numpy())
+        costs = model.total_bits - np.log2(shares)
+        return torch.from_numpy(costs.astype(np.float32)).to(tokens.device)
+
+    return bits
+
+
+def compress(
+    images: Image.Image | Sequence[Image.Image],
+    model: Codec | str | None = None,
+    *,
+    fit: str = "crop",
+    effort: int = 0,
+    fast: bool = False,
+    **goal: float | None,
+) -> bytes | list[bytes]:
+    """The file of an image, or the files of several.
+
+    Args:
+        model: A codec, or what `load_codec` takes as its checkpoint; by default the bundled model of garments.
+        fit: "crop", "pad", "stretch" or "tile".
+        effort: 0 to 3, how long better tokens are searched.
+        fast: Guess the length that `psnr` needs, in place of decoding every one.
+        goal: One of tokens, max_bytes, budget (of all files), psnr, ssim, perceptual; by default all tokens.
+
+    Raises:
+        UserError: What was asked for makes no sense, or cannot be done.
+    """
+    if fit not in FITS:
+        raise UserError(f"fit must be one of {', '.join(FITS)}, got {fit}")
+    codec = model if isinstance(model, Codec) else codec_named(model or BUNDLED_TOKENIZER)
+    several = [images] if isinstance(images, Image.Image) else list(images)
+    written = codec.compress(several, Settings(goal_of(**goal), FITS[fit], effort, fast))
+    files = [one.data for one in written]
+    return files[0] if isinstance(images, Image.Image) else files
+
+
+def decompress(
+    files: bytes | Sequence[bytes], model: Codec | str | None = None, *, tokens: int | None = None
+) -> Image.Image | list[Image.Image]:
+    """The image of a file, or the images of several; of a cut file what is left of it shows.
+
+    Args:
+        model: As of `compress`; by default the bundled one that wrote the file.
+        tokens: The most to read of each tile.
+
+    Raises:
+        FormatError: A file is damaged, cut before its first token, or of another model.
+    """
+    several = [files] if isinstance(files, bytes) else list(files)
+    codec = codec_named(model) if isinstance(model, str) else model
+    codecs = [codec or codec_for(data) for data in several]
+    images: dict[int, Image.Image] = {}
+    for one in dict.fromkeys(codecs):
+        places = [place for place, its_codec in enumerate(codecs) if its_codec is one]
+        images |= zip(places, one.decompress([several[place] for place in places], tokens), strict=True)
+    return images[0] if isinstance(files, bytes) else [images[place] for place in range(len(several))]
