@@ -1,6 +1,8 @@
 """Images of any size as the squares that a model takes, and back: crop, pad, stretch, or overlapping tiles."""
 
+import io
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,6 +37,44 @@ class Canvas:
     geometry: Geometry | None
 
 
+def open_image(data: bytes) -> Image.Image:
+    """An image file, decoded, with the transparency and the orientation that it has.
+
+    Raises:
+        DataError: The bytes are not a whole image of a known format, or it is too large.
+    """
+    from data import DataError
+    from data.transforms import FORMATS  # torchvision is slow to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images: `check_size` refuses them
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            check_size(*image.size)
+            image.load()
+            return image
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's plugins raise errors of any class for broken bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(
+            f"expected a whole image ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
+        ) from error
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse what a file cannot hold.
+
+    Raises:
+        UserError: The image has more pixels.
+    """
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise UserError(
+            f"a .1dp file holds images of at most {MAX_SIDE:,} pixels a side and {MAX_PIXELS:,} in all, got "
+            f"{width} x {height}: scale it down first"
+        )
+
+
 def upright_on_white(image: Image.Image) -> Image.Image:
     """8-bit RGB, turned as its EXIF data say, what is transparent on white."""
     image = ImageOps.exif_transpose(image)
@@ -54,11 +94,7 @@ def to_canvas(image: Image.Image, fit: Fit, side: int) -> Canvas:
     """
     orientation = image.getexif().get(ORIENTATION, 1)
     stored, image = image.size, upright_on_white(image)
-    if max(stored) > MAX_SIDE or stored[0] * stored[1] > MAX_PIXELS:
-        raise UserError(
-            f"a .1dp file holds images of at most {MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all, got "
-            f"{stored[0]} x {stored[1]}: scale it down first"
-        )
+    check_size(*stored)
     if image.size == (side, side):
         return _single(np.asarray(image), side * side, None)
     geometry = Geometry(*stored, fit, orientation if orientation in range(1, 9) else 1)

@@ -37,11 +37,12 @@ from modeling.titok import TiTok
 from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer, tokenizer_fingerprint
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim, to_uint8
+from utils.evaluation.protocol import exact_arithmetic
 
-EXTENSION = ".1dp"
 BATCH = 64  # squares at once
 PERCEPTUAL = "efficientnet_lite0"  # the perceptual distance that needs no download
 FITS = {fit.name.lower(): fit for fit in Fit}
+MODES = {mode.name.lower(): mode for mode in Mode}
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,21 @@ class Settings:
     Args:
         effort: 0 to 3, how long better tokens are searched.
         is_fast: Guess the length that a PSNR needs, in place of decoding every one.
+        mode: What gives tokens their bits; what makes the smallest file where not given.
+        is_bare: Write payloads without headers, whose reader must know what they say.
     """
 
     goal: Goal = Goal()
     fit: Fit = Fit.CROP
     effort: int = 0
     is_fast: bool = False
+    mode: Mode | None = None
+    is_bare: bool = False
 
     def __post_init__(self):
         effort_of(self.effort)
+        if self.is_bare and self.fit == Fit.TILE:
+            raise UserError("bare payloads hold no tiles: leave bare out, or fit the image otherwise")
         if self.is_fast and (self.goal.measure != "psnr" or self.fit == Fit.TILE):
             raise UserError("fast is for psnr, and not for the fit tile: leave it out, or ask for a psnr")
         if self.fit == Fit.TILE and self.goal.measure in ("ssim", "perceptual"):
@@ -147,22 +154,29 @@ class Codec:
         Raises:
             UserError: An image is too large for a file, or cannot be as small as asked for.
         """
-        drafts = self.drafts(images, settings)
+        drafts = self.drafts([self.canvas(image, settings) for image in images], settings)
         choices = chosen(drafts, settings.goal, self.side)
-        return [self.write(draft, choice) for draft, choice in zip(drafts, choices, strict=True)]
+        return [self.write(draft, choice, settings) for draft, choice in zip(drafts, choices, strict=True)]
 
-    def drafts(self, images: Sequence[Image.Image], settings: Settings) -> list[Draft]:
+    def canvas(self, image: Image.Image, settings: Settings) -> Canvas:
+        """The squares of an image as it was opened."""
+        return to_canvas(image, settings.fit, self.side)
+
+    def drafts(self, canvases: Sequence[Canvas], settings: Settings) -> list[Draft]:
         """Encode images, and look what their prefixes come to."""
-        canvases = [to_canvas(image, settings.fit, self.side) for image in images]
         squares = self._squares(canvases, settings)
-        return [self._draft(canvas, [next(squares) for _ in canvas.squares]) for canvas in canvases]
+        return [self._draft(canvas, [next(squares) for _ in canvas.squares], settings) for canvas in canvases]
 
-    def write(self, draft: Draft, choice: Choice) -> Written:
+    def write(self, draft: Draft, choice: Choice, settings: Settings) -> Written:
         """The file of one option of an image."""
         lengths, geometry = tuple(draft.options.lengths[choice.option].tolist()), draft.geometry
+        tokens = draft.tokens[:, : max(lengths)]
         if geometry is not None and geometry.tiles is not None:
             geometry = replace(geometry, tiles=replace(geometry.tiles, lengths=lengths))
-        data = write_tokens(draft.tokens[:, : max(lengths)], self.models, geometry)
+        if settings.is_bare:
+            data = self.bare_model(settings.mode).encode(tokens[0])
+        else:
+            data = write_tokens(tokens, self.models, geometry, settings.mode)
         psnr = float(psnr_of(draft.options.errors[choice.option]))
         return Written(data, sum(lengths), psnr, draft.area, choice.is_reached)
 
@@ -201,16 +215,28 @@ class Codec:
             return lambda images, originals: -self.distance.per_image(images, originals)
         return None
 
-    def _draft(self, canvas: Canvas, squares: Sequence[Square]) -> Draft:
+    def bare_model(self, mode: Mode | None) -> EntropyModel:
+        """The entropy model of payloads without headers: the one of the mode, or the best.
+
+        Raises:
+            UserError: The tokenizer has none of that mode.
+        """
+        if mode is not None and mode not in self.models.by_mode:
+            raise UserError(f"{self.name} has no entropy model of the mode {mode.name.lower()}: leave the mode out")
+        return self.models.best() if mode is None else self.models.by_mode[mode]
+
+    def _draft(self, canvas: Canvas, squares: Sequence[Square], settings: Settings) -> Draft:
         tokens, lengths = np.stack([square.tokens for square in squares]), squares[0].lengths
-        models, geometry = self.models.by_mode.values(), canvas.geometry
+        is_single = settings.is_bare or settings.mode is not None
+        models = [self.bare_model(settings.mode)] if is_single else self.models.by_mode.values()
+        geometry = canvas.geometry
         if geometry is None or geometry.tiles is None:
             payloads = np.min([model.prefix_bytes(tokens)[0, lengths - 1] for model in models], axis=0)
-            sizes = [
-                payload + header_bytes(int(length), int(payload), geometry)
-                for length, payload in zip(lengths, payloads, strict=True)
+            headers = [
+                0 if settings.is_bare else header_bytes(length, payload, geometry)
+                for length, payload in zip(lengths.tolist(), payloads.tolist(), strict=True)
             ]
-            options = Options(lengths[:, None], np.array(sizes), squares[0].errors, squares[0].scores)
+            options = Options(lengths[:, None], payloads + headers, squares[0].errors, squares[0].scores)
             return Draft(tokens, options, canvas.area, geometry)
         bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, -1].sum())
         parts = canvas.shares.sum(axis=(1, 2)) / canvas.area
@@ -232,15 +258,30 @@ class Codec:
         Raises:
             FormatError: A file is damaged, was written with another tokenizer, or is cut before its first token.
         """
-        reads = [self.read(data, num_tokens) for data in files]
+        return self.images([self.read(data, num_tokens) for data in files])
+
+    def decompress_bare(self, payload: bytes, num_tokens: int, mode: Mode | None = None) -> Image.Image:
+        """The image of a payload without header, of the model's size.
+
+        Raises:
+            FormatError: No encoder of these models writes such a payload.
+        """
+        if not 1 <= num_tokens <= self.models.num_tokens:
+            raise UserError(f"a payload holds 1 to {self.models.num_tokens} tokens, got {num_tokens}")
+        tokens, _ = self.bare_model(mode).decode(payload, num_tokens)
+        return Image.fromarray(self._decoded(tokens[None], np.array([num_tokens]))[0])
+
+    def images(self, reads: Sequence[TokensRead]) -> list[Image.Image]:
+        """The images of what was read."""
         singles = [read for read in reads if len(read.tokens) == 1]
         longest = max((read.tokens.shape[1] for read in singles), default=0)
         tokens = [np.pad(read.tokens[0], (0, longest - read.tokens.shape[1])) for read in singles]
         squares = iter(self._decoded(np.array(tokens), np.array([read.certain[0] for read in singles])))
-        return [
-            self._image(read, iter([next(squares)[None]]) if len(read.tokens) == 1 else self._tile_rows(read))
-            for read in reads
-        ]
+        images = []
+        for read in reads:
+            rows = iter([next(squares)[None]]) if len(read.tokens) == 1 else self._tile_rows(read)
+            images.append(from_squares(rows, read.certain > 0, read.header.geometry, self.side))
+        return images
 
     def read(self, data: bytes, num_tokens: int | None = None) -> TokensRead:
         """The tokens of a file. Arguments and errors as of `decompress`."""
@@ -255,9 +296,6 @@ class Codec:
         if not read.certain.any():
             raise FormatError("the file is cut before its first token: nothing is left of the image; get it again")
         return read
-
-    def _image(self, read: TokensRead, rows: Iterator[np.ndarray]) -> Image.Image:
-        return from_squares(rows, read.certain > 0, read.header.geometry, self.side)
 
     def _tile_rows(self, read: TokensRead) -> Iterator[np.ndarray]:
         """(columns, P, P, 3) of each row of tiles."""
@@ -282,18 +320,19 @@ class Codec:
 
 def load_codec(config: str | None = None, checkpoint: str | None = None, device: str | torch.device = "cpu") -> Codec:
     """The codec of the tokenizer that --config and --checkpoint mean; arguments and errors as of `load_tokenizer`."""
+    exact_arithmetic()
     tokenizer, located = load_tokenizer(config, checkpoint, device=device)
     return Codec(tokenizer, located.name, located.weights.parent)
 
 
 @cache
-def codec_named(checkpoint: str = BUNDLED_TOKENIZER) -> Codec:
-    """As `load_codec`, on the CPU, loaded once."""
-    return load_codec(checkpoint=checkpoint)
+def codec_named(checkpoint: str = BUNDLED_TOKENIZER, device: str | torch.device = "cpu") -> Codec:
+    """As `load_codec`, loaded once."""
+    return load_codec(checkpoint=checkpoint, device=device)
 
 
-def codec_for(data: bytes) -> Codec:
-    """The codec of the bundled tokenizer that wrote a file.
+def codec_for(data: bytes, device: str | torch.device = "cpu") -> Codec:
+    """The codec of the bundled tokenizer that wrote a file, loaded once.
 
     Raises:
         FormatError: None of them did, or the bytes are no file.
@@ -302,7 +341,7 @@ def codec_for(data: bytes) -> Codec:
     known = known_by(header.tokenizer)
     if known is None:
         raise FormatError(f"the file was written with {described(header.tokenizer)}: give it as --checkpoint")
-    return codec_named(known.name)
+    return codec_named(known.name, device)
 
 
 def chosen(drafts: Sequence[Draft], goal: Goal, side: int) -> list[Choice]:

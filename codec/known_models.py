@@ -17,11 +17,13 @@ class KnownModel:
     """A tokenizer whose files can be read by its name alone.
 
     Args:
+        folder: Where its configuration and its entropy models are.
         identity: 32 bytes.
         image_size: Pixels a side, P.
     """
 
     name: str
+    folder: Path
     identity: bytes
     image_size: int
     num_tokens: int
@@ -42,7 +44,7 @@ def _known(folder: Path) -> KnownModel | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vq_model = config["model"]["vq_model"]
         size = config["dataset"]["preprocessing"]["crop_size"]
-        return KnownModel(folder.name, identity, size, vq_model["num_latent_tokens"], vq_model["codebook_size"])
+        return KnownModel(folder.name, folder, identity, size, vq_model["num_latent_tokens"], vq_model["codebook_size"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 

@@ -1,0 +1,121 @@
+"""Which files a command reads and which it writes of them: files, folders with their tree, the standard streams."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import replacing
+
+EXTENSION = ".1dp"
+STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A file to read and the one to write of it; None means the standard stream."""
+
+    source: Path | None
+    target: Path | None
+
+    @property
+    def name(self) -> str:
+        return "standard input" if self.source is None else str(self.source)
+
+    def read(self) -> bytes:
+        """
+        Raises:
+            OSError: The file cannot be read.
+        """
+        return sys.stdin.buffer.read() if self.source is None else self.source.read_bytes()
+
+    def write(self, data: bytes) -> None:
+        """Write the whole target or nothing of it."""
+        if self.target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        with replacing(self.target) as aside:
+            aside.write_bytes(data)
+
+
+def conversions(
+    given: str, output: str | None, ending: str, list_files: Callable[[Path], list[str]], *, force: bool
+) -> list[Conversion]:
+    """What a command line IN [-o OUT] means.
+
+    A file becomes one beside it, `output`, or one in the folder `output`; the files of a folder one each of the same
+    name, in the folder itself or in the tree of `output`; the standard input becomes the standard output or `output`.
+
+    Args:
+        ending: Of what is written, with the dot.
+        list_files: The files of a folder that are meant, relative to it.
+        force: Replace files that are there.
+
+    Raises:
+        UserError: There is nothing to read, files are in the way, or two would become one.
+    """
+    source, target = Path(given), Path(output or "")
+    if given == STREAM:
+        found = [Conversion(None, None if output in (None, STREAM) else target)]
+    elif source.is_dir():
+        if output == STREAM or target.is_file():
+            raise UserError(f"{given} is a folder, and so must be what is written: give a folder as --output")
+        names = list_files(source)
+        if not names:
+            raise UserError(f"{given} is a folder without files to read: name another, or a file")
+        folder = source if output is None else target
+        found = [Conversion(source / name, (folder / name).with_suffix(ending)) for name in names]
+    elif source.is_file():
+        beside = source.with_suffix(ending)
+        found = [Conversion(source, _single_target(output, beside))]
+    else:
+        raise UserError(f"{given} is neither a file nor a folder (from {Path.cwd()}), nor - for the standard input")
+    _check_targets(found, force)
+    return found
+
+
+def _single_target(output: str | None, beside: Path) -> Path | None:
+    if output == STREAM:
+        return None
+    if output is None:
+        return beside
+    is_folder = Path(output).is_dir() or output.endswith(os.sep)
+    return Path(output) / beside.name if is_folder else Path(output)
+
+
+def _check_targets(found: list[Conversion], force: bool) -> None:
+    sources: dict[Path, Conversion] = {}
+    for one in found:
+        if one.target is None:
+            continue
+        if (other := sources.setdefault(one.target, one)) is not one:
+            raise UserError(f"{other.source} and {one.source} would both become {one.target}: rename one of them")
+        if one.source is not None and one.target.exists() and one.target.samefile(one.source):
+            raise UserError(f"{one.source} would be replaced by what is made of it: give another --output")
+    there = [path for path in sources if path.exists()]
+    if there and not force:
+        more = f" and {len(there) - 1} more are" if len(there) > 1 else " is"
+        raise UserError(f"{there[0]}{more} there already: give --force to replace, or another --output")
+
+
+def list_compressed(folder: Path) -> list[str]:
+    """Paths of compressed files below a folder, relative to it, sorted; hidden ones are left out."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() == EXTENSION)
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def report_failures(failures: list[tuple[Conversion, str]], total: int) -> None:
+    """End a command some of whose files failed.
+
+    Raises:
+        UserError: Some did; it names up to three of them, with the reason of the first.
+    """
+    if not failures:
+        return
+    if total == 1:
+        raise UserError(f"{failures[0][0].name}: {failures[0][1]}")
+    names = ", ".join(one.name for one, _ in failures[:3]) + (", ..." if len(failures) > 3 else "")
+    raise UserError(f"{len(failures)} of {total} files failed: {names} ({failures[0][1]}); the others are done")

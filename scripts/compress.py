@@ -1,0 +1,144 @@
+"""Write images as compressed files (.1dp), of a size or a quality, and say what came out.
+
+    python3 scripts/compress.py assets/fashion/bag.png -o bag.1dp --tokens 16
+    python3 scripts/compress.py assets/fashion -o output/fashion_1dp --psnr 20 --effort 2
+    python3 scripts/compress.py photo.jpg --checkpoint one-d-piece_emoji --fit tile --max_bytes 2000
+    cat photo.png | python3 scripts/compress.py - > photo.1dp
+
+IN is an image, a folder of images, whose tree is kept, or - for the standard input. Without -o files are written beside
+the images. Of --tokens, --max_bytes, --budget, --psnr, --ssim and --perceptual one can be asked for: the first three
+give the nearest image within the limit, which is not always the one of most tokens, the others the smallest file of at
+least that quality. By default up to all tokens are kept. PSNR, SSIM and the perceptual distance (EfficientNet-Lite0)
+are those of the image at the model's scale. The exit status is 0 where all images were written, else 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.cli import pick_device, run
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from codec.conversions import Conversion
+    from codec.files import Codec, Draft, Settings, Written
+
+Failures = list[tuple["Conversion", str]]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    # Slow to import, too slow for --help.
+    from codec.conversions import EXTENSION, conversions, report_failures
+    from codec.files import FITS, MODES, Settings, chosen, load_codec
+    from codec.rate import GOALS, goal_of
+    from data.image_sources import list_images
+
+    settings = Settings(
+        goal=goal_of(**{name: getattr(arguments, name) for name in GOALS}),
+        fit=FITS[arguments.fit],
+        effort=arguments.effort,
+        is_fast=arguments.fast,
+        mode=MODES.get(arguments.mode),
+        is_bare=arguments.bare,
+    )
+    plan = conversions(arguments.input, arguments.output, EXTENSION, list_images, force=arguments.force)
+    codec = load_codec(arguments.config, arguments.checkpoint, pick_device(arguments.device))
+    failures: Failures = []
+    written = []
+    drafts = drafted(plan, codec, settings, failures)
+    for group in [list(drafts)] if settings.goal.measure == "budget" else ([one] for one in drafts):
+        try:
+            choices = chosen([draft for _, draft in group], settings.goal, codec.side)
+        except UserError as error:
+            failures += [(one, str(error)) for one, _ in group]
+            continue
+        for (one, draft), choice in zip(group, choices, strict=True):
+            written.append(codec.write(draft, choice, settings))
+            one.write(written[-1].data)
+    report(written, settings)
+    report_failures(failures, len(plan))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", metavar="IN", help="image, folder of images, or - for the standard input")
+    parser.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - for the standard output")
+    parser.add_argument("--tokens", type=int, metavar="N", help="at most so many, of each tile where there are some")
+    parser.add_argument("--max_bytes", type=int, metavar="N", help="at most so many, of each file")
+    parser.add_argument("--budget", type=int, metavar="N", help="bytes of all files together, spread where they help")
+    parser.add_argument("--psnr", type=float, metavar="DB", help="at least so much")
+    parser.add_argument("--ssim", type=float, metavar="S", help="at least so much")
+    parser.add_argument("--perceptual", type=float, metavar="D", help="a perceptual distance of at most so much")
+    parser.add_argument("--fast", action="store_true", help="with --psnr: guess the length first, and decode twice")
+    parser.add_argument(
+        "--effort", type=int, default=0, metavar="0..3", help="how long better tokens are searched (default: 0)"
+    )
+    parser.add_argument(
+        "--fit",
+        default="crop",
+        choices=("crop", "pad", "stretch", "tile"),
+        help="how an image of another shape becomes the model's square, or squares (default: %(default)s)",
+    )
+    parser.add_argument("--mode", choices=("fixed", "tables", "network"), help="bits of tokens (default: the fewest)")
+    parser.add_argument("--bare", action="store_true", help="the payload alone: its reader must know what it holds")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--config", help="configuration of the model; its own when not given")
+    parser.add_argument("--checkpoint", help="the model: bundled name, folder, training output, file or hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    return parser.parse_args()
+
+
+def drafted(
+    plan: Sequence["Conversion"], codec: "Codec", settings: "Settings", failures: Failures
+) -> Iterator[tuple["Conversion", "Draft"]]:
+    """Read and encode some images at a time. What cannot be read is added to `failures`."""
+    from codec.canvas import open_image
+    from codec.files import BATCH
+
+    waiting = []
+    # disable=None: no bar where nobody watches, in files and pipes.
+    for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
+        try:
+            waiting.append((one, codec.canvas(open_image(one.read()), settings)))
+        except (UserError, OSError) as error:
+            failures.append((one, str(error)))
+        if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:
+            yield from encoded(waiting, codec, settings)
+            waiting = []
+    yield from encoded(waiting, codec, settings)
+
+
+def encoded(waiting: list, codec: "Codec", settings: "Settings") -> Iterator[tuple["Conversion", "Draft"]]:
+    if waiting:
+        files, canvases = zip(*waiting, strict=True)
+        yield from zip(files, codec.drafts(canvases, settings), strict=True)
+
+
+def report(written: Sequence["Written"], settings: "Settings") -> None:
+    """What came out, on the standard error."""
+    if not written:
+        return
+    sizes = [len(one.data) for one in written]
+    images = "1 image" if len(written) == 1 else f"{len(written)} images, in the mean"
+    bits_per_pixel = 8 * sum(sizes) / sum(one.area for one in written)
+    print(
+        f"{images}: {np.mean(sizes):,.1f} bytes, {bits_per_pixel:.4f} bits per pixel, "
+        f"{np.mean([one.num_tokens for one in written]):,.1f} tokens, {np.mean([one.psnr for one in written]):.2f} dB; "
+        f"{sum(sizes):,} bytes in all",
+        file=sys.stderr,
+    )
+    if missed := sum(not one.is_reached for one in written):
+        print(
+            f"{missed} of {len(written)} do not reach {settings.goal.measure} {settings.goal.value:g} with all tokens: "
+            "they are as near as the model comes",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    run(main)

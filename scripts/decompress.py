@@ -1,0 +1,102 @@
+"""Read compressed files (.1dp) back into images.
+
+    python3 scripts/decompress.py bag.1dp -o bag.png
+    python3 scripts/decompress.py output/fashion_1dp -o output/fashion_png
+    python3 scripts/decompress.py bag.1dp -o - --tokens 8 > bag_8_tokens.png
+
+IN is a file, a folder, whose tree is kept, or - for the standard input. Without -o images are written beside the files,
+as PNG; -o NAME.jpg and so on choose another format. The bundled model that wrote a file is found by itself; another one
+is named by --checkpoint. Of a cut file what is left of it is shown. The exit status is 0 where all files were read, and
+1 where some were not.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from utils.cli import pick_device, run
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from codec.files import Codec
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    # Slow to import, too slow for --help.
+    from codec.conversions import conversions, list_compressed, report_failures
+    from codec.files import codec_for, load_codec
+
+    plan = conversions(arguments.input, arguments.output, ".png", list_compressed, force=arguments.force)
+    device = pick_device(arguments.device)
+    is_named = arguments.config or arguments.checkpoint or arguments.bare
+    codec = load_codec(arguments.config, arguments.checkpoint, device) if is_named else None
+    failures, num_cut = [], 0
+    # disable=None: no bar where nobody watches, in files and pipes.
+    for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
+        try:
+            data = one.read()
+            image, is_cut = decoded(data, codec or codec_for(data, device), arguments)
+            one.write(in_format(image, one.target))
+        except (UserError, OSError) as error:
+            failures.append((one, str(error)))
+            continue
+        num_cut += is_cut
+    if num_cut:
+        what = "the file is" if len(plan) == 1 else f"{num_cut} of {len(plan)} files are"
+        print(f"{what} cut: shown is what the tokens say that are there", file=sys.stderr)
+    report_failures(failures, len(plan))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", metavar="IN", help="file, folder of files, or - for the standard input")
+    parser.add_argument("-o", "--output", metavar="OUT", help="image, folder, or - for the standard output")
+    parser.add_argument("--tokens", type=int, metavar="N", help="read the first N alone, of each tile")
+    parser.add_argument("--bare", action="store_true", help="IN is a payload without a header, of --tokens tokens")
+    parser.add_argument("--mode", choices=("fixed", "tables", "network"), help="with --bare: bits of tokens")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--config", help="configuration of the model; its own when not given")
+    parser.add_argument("--checkpoint", help="the model: bundled name, folder, training output, file or hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.tokens is not None and arguments.tokens < 1:
+        raise UserError(f"--tokens must be 1 or more, got {arguments.tokens}")
+    if arguments.bare and arguments.tokens is None:
+        raise UserError("--bare needs --tokens N: a payload does not say how many it holds")
+    if arguments.mode and not arguments.bare:
+        raise UserError("--mode is for --bare: a file says it itself")
+    return arguments
+
+
+def decoded(data: bytes, codec: "Codec", arguments: argparse.Namespace) -> tuple["Image.Image", bool]:
+    """The image of a file, and whether the file is cut."""
+    if arguments.bare:
+        from codec.files import MODES
+
+        return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), False
+    read = codec.read(data, arguments.tokens)
+    return codec.images([read])[0], read.is_cut and arguments.tokens is None
+
+
+def in_format(image: "Image.Image", target: Path | None) -> bytes:
+    """The bytes of an image file, of the format that its name says; PNG for the standard output."""
+    from PIL import Image
+
+    ending = ".png" if target is None else target.suffix.lower()
+    name = Image.registered_extensions().get(ending)
+    if name not in Image.SAVE:
+        raise UserError(f"{target} has no ending of an image format that can be written, such as .png")
+    file = io.BytesIO()
+    image.save(file, name)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    run(main)
