@@ -135,6 +135,8 @@ def goal_of(**asked: float | None) -> Goal:
     Raises:
         UserError: There are several, or a value makes no sense.
     """
+    if unknown := asked.keys() - set(GOALS):
+        raise UserError(f"a goal is one of {', '.join(GOALS)}, got {min(unknown)}")
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) > 1:
         raise UserError(
