@@ -89,7 +89,7 @@ def test_tiles_are_spread_evenly_and_overlap():
 
 def test_tiles_blend_without_seams():
     canvas = to_canvas(Image.new("RGB", (60, 40)), Fit.TILE, SIDE)
-    levels = np.random.default_rng(0).integers(100, 120, len(canvas.squares))  # as if tiles came out of other brightness
+    levels = np.random.default_rng(0).integers(100, 120, len(canvas.squares))  # as of other brightness
     image = np.asarray(back(canvas, canvas.squares + levels[:, None, None, None].astype(np.uint8)))[..., 0].astype(int)
     within = max(np.abs(np.diff(image, axis=axis)).max() for axis in (0, 1))
     assert within <= np.ptp(levels) / 2 + 2  # no step as high as that from one tile to another

@@ -184,7 +184,8 @@ class Report:
     def _counts(self) -> dict[str, float]:
         """What the task makes of its counters, which start from zero again."""
         counts = self.run.task.counts
-        totals: dict[str, float] = {name: self.run.processes.add_up(count.cpu().clone()) for name, count in counts.items()}
+        add_up = self.run.processes.add_up
+        totals: dict[str, float] = {name: add_up(count.cpu().clone()) for name, count in counts.items()}
         numbers = self.run.task.summarize(totals)
         for count in counts.values():
             count.zero_()
