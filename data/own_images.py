@@ -59,7 +59,7 @@ def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile
 
 
 class ImageBatches:
-    """The images of some files, prepared as for evaluation.
+    """The images of some files as a viewer shows them, scaled and cropped as for evaluation.
 
     Attributes:
         broken: The files that could not be read so far, with the reasons.
@@ -72,16 +72,23 @@ class ImageBatches:
         self.files, self.size, self.batch_size = files, size, batch_size
         self.broken: list[tuple[ImageFile, str]] = []
 
+    @property
+    def preparation(self) -> str:
+        """What is done to the images, for a record."""
+        from data.transforms import AS_SHOWN, EvalTransform
+
+        return EvalTransform(self.size, AS_SHOWN).description
+
     def __iter__(self) -> Iterator[list[tuple[ImageFile, Tensor]]]:
         """Batches of files with their pixels, (3, P, P) uint8."""
-        from data.transforms import EvalTransform, decode_image  # torchvision is slow to import, too slow for --help
+        from data.transforms import EvalTransform, decode_as_shown  # torchvision is slow to import, too slow for --help
 
         transform = EvalTransform(self.size)
         batch: list[tuple[ImageFile, Tensor]] = []
         # disable=None: no bar where nobody watches, in files and pipes.
         for file in tqdm(self.files, unit="image", leave=False, dynamic_ncols=True, disable=None):
             try:
-                batch.append((file, transform(decode_image(file.path.read_bytes()))))
+                batch.append((file, transform(decode_as_shown(file.path.read_bytes()))))
             except (DataError, OSError) as error:
                 self.broken.append((file, str(error)))
             if len(batch) == self.batch_size:
