@@ -8,7 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.image_sources import list_images
+from data.file_formats import IMAGE_ENDINGS
+from data.image_sources import left_out, walk_images
 from utils.result_folder import results_in
 
 
@@ -38,12 +39,13 @@ def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile
     results = {output_dir.resolve() / name for name in results_in(output_dir)}
     for path in paths:
         if path.is_dir():
-            names = [name for name in list_images(path) if (path / name).resolve() not in results]
+            names, others = walk_images(path)
+            names = [name for name in names if (path / name).resolve() not in results]
             if not names:
-                raise DataError(f"--image {path} is a folder without images: name one that holds some, or a file")
-            others = {file for file in path.rglob("[!.]*") if file.is_file()} - {path / name for name in names}
+                endings = ", ".join(IMAGE_ENDINGS)
+                raise DataError(f"--image {path} is a folder without images ({endings}): name one with some, or a file")
             if others:
-                notes.append(f"{len(names)} of {path}; left out {len(others)}, such as {min(others).name}")
+                notes.append(f"{len(names)} of {path}; {left_out(others)}")
             found += [(path / name, Path(name).with_suffix("").as_posix().replace("/", "_"), False) for name in names]
         elif path.is_file():
             found.append((path, path.stem, True))
