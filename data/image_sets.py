@@ -13,13 +13,12 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from data import DataError
-from data.image_sources import list_images
-from data.shard_files import IMAGE_EXTENSIONS
+from data.file_formats import is_image_name
+from data.image_sources import announced_images
 from data.transforms import decode_image
 from utils.arrays import ARRAY_ERRORS
 from utils.evaluation.reconstruction_files import RECORD, read_keys
 
-ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
@@ -130,7 +129,7 @@ class FolderImages(ImageSet):
     """The images of a folder, sorted by name."""
 
     def __init__(self, folder: Path):
-        self.source, self.files = folder, list_images(folder)
+        self.source, self.files = folder, announced_images(folder)
         if not self.files:
             raise DataError(f"{folder} holds no images")
         self.height, self.width = self._load(0).shape[:2]
@@ -301,7 +300,7 @@ def natural(name: str) -> list[str | int]:
 
 def without_extensions(files: Sequence[str]) -> list[str]:
     """Names of image files without their extensions, where that leaves each its own."""
-    names = [os.path.splitext(file)[0] if file.lower().endswith(ENDINGS) else file for file in files]
+    names = [os.path.splitext(file)[0] if is_image_name(file) else file for file in files]
     return names if len(set(names)) == len(names) else list(files)
 
 

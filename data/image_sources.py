@@ -2,14 +2,17 @@
 
 import csv
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from data import DataError
-from data.shard_files import IMAGE_EXTENSIONS
+from data.file_formats import IMAGE_ENDINGS, is_image_name
 from utils.result_folder import sheets_in
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -42,11 +45,10 @@ class FolderSource:
 
     def __init__(self, folder: Path, *, classes: list[str] | None = None, class_of: dict[str, str] | None = None):
         self.folder = folder
-        files = list_images(folder)
+        files = announced_images(folder)
         if not files:
-            raise DataError(
-                f"{folder} holds no images (.{', .'.join(IMAGE_EXTENSIONS)}), neither directly nor in subfolders"
-            )
+            endings = ", ".join(IMAGE_ENDINGS)
+            raise DataError(f"{folder} holds no images ({endings}), neither directly nor in subfolders")
         flat = [file for file in files if "/" not in file]
         if flat and len(flat) < len(files):
             raise DataError(
@@ -92,21 +94,36 @@ def list_images(folder: Path) -> list[str]:
 
     Hidden files are left out, and the sheets and figures that our commands have put beside the images.
     """
+    return walk_images(folder)[0]
+
+
+def announced_images(folder: Path) -> list[str]:
+    """As `list_images`, and a line in the log where other files are left out."""
+    images, others = walk_images(folder)
+    if images and others:
+        logger.warning("%s: %d images; %s", folder, len(images), left_out(others))
+    return images
+
+
+def left_out(files: list[str]) -> str:
+    """What is said of files that are not read."""
+    return f"left out {len(files):,}, such as {files[0]}"
+
+
+def walk_images(folder: Path) -> tuple[list[str], list[str]]:
+    """The images below a folder as `list_images` gives them, and the other files that are not hidden, likewise."""
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
-    endings = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-    found = []
+    images, others = [], []
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative, sheets = Path(parent).relative_to(folder), sheets_in(Path(parent))
-        found.extend(
-            (relative / name).as_posix()
-            for name in files
-            if name.lower().endswith(endings) and not name.startswith(".") and name not in sheets
-        )
-    return sorted(found)
+        for name in files:
+            if not name.startswith(".") and name not in sheets:
+                (images if is_image_name(name) else others).append((relative / name).as_posix())
+    return sorted(images), sorted(others)
 
 
 def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
+from data.file_formats import FORMATS, image_extension
 from data.image_sources import HubStream, Source, open_source
 from data.shard_files import (
     Sample,
-    image_extension,
     read_manifest,
     write_manifest,
     write_shard,
@@ -211,7 +211,7 @@ def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
     skipped = [name for record in split["shards"].values() for name in record["skipped"]]
     if skipped:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-        print(f"{len(skipped)} left out, because their bytes are no jpg, png or webp image: {shown}")
+        print(f"{len(skipped)} left out, because their bytes are no {', '.join(FORMATS)} image: {shown}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -8,7 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.image_sources import list_images
+from data.file_formats import IMAGE_ENDINGS
+from data.image_sources import left_out, walk_images
 from utils.result_folder import results_in
 
 
@@ -38,12 +39,13 @@ def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile
     results = {output_dir.resolve() / name for name in results_in(output_dir)}
     for path in paths:
         if path.is_dir():
-            names = [name for name in list_images(path) if (path / name).resolve() not in results]
+            names, others = walk_images(path)
+            names = [name for name in names if (path / name).resolve() not in results]
             if not names:
-                raise DataError(f"--image {path} is a folder without images: name one that holds some, or a file")
-            others = {file for file in path.rglob("[!.]*") if file.is_file()} - {path / name for name in names}
+                endings = ", ".join(IMAGE_ENDINGS)
+                raise DataError(f"--image {path} is a folder without images ({endings}): name one with some, or a file")
             if others:
-                notes.append(f"{len(names)} of {path}; left out {len(others)}, such as {min(others).name}")
+                notes.append(f"{len(names)} of {path}; {left_out(others)}")
             found += [(path / name, Path(name).with_suffix("").as_posix().replace("/", "_"), False) for name in names]
         elif path.is_file():
             found.append((path, path.stem, True))
@@ -59,7 +61,7 @@ def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile
 
 
 class ImageBatches:
-    """The images of some files, prepared as for evaluation.
+    """The images of some files as a viewer shows them, scaled and cropped as for evaluation.
 
     Attributes:
         broken: The files that could not be read so far, with the reasons.
@@ -72,16 +74,23 @@ class ImageBatches:
         self.files, self.size, self.batch_size = files, size, batch_size
         self.broken: list[tuple[ImageFile, str]] = []
 
+    @property
+    def preparation(self) -> str:
+        """What is done to the images, for a record."""
+        from data.transforms import AS_SHOWN, EvalTransform
+
+        return EvalTransform(self.size, AS_SHOWN).description
+
     def __iter__(self) -> Iterator[list[tuple[ImageFile, Tensor]]]:
         """Batches of files with their pixels, (3, P, P) uint8."""
-        from data.transforms import EvalTransform, decode_image  # torchvision is slow to import, too slow for --help
+        from data.transforms import EvalTransform, decode_as_shown  # torchvision is slow to import, too slow for --help
 
         transform = EvalTransform(self.size)
         batch: list[tuple[ImageFile, Tensor]] = []
         # disable=None: no bar where nobody watches, in files and pipes.
         for file in tqdm(self.files, unit="image", leave=False, dynamic_ncols=True, disable=None):
             try:
-                batch.append((file, transform(decode_image(file.path.read_bytes()))))
+                batch.append((file, transform(decode_as_shown(file.path.read_bytes()))))
             except (DataError, OSError) as error:
                 self.broken.append((file, str(error)))
             if len(batch) == self.batch_size:

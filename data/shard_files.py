@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import DataError
+from data.file_formats import FORMATS, image_extension
 from utils.files import replacing, sha256_of, write_json
 
 MANIFEST = "manifest.json"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 class Sample(NamedTuple):
@@ -22,17 +22,6 @@ class Sample(NamedTuple):
     key: str
     image: bytes
     class_id: int | None
-
-
-def image_extension(data: bytes) -> str | None:
-    """`jpg`, `png` or `webp` by the first bytes of a file, None for anything else."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return None
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
@@ -59,7 +48,7 @@ def _open_new_shard(path: Path, *, compressed: bool) -> Iterator[tarfile.TarFile
 def _add_sample(tar: tarfile.TarFile, sample: Sample) -> None:
     extension = image_extension(sample.image)
     if extension is None:
-        raise ValueError(f"sample {sample.key} is not a jpg, png or webp image")
+        raise ValueError(f"sample {sample.key} is not an image ({', '.join(FORMATS)})")
     _add_member(tar, f"{sample.key}.{extension}", sample.image)
     if sample.class_id is not None:
         _add_member(tar, f"{sample.key}.cls", str(sample.class_id).encode())

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 from webdataset.tariterators import base_plus_ext
 
 from data.batches import NO_LABEL, SampleError
-from data.shard_files import IMAGE_EXTENSIONS, read_manifest
+from data.file_formats import IMAGE_EXTENSIONS
+from data.shard_files import read_manifest
 from data.shard_urls import open_shard, scheme_of
 
 FIELDS = (*IMAGE_EXTENSIONS, "cls")

@@ -50,7 +50,7 @@ def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[
 
 
 def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
-    from data.transforms import decode_image
+    from data.transforms import decode_as_shown
 
     files = list_images(folder)
     by_key = files_by_key(files)
@@ -65,7 +65,7 @@ def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> di
             f"{folder} must hold the {len(keys)} images of the tokens, named by key or numbered, and has no "
             f"{missing}: name the folder of what was tokenized, or its configuration"
         )
-    return {index: square(decode_image((folder / file).read_bytes())) for index, file in chosen.items()}
+    return {index: square(decode_as_shown((folder / file).read_bytes())) for index, file in chosen.items()}
 
 
 def files_by_key(files: Sequence[str]) -> dict[str, str]:

@@ -3,57 +3,138 @@
 import io
 import random
 import warnings
+from collections.abc import Callable
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from data import DataError
+from data.file_formats import FORMATS
 
 # An image of this many pixels takes 400 MB as RGB; larger ones are more likely attacks than photographs.
 MAX_PIXELS = 1 << 27
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# What is done, for records.
+AS_PUBLISHED = "8-bit RGB, transparency dropped, EXIF orientation not applied"
+AS_SHOWN = "8-bit RGB, transparency on white, upright by EXIF"
+# Tags of TIFF files
+BITS_PER_SAMPLE, PHOTOMETRIC, SMALLEST_SAMPLE, LARGEST_SAMPLE = 258, 262, 340, 341
+WHITE_IS_ZERO = 0
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an image file to 8-bit RGB.
+    """Decode an image file to 8-bit RGB, as the published preprocessing does.
 
-    Transparency is dropped and the orientation noted in a photograph's EXIF data is not applied, as in the published
-    preprocessing; of 16-bit grey images the high byte is kept.
+    Transparency is dropped and the orientation noted in a photograph's EXIF data is not applied (but to a TIFF, which
+    Pillow turns by itself).
 
     Raises:
-        DataError: The bytes are not a whole image of a known format, or it has more than `MAX_PIXELS` pixels.
+        DataError: The bytes are not a whole image of a known format and depth, or it has more than `MAX_PIXELS` pixels.
     """
+    return _decoded(data, lambda image: image.convert("RGB"))
+
+
+def decode_as_shown(data: bytes) -> Image.Image:
+    """Decode a person's own image file to 8-bit RGB as a viewer shows it: upright, and transparency on white.
+
+    Raises:
+        DataError: As `decode_image`.
+    """
+    return _decoded(data, lambda image: _on_white(_upright(image)))
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse images of more than `MAX_PIXELS` pixels."""
+    if width * height > MAX_PIXELS:
+        raise DataError(f"expected an image of at most {MAX_PIXELS} pixels, got {width} x {height}: scale it down")
+
+
+def _decoded(data: bytes, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images at its own limit; ours is checked below.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                _check_size(width, height)
-                if image.mode.startswith("I"):
-                    # convert() would clip 16 bits at 255: nearly everything would be white.
-                    image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-                return image.convert("RGB")
+                check_size(*image.size)
+                image.load()
+                return to_rgb(_with_eight_bits(image))
     except DataError:
         raise
     except Exception as error:  # Pillow's plugins raise errors of any class for broken bytes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
+            reason = "neither the format nor the depth of the samples is known"
         raise DataError(
             f"expected a whole image ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
         ) from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(f"expected an image of at most {MAX_PIXELS} pixels, got {width} x {height}: scale it down")
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # an EXIF block may be broken in any way; viewers then show the pixels as they are stored
+        return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _with_eight_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode that Pillow converts to RGB; one of more than 8 bits a sample in grey, scaled."""
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        return image.convert(image.mode.upper())
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    low, high = _range_of(image, values)
+    # Of whole numbers the high byte, of others the nearest.
+    scaled = values >> (high.bit_length() - 8) if isinstance(high, int) else (values - low) * (255 / (high - low)) + 0.5
+    grey = np.clip(scaled, 0, 255).astype(np.uint8)
+    if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    result, hidden = Image.fromarray(grey), image.info.get("transparency")
+    if isinstance(hidden, int):
+        result = Image.merge("LA", [result, Image.fromarray((values != hidden) * np.uint8(255))])
+    result.info |= {name: value for name, value in image.info.items() if name != "transparency"}  # EXIF among them
+    return result
+
+
+def _range_of(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """Black and white of an image of deep samples, whole numbers where they are 0 and 2^bits - 1.
+
+    Others are what a TIFF file says, or 0 and 1 of floats that are all between them.
+    """
+    if image.mode.startswith("I;") or image.format == "PNG":
+        return 0, 2 ** (_tag(image, BITS_PER_SAMPLE) or 16) - 1
+    low, high = _tag(image, SMALLEST_SAMPLE), _tag(image, LARGEST_SAMPLE)
+    finite = bool(np.isfinite(values).all())
+    if finite and low is not None and high is not None and low < high:
+        return float(low), float(high)
+    if finite and image.mode == "F" and 0 <= values.min() <= values.max() <= 1:
+        return 0.0, 1.0
+    raise DataError(
+        f"expected samples of 8 or 16 bits, or floats in 0..1, got mode {image.mode}, "
+        f"{'floats' if image.mode == 'F' else 'integers'} in {values.min():g}..{values.max():g}, and the file does not "
+        "say which are black and white: save it with 8 or 16 bits a sample"
+    )
+
+
+def _tag(image: Image.Image, number: int) -> float | None:
+    """The first value of a TIFF file's tag; None where there is none, as in all other files."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def resize_shorter_edge(image: Image.Image, size: int) -> Image.Image:
     """Scale an image so that its shorter edge has `size` pixels: bicubic, antialiased, on 8 bits."""
     shorter, longer = sorted(image.size)
-    _check_size(size, size * longer // shorter)
+    check_size(size, size * longer // shorter)
     return F.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
@@ -62,16 +143,18 @@ class EvalTransform:
 
     Args:
         crop_size: Side P of the result.
+        decoding: How the image was made of its file, for the record.
     """
 
-    def __init__(self, crop_size: int):
-        self.crop_size = crop_size
+    def __init__(self, crop_size: int, decoding: str = AS_PUBLISHED):
+        self.crop_size, self.decoding = crop_size, decoding
 
     @property
     def description(self) -> str:
         """What is done, for the record of an evaluation."""
         size = self.crop_size
-        return f"8-bit RGB, shorter edge to {size} (bicubic, antialiased, on 8 bits), centre crop of {size} x {size}"
+        scaling = f"shorter edge to {size} (bicubic, antialiased, on 8 bits), centre crop of {size} x {size}"
+        return f"{self.decoding}, {scaling}"
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, P, P) uint8 from an RGB image of any size."""

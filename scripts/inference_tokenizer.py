@@ -4,8 +4,9 @@
     python3 scripts/inference_tokenizer.py --config configs/eval/one-d-piece_s256.yaml --image assets/photos/chelsea.png
 
 The first takes the bundled model (garments, 32 x 32 pixels), the second the published one from the hub. Of each image
-the shorter edge is scaled to the model's size and the centre is kept. Into --output_dir go IMAGE_LENGTH.png for every
-length, tokens.npz (see utils/tokens.py) and contact_sheet.png; those of an earlier run are removed.
+the shorter edge is scaled to the model's size and the centre is kept; it is turned upright as its EXIF data say, and
+what is transparent becomes white. Into --output_dir go IMAGE_LENGTH.png for every length, tokens.npz (see
+utils/tokens.py) and contact_sheet.png; those of an earlier run are removed.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def main() -> None:
             kept.add(file.key, result, show=file in to_show)
     if not kept.keys:
         raise UserError(f"none of the {len(files)} images can be used; {describe(batches.broken)}")
-    write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, tokenizer=located.source)
+    about = {"tokenizer": located.source, "preparation": batches.preparation}
+    write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
     write_image(kept.sheet(title=model_name(located)), folder / SHEET)
     report(kept, arguments.output_dir, is_bundled(located))
     if any(file.is_named for file, _ in batches.broken):

@@ -1,10 +1,19 @@
 """A folder of images is trained on directly: the same global batches on any number of ranks."""
 
+import tarfile
+
 import pytest
 import torch
+from PIL import Image
 
 from data import DataError
+from data.file_formats import FILE_FORMATS, image_extension
+from data.image_sets import open_images
+from data.image_sources import FolderSource, list_images
 from data.loaders import evaluation_loader, training_loader
+from data.shard_files import Sample, write_shard
+from data.tar_samples import FIELDS, image_of
+from data.transforms import decode_image
 from tests.shard_data import keys, make_config, png, same, take
 
 
@@ -111,10 +120,45 @@ def test_a_wrong_folder_is_an_error(tmp_path):
         train(make_config(type="folder"))
     with pytest.raises(DataError, match="absent must be a folder of images, and it is not there"):
         train(make_config(type="folder", train_folder=str(tmp_path / "absent")))
-    with pytest.raises(DataError, match=r"holds no images \(.jpg, .jpeg, .png, .webp\)"):
+    with pytest.raises(DataError, match="holds no images .*, .png, .*, .tiff., neither"):
         train(make_config(type="folder", train_folder=str(tmp_path)))
     (tmp_path / "cat").mkdir()
     for name in ("a.png", "cat/b.png"):
         (tmp_path / name).write_bytes(png(0))
     with pytest.raises(DataError, match=r"holds images \(a.png, ...\) beside subfolders with images"):
         train(make_config(type="folder", train_folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("ending", [ending for kind in FILE_FORMATS for ending in kind.extensions])
+def test_every_format_that_is_decoded_is_found_stored_and_read_again(tmp_path, ending):
+    """In a folder, in shards made of it, and by its first bytes, whatever case its ending has."""
+    folder = tmp_path / "images/class"
+    folder.mkdir(parents=True)
+    kind = next(kind for kind in FILE_FORMATS if ending in kind.extensions)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(folder / f"one.{ending.upper()}", kind.name)
+    (folder / "two.txt").write_text("no image")
+    assert list_images(tmp_path / "images") == [f"class/one.{ending.upper()}"]
+    assert len(FolderSource(tmp_path / "images")) == 1
+    data = (folder / f"one.{ending.upper()}").read_bytes()
+    assert image_extension(data) == kind.extensions[0]
+    write_shard(tmp_path / "s.tar", [Sample("0", data, 0)])
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        name = tar.getnames()[0]
+    assert name == f"0.{kind.extensions[0]}" and name.partition(".")[2] in FIELDS
+    assert image_of({name.partition(".")[2]: data}) == data and decode_image(data).size == (8, 8)
+
+
+def test_other_bytes_are_no_image():
+    assert [image_extension(data) for data in (b"", b"B", b"RIFF1234WAVE", b"%PDF-1.7", b"GIF88a")] == [None] * 5
+
+
+def test_files_that_are_left_out_are_counted_wherever_a_folder_is_read(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("b.txt", "c.psd", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    for read in (FolderSource, open_images):
+        caplog.clear()
+        read(tmp_path)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{tmp_path}: 1 images; left out 2, such as b.txt"
+        ]

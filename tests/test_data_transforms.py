@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from data import DataError
-from data.transforms import MAX_PIXELS, EvalTransform, TrainTransform, decode_image
+from data.transforms import AS_SHOWN, MAX_PIXELS, EvalTransform, TrainTransform, decode_as_shown, decode_image
 from tests.fill import assert_close
 from tests.fill import image as noise
 from tests.shard_data import bomb
@@ -76,16 +77,15 @@ def test_a_crop_larger_than_the_image_is_an_error():
         TrainTransform(32, 64, True, True)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_every_kind_of_image_becomes_rgb(mode):
     grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
-    if mode in ("I;16", "I"):
+    if mode == "I;16":
         source = Image.fromarray((grey.astype(np.uint16) << 8) | 255)
-        source = source if mode == "I;16" else source.convert("I")
     else:
         source = Image.fromarray(grey if mode != "1" else grey // 128 * 255).convert("RGB")
         source = source.quantize(64) if mode == "P" else source.convert(mode)
-    decoded = decode_image(encode(source, "TIFF" if mode in ("CMYK", "I") else "PNG"))
+    decoded = decode_image(encode(source, "TIFF" if mode == "CMYK" else "PNG"))
     assert decoded.mode == "RGB" and decoded.size == (32, 32)
     want = grey // 128 * 255 if mode == "1" else grey
     assert np.abs(np.array(decoded).astype(int) - want[:, :, None]).max() <= 1
@@ -113,3 +113,120 @@ def test_a_thin_image_cannot_grow_without_limit():
 def test_broken_bytes_are_one_sentence(data):
     with pytest.raises(DataError, match="expected a whole image .JPEG, PNG, .* got bytes that do not decode: "):
         decode_image(data)
+
+
+# As a viewer shows it
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_as_shown_a_photograph_stands_upright(file_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    lying = Image.new("RGB", (48, 32), "white")
+    lying.paste("black", (0, 0, 48, 16))  # its upper half, which belongs to the right
+    shown = decode_as_shown(encode(lying, file_format, exif=exif))
+    assert shown.size == (32, 48)
+    assert shown.getpixel((28, 24))[0] < 40 and shown.getpixel((4, 24))[0] > 215
+
+
+def test_a_broken_note_of_orientation_is_no_error():
+    data = encode(photo(20, 30), "PNG", exif=b"Exif\0\0no exif at all")
+    assert decode_as_shown(data).size == (30, 20)
+
+
+def half_transparent(mode):
+    """Black on the left, on the right fully transparent over black: a viewer shows the right half white."""
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (16, 0, 32, 32))
+    if mode == "P":
+        palette = Image.new("P", (32, 32), 0)
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.paste(1, (16, 0, 32, 32))
+        return palette
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "options"),
+    [
+        ("RGBA", "PNG", {}),
+        ("LA", "PNG", {}),
+        ("P", "PNG", {"transparency": 1}),
+        ("P", "PNG", {"transparency": b"\xff\x00"}),
+        ("RGBA", "WEBP", {"lossless": True}),
+        ("P", "GIF", {"transparency": 1}),
+        ("RGBA", "TIFF", {}),
+        ("LA", "TIFF", {}),
+    ],
+)
+def test_as_shown_transparency_is_white(mode, file_format, options):
+    data = encode(half_transparent(mode), file_format, **options)
+    shown = np.asarray(decode_as_shown(data))
+    assert (shown[:, :14] == 0).all() and (shown[:, 18:] == 255).all()
+    assert (np.asarray(decode_image(data)) == 0).all()  # the published preprocessing drops it
+
+
+def test_as_shown_half_transparent_ink_is_half_as_dark_and_a_grey_value_can_be_transparent():
+    shown = decode_as_shown(encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG"))
+    assert shown.getpixel((0, 0)) == (127, 127, 127)
+    deep = Image.fromarray(np.full((8, 8), 300, dtype=np.uint16))
+    assert decode_as_shown(encode(deep, "PNG", transparency=300)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_as_shown(encode(deep, "PNG", transparency=301)).getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_as_shown_opaque_images_are_those_of_the_published_preprocessing():
+    for mode in ("RGB", "L", "P", "CMYK"):
+        data = encode(photo(20, 30).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+        assert np.array_equal(decode_as_shown(data), decode_image(data))
+
+
+def test_each_way_of_decoding_has_words_for_the_record():
+    assert "transparency dropped, EXIF orientation not applied, shorter edge to 32" in EvalTransform(32).description
+    assert "transparency on white, upright by EXIF" in EvalTransform(32, AS_SHOWN).description
+
+
+# Depths
+
+
+RAMP = np.tile(np.linspace(0, 1, 32), (32, 1))
+GREY = np.round(RAMP * 255)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_as_shown])
+@pytest.mark.parametrize(
+    ("samples", "tiffinfo"),
+    [
+        (RAMP.astype(np.float32), {}),
+        (RAMP.astype(np.float32) * 7 - 3, {340: -3.0, 341: 4.0}),
+        (np.round(RAMP * 65535).astype(np.uint16), {}),
+        (np.round(RAMP * 65535).astype(np.int32), {340: 0, 341: 65535}),
+    ],
+)
+def test_deep_samples_of_a_tiff_are_scaled_by_what_the_file_says(decode, samples, tiffinfo):
+    decoded = np.asarray(decode(encode(Image.fromarray(samples), "TIFF", tiffinfo=tiffinfo))).astype(int)
+    assert decoded.shape == (32, 32, 3) and np.abs(decoded - GREY[:, :, None]).max() <= 1
+
+
+def test_samples_of_twelve_bits_are_scaled_too():
+    """As cameras and microscopes write them; Pillow reads them and does not write them."""
+    pairs = np.round(RAMP * 4095).astype(int).reshape(-1, 2).tolist()
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
+    tags = [(256, 3, 32), (257, 3, 32), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1)]
+    tags += [(278, 3, 32), (279, 4, len(packed))]
+    entries = b"".join(struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    decoded = np.asarray(decode_image(data + packed))[..., 0].astype(int)
+    assert len(data) == 122 and np.abs(decoded - GREY).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (RAMP.astype(np.float32) * 300, "got mode F, floats in 0..300"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "got mode F, floats in nan..nan"),
+        ((RAMP * 40000).astype(np.int32), "got mode I, integers in 0..40000"),
+    ],
+)
+def test_samples_that_nothing_says_how_to_scale_are_refused_by_their_mode(samples, message):
+    with pytest.raises(DataError, match="expected samples of 8 or 16 bits, or floats in 0..1, " + message):
+        decode_image(encode(Image.fromarray(samples), "TIFF"))

@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.paths import ROOT
 from utils.result_folder import LIST
 from utils.speed import cpu_has_bfloat16
+from utils.tokens import read_tokens
 
 SIDE, NUM_TOKENS, CODEBOOK = 16, 4, 32
 MODEL = {
@@ -145,6 +146,25 @@ def test_images_of_one_name_keep_apart(infer, images):
     assert status == 0
     assert np.load(out / "tokens.npz")["keys"].tolist() == ["wide", "grey", "tall", "wide-2", "wide-3"]
     assert len(list(out.glob("wide*_1.png"))) == 3
+
+
+def test_images_are_taken_as_a_viewer_shows_them(infer, tmp_path):
+    """Transparency on white, photographs upright; the tokens are those of the image that one sees."""
+    draws = np.random.default_rng(1)
+    pixels = draws.integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
+    pixels[..., 3] = np.where(np.arange(SIDE) < SIDE // 2, 255, 0)
+    seen = pixels[..., :3].copy()
+    seen[:, SIDE // 2 :] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(tmp_path / "transparent.png")
+    Image.fromarray(seen).save(tmp_path / "seen.png")
+    Image.fromarray(seen[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    names = [tmp_path / f"{name}.png" for name in ("seen", "transparent", "turned")]
+    out = infer("--image", *names, lengths="1")[-1]
+    saved = read_tokens(out / "tokens.npz")
+    assert np.array_equal(saved.tokens[1], saved.tokens[0]) and np.array_equal(saved.tokens[2], saved.tokens[0])
+    assert "transparency on white, upright by EXIF" in saved.about["preparation"]
 
 
 def test_batches_do_not_show(infer, images):
