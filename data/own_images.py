@@ -83,7 +83,7 @@ class ImageBatches:
 
     def __iter__(self) -> Iterator[list[tuple[ImageFile, Tensor]]]:
         """Batches of files with their pixels, (3, P, P) uint8."""
-        from data.transforms import EvalTransform, decode_as_shown  # torchvision is slow to import, too slow for --help
+        from data.transforms import EvalTransform, decode_as_shown
 
         transform = EvalTransform(self.size)
         batch: list[tuple[ImageFile, Tensor]] = []

@@ -41,7 +41,7 @@ def read_images(source: Path, keys: Sequence[str], indices: Sequence[int]) -> di
 
 
 def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
-    from data.image_sets import open_images  # torchvision is slow to import, too slow for --help
+    from data.image_sets import open_images
 
     images = open_images(path)
     if len(images) != len(keys):

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from data import DataError
 from data.file_formats import FORMATS
@@ -135,7 +133,19 @@ def resize_shorter_edge(image: Image.Image, size: int) -> Image.Image:
     """Scale an image so that its shorter edge has `size` pixels: bicubic, antialiased, on 8 bits."""
     shorter, longer = sorted(image.size)
     check_size(size, size * longer // shorter)
-    return F.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    width, height = (side * size // shorter for side in image.size)  # rounded down, as torchvision does
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The square of `size` pixels in the middle; of two middles the one that torchvision takes."""
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(3, H, W) uint8 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class EvalTransform:
@@ -159,7 +169,7 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, P, P) uint8 from an RGB image of any size."""
         image = resize_shorter_edge(image, self.crop_size)
-        return F.pil_to_tensor(F.center_crop(image, [self.crop_size]))
+        return to_tensor(centre_crop(image, self.crop_size))
 
 
 class TrainTransform:
@@ -191,7 +201,7 @@ class TrainTransform:
             top = rng.randint(0, image.height - self.crop_size)
             image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
         else:
-            image = F.center_crop(image, [self.crop_size])
+            image = centre_crop(image, self.crop_size)
         if self.random_flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return F.pil_to_tensor(image)
+        return to_tensor(image)
