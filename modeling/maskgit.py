@@ -273,7 +273,10 @@ class BertResidual(nn.Module):
 
 @register(GENERATOR, "UViT")
 class UViTBert(MaskGIT):
-    """MaskGIT on a U-ViT: the first half of the blocks feeds the second through long skips (arXiv 2209.12152)."""
+    """MaskGIT on a U-ViT: the first half of the blocks feeds the second through long skips (arXiv 2209.12152).
+
+    As in the published code nothing is dropped out in training, whatever `dropout` and `attn_drop` say.
+    """
 
     def __init__(self, config: dict | DictConfig):
         super().__init__(config)
@@ -285,9 +288,10 @@ class UViTBert(MaskGIT):
         half = self.num_layers // 2
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens + 1, self.width))
         self.embeddings = nn.Embedding(self.vocabulary_size, self.width)
-        self.in_blocks = nn.ModuleList(UViTBlock(**self.block_sizes) for _ in range(half))
-        self.mid_block = UViTBlock(**self.block_sizes)
-        self.out_blocks = nn.ModuleList(UViTBlock(**self.block_sizes, skip=True) for _ in range(half))
+        sizes = {name: self.block_sizes[name] for name in ("width", "num_heads", "hidden")}
+        self.in_blocks = nn.ModuleList(UViTBlock(**sizes) for _ in range(half))
+        self.mid_block = UViTBlock(**sizes)
+        self.out_blocks = nn.ModuleList(UViTBlock(**sizes, skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(self.width)
         self.lm_head = Linear(self.width, self.codebook_size)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -313,41 +317,34 @@ class UViTBert(MaskGIT):
 class UViTBlock(nn.Module):
     """Pre-norm transformer block; one with `skip` also owns the linear layer that merges the skip before it."""
 
-    def __init__(
-        self, width: int, num_heads: int, hidden: int, dropout: float, attention_dropout: float, skip: bool = False
-    ):
+    def __init__(self, width: int, num_heads: int, hidden: int, skip: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = UViTAttention(width, num_heads, dropout, attention_dropout)
+        self.attn = UViTAttention(width, num_heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"fc1": Linear(width, hidden), "fc2": Linear(hidden, width)})
-        self.dropout = nn.Dropout(dropout)
         if skip:
             self.skip_linear = Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        hidden = self.dropout(self.mlp["fc1"](self.norm2(x), gelu=True))
-        return x + self.dropout(self.mlp["fc2"](hidden))
+        return x + self.mlp["fc2"](self.mlp["fc1"](self.norm2(x), gelu=True))
 
 
 class UViTAttention(nn.Module):
     """Multi-head self-attention with one packed projection without bias."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float, attention_dropout: float):
+    def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.attention_dropout = attention_dropout
         self.qkv = Linear(width, 3 * width, bias=False)
         self.proj = Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys, values = rearrange(
             self.qkv(x), "b t (qkv heads d) -> qkv b heads t d", qkv=3, heads=self.num_heads
         )
-        x = attention(queries, keys, values, dropout=self.attention_dropout if self.training else 0.0)
-        return self.dropout(self.proj(rearrange(x, "b heads t d -> b t (heads d)")))
+        return self.proj(rearrange(attention(queries, keys, values), "b heads t d -> b t (heads d)"))
 
 
 def generator_class(config: DictConfig) -> type[MaskGIT]:

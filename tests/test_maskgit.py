@@ -120,12 +120,13 @@ def test_initial_values(network):
 
 @pytest.mark.parametrize("network", [ImageBert, UViTBert])
 def test_every_parameter_learns_and_dropout_acts_in_training_only(network):
+    """In ImageBert's training: a UViT drops nothing out, as published."""
     model = small(network)
     ids, classes = golden_inputs()
     assert torch.equal(model(ids, classes, 0.0), model(ids, classes, 0.0))
     model.train()
     first, second = model(ids, classes, 0.0), model(ids, classes, 0.0)
-    assert not torch.equal(first, second)
+    assert torch.equal(first, second) == (network is UViTBert)
     first.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
