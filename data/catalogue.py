@@ -19,7 +19,7 @@ from data.image_shards import decode, read_shards
 from data.image_sources import FolderSource
 from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
-from data.tar_samples import manifest_facts
+from data.tar_samples import key_prefixes, manifest_facts
 from data.transforms import EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
@@ -105,10 +105,13 @@ class Catalogue:
         manifest = read_manifest(Path(shards[0]).parent)
         self.classes = manifest["classes"] if manifest else []
         num_classes = manifest_facts(shards)[1]
-        return [(Path(shard).name, partial(self._shard_jobs, shard, num_classes)) for shard in shards]
+        read = partial(read_shards, prefixes=key_prefixes(shards))
+        return [(Path(shard).name, partial(self._shard_jobs, read, shard, num_classes)) for shard in shards]
 
-    def _shard_jobs(self, shard: str, num_classes: int | None, faults: FaultLog) -> Iterator[Callable[[], Example]]:
-        for sample in read_shards([(shard, 0.0)], faults=faults):
+    def _shard_jobs(
+        self, read: Callable, shard: str, num_classes: int | None, faults: FaultLog
+    ) -> Iterator[Callable[[], Example]]:
+        for sample in read([(shard, 0.0)], faults=faults):
             transform = partial(self.transform, key=sample["__key__"])
             yield partial(decode, sample, transform, num_classes)
 

@@ -1,7 +1,7 @@
 """Batches from WebDataset shards, as a list of stages: which shard, its samples, mixed, decoded, put together."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data import DataError
 from data.batches import Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
-from data.tar_samples import ShardError, class_of, image_of, read_shard
+from data.tar_samples import ShardError, class_of, image_of, key_prefixes, read_shard
 from data.transforms import EvalTransform, TrainTransform, decode_image
 
 NUM_STAND_INS = 16  # samples of the next batch that may take the place of broken ones
@@ -41,7 +41,7 @@ class TrainingShards(IterableDataset):
         start_batch: int,
         batches_per_chunk: int,
     ):
-        self.shards, self.transform = shards, transform
+        self.shards, self.transform, self.prefixes = shards, transform, key_prefixes(shards)
         self.batch_size, self.rank, self.num_classes = batch_size, rank, num_classes
         self.shuffle_buffer_size, self.seed = shuffle_buffer_size, seed
         self.start_batch, self.batches_per_chunk = start_batch, batches_per_chunk
@@ -69,7 +69,7 @@ class TrainingShards(IterableDataset):
         seed = (self.seed, self.rank, virtual_worker, chunk)
         stages = [
             partial(resampled, rng=seeded("shards", *seed)),
-            partial(read_shards, faults=faults, num_useless_shards=NUM_USELESS_SHARDS),
+            partial(read_shards, faults=faults, num_useless_shards=NUM_USELESS_SHARDS, prefixes=self.prefixes),
             # Shuffle before decoding: a buffer of decoded images would not fit in memory.
             webdataset.shuffle(self.shuffle_buffer_size, initial=self.shuffle_buffer_size, rng=seeded("mix", *seed)),
             partial(windows, size=self.batch_size, ahead=NUM_STAND_INS),
@@ -92,14 +92,15 @@ class EvaluationShards(IterableDataset):
     def __init__(
         self,
         shards: list[str],
-        counts: dict[str, int | None],
+        counts: Mapping[str, int | None],
+        prefixes: Mapping[str, str],
         transform: EvalTransform,
         *,
         batch_size: int,
         num_classes: int | None,
         skip_broken: bool,
     ):
-        self.shards, self.transform, self.counts = shards, transform, counts
+        self.shards, self.counts, self.prefixes, self.transform = shards, counts, prefixes, transform
         self.batch_size, self.num_classes, self.skip_broken = batch_size, num_classes, skip_broken
 
     def __iter__(self) -> Iterator[Batch]:
@@ -108,7 +109,7 @@ class EvaluationShards(IterableDataset):
         faults = FaultLog(strict=not self.skip_broken)
         stages = [
             from_the_start,
-            partial(read_shards, faults=faults, counts=self.counts),
+            partial(read_shards, faults=faults, counts=self.counts, prefixes=self.prefixes),
             partial(decode_each, transform=self.transform, num_classes=self.num_classes, faults=faults),
             partial(batched, batch_size=self.batch_size, faults=faults),
         ]
@@ -149,12 +150,14 @@ def read_shards(
     *,
     faults: FaultLog,
     num_useless_shards: int | None = None,
-    counts: dict[str, int | None] | None = None,
+    counts: Mapping[str, int | None] | None = None,
+    prefixes: Mapping[str, str] | None = None,
 ) -> Iterator[RawSample]:
     """The samples of shard after shard, undecoded; a damaged shard is a fault, and its whole samples are used.
 
     Args:
         counts: Samples to take from the beginning of each shard; None: all of it.
+        prefixes: Of the keys, by shard, as of `data.tar_samples.key_prefixes`.
 
     Raises:
         DataError: As many shards in a row as `num_useless_shards`, or `PATIENCE` seconds of them, gave no sample.
@@ -166,6 +169,7 @@ def read_shards(
         try:
             for sample in islice(read_shard(shard, start), counts[shard] if counts else None):
                 useless, wasted = 0, 0.0
+                sample["__key__"] = (prefixes or {}).get(shard, "") + sample["__key__"]
                 yield sample
         except ShardError as error:
             fault = Fault("broken shard", shard, None, str(error))

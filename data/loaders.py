@@ -14,7 +14,7 @@ from data.batches import Batch, Loader
 from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
 from data.image_shards import EvaluationShards, TrainingShards
 from data.shard_urls import resolve_shards
-from data.tar_samples import manifest_facts
+from data.tar_samples import key_prefixes, manifest_facts
 from data.token_loader import TokenBatches, token_loaders
 from data.transforms import EvalTransform, TrainTransform
 from utils.processes import obey_only_the_parent
@@ -172,6 +172,7 @@ def _evaluation_shards(
     dataset = EvaluationShards(
         [shard for shard in shards if counts[shard] != 0][rank::world_size],
         counts,
+        key_prefixes(shards),
         _eval_transform(config),
         batch_size=batch_size,
         num_classes=num_classes,

@@ -1,5 +1,7 @@
 """Where shards are: the paths, URLs and commands that a config names, and how each is opened."""
 
+import contextlib
+import glob
 import http.client
 import io
 import os
@@ -56,6 +58,8 @@ def resolve_shards(spec: Any, key: str) -> list[str]:
             )
     shards = [name if scheme_of(name) else _find_local(name) for name in names]
     if missing := [name for name, shard in zip(names, shards, strict=True) if shard is None]:
+        if glob.has_magic(missing[0]):
+            raise DataError(f"{key}: no shard is called {missing[0]}; * is not expanded: {_instead_of(missing[0])}")
         raise DataError(
             f"{key}: {len(missing)} of {len(names)} shards are not there, the first is {missing[0]}"
             f"{_looked_from(missing[0])}: make them with a script of data/, or correct the path"
@@ -73,6 +77,20 @@ def _find_local(name: str) -> str | None:
     path = Path(name).expanduser()
     found = next((place for place in (path.absolute(), ROOT / path) if place.is_file()), None)
     return str(found) if found else None
+
+
+def _instead_of(pattern: str) -> str:
+    """What to write in place of a pattern with wildcards."""
+    found = sorted(glob.glob(str(Path(pattern).expanduser())))
+    if not found:
+        return f"use braces, such as {re.sub(r'[*?[].*[*?]]?|[*?]', '{000000..000320}', pattern, count=1)}"
+    for number in re.finditer(r"\d+", found[0]):
+        before, after = found[0][: number.start()], found[0][number.end() :]
+        braces = f"{before}{{{number[0]}..{found[-1].removeprefix(before).removesuffix(after)}}}{after}"
+        with contextlib.suppress(ValueError):
+            if list(expand_urls(braces)) == found:
+                return f"write {braces}"
+    return f"give a list, such as [{', '.join(found[:2])}{', ...' if len(found) > 2 else ''}]"
 
 
 def _looked_from(name: str) -> str:

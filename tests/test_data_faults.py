@@ -1,5 +1,6 @@
 """Broken samples and shards: training counts them and goes on, evaluation names the first and stops."""
 
+import json
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import pytest
 
 from data import DataError
 from data.loaders import evaluation_loader, training_loader
-from data.tar_samples import ShardError, read_shard
+from data.tar_samples import ShardError, key_prefixes, read_shard
 from tests.shard_data import keys, make_config, make_shards, png, shard_spec, take, write_tar
 
 
@@ -227,3 +228,77 @@ def test_a_worker_that_is_killed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("data.image_shards.decode_image", lambda data: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match="a process that reads data was killed .*: if memory ran out, lower"):
         take(training, 1)
+
+
+def read(path, members):
+    write_tar(path, members)
+    return list(read_shard(str(path)))
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_names_with_dots_are_whole_keys(tmp_path, count):
+    names = [f"scans/v1.2/scan.v2.{number:04d}" for number in range(count)]
+    members = [
+        member for number, name in enumerate(names) for member in ((f"{name}.cls", b"1"), (f"{name}.png", png(number)))
+    ]
+    found = read(tmp_path / "s.tar", members)
+    assert [sample["__key__"] for sample in found] == names
+    assert [(sample["cls"], sample["png"]) for sample in found] == [(b"1", png(number)) for number in range(count)]
+
+
+def test_a_mask_beside_an_image_is_no_sample_of_its_own(tmp_path):
+    """WebDataset's convention: a field's name is all after the first dot."""
+    for names in (("0.mask.png", "0.png", "0.cls"), ("0.cls", "0.png", "0.seg.png"), ("0.a.b.png", "0.json", "0.png")):
+        members = [(name, b"5" if name == "0.cls" else png(number)) for number, name in enumerate(names)]
+        (sample,) = read(tmp_path / "s.tar", members)
+        assert sample["__key__"] == "0" and sample["png"] == dict(members)["0.png"]
+
+
+def test_members_of_a_sample_that_are_apart_are_named(tmp_path):
+    labels = [(f"{number}.cls", b"1") for number in range(3)]
+    images = [(f"{number}.png", png(number)) for number in range(3)]
+    write_tar(tmp_path / "s.tar", images + labels)
+    with pytest.raises(DataError, match="sample '0': members of this name stand in two places of the shard, cls apart"):
+        list(loaders(tmp_path / "s.tar")[1])
+
+
+def test_a_sample_without_an_image_names_what_it_has(tmp_path):
+    write_tar(tmp_path / "s.tar", [*GOOD[:4], ("a.cls", b"1"), ("a.tga", b"?"), ("a.json", b"{}"), ("a.b.npy", b"")])
+    with pytest.raises(DataError, match="sample 'a': expected one of the fields jpg.*, got cls, tga, json, b.npy"):
+        list(loaders(tmp_path / "s.tar")[1])
+
+
+def test_a_shard_of_other_files_names_them(tmp_path):
+    write_tar(tmp_path / "s.tar", [("a.tga", b"?"), ("b.tga", b"?")])
+    with pytest.raises(DataError, match="broken shard: .*: holds no image: expected .*, and the first is 'a.tga'"):
+        list(loaders(tmp_path / "s.tar")[1])
+
+
+def test_files_beside_the_samples_do_no_harm(tmp_path):
+    assert len(read(tmp_path / "s.tar", [("README.txt", b"hello"), ("meta.json", b"{}"), *GOOD[:4]])) == 2
+
+
+def test_keys_that_start_again_in_every_shard_are_told_apart(tmp_path):
+    for shard in ("a/s-0.tar", "a/s-1.tar", "b/s-0.tar"):
+        (tmp_path / shard).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / shard, GOOD[:4])
+    shards = [str(tmp_path / shard) for shard in ("a/s-0.tar", "a/s-1.tar", "b/s-0.tar")]
+
+    def keys_of(shards):
+        return keys(list(evaluation_loader(make_config(eval_shards_path_or_url=shards), rank=0, world_size=1)))
+
+    assert keys_of(shards[:1]) == ["00", "01"]
+    assert keys_of(shards[:2]) == ["s-0/00", "s-0/01", "s-1/00", "s-1/01"]
+    assert keys_of(shards) == [f"{shard:06d}/0{number}" for shard in range(3) for number in range(2)]
+
+
+def test_keys_of_our_own_shards_are_as_they_are_stored(tmp_path):
+    """Their manifest numbers the samples of a split; those of two splits start again."""
+    make_shards(tmp_path, [2, 1])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert key_prefixes([str(tmp_path / f"s-00000{shard}.tar") for shard in range(2)]) == {}
+    records = manifest["splits"]["s"]["shards"]
+    splits = {split: {"shards": {name: records[name]}} for split, name in zip("st", records, strict=True)}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"splits": splits}))
+    shards = [str(tmp_path / f"s-00000{shard}.tar") for shard in range(2)]
+    assert key_prefixes(shards) == {shards[0]: "s-000000/", shards[1]: "s-000001/"}

@@ -14,7 +14,7 @@ from data.batches import check_count
 from data.loaders import evaluation_loader, training_loader
 from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
-from tests.shard_data import keys, make_config, make_shards, png, same, shard_spec, take
+from tests.shard_data import keys, make_config, make_shards, png, same, shard_spec, take, write_tar
 from utils.paths import ROOT
 
 
@@ -274,3 +274,28 @@ def test_an_address_that_is_none_is_an_error(monkeypatch, address):
     monkeypatch.setattr("data.shard_urls.NUM_ATTEMPTS", 1)
     with pytest.raises(DataError, match="broken shard: http.*: cannot be read"):
         list(evaluation_loader(make_config(eval_shards_path_or_url=address), rank=0, world_size=1))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("s-*.tar", r"; \* is not expanded: write s-{000008..000011}.tar"),
+        ("s-0000[01]*.tar", r"; \* is not expanded: write s-{000008..000011}.tar"),
+        ("*.tar", r"; \* is not expanded: write s-{000008..000011}.tar"),
+        ("t-?.tar", r"; \* is not expanded: use braces, such as t-{000000..000320}.tar"),
+    ],
+)
+def test_a_wildcard_gets_a_hint_at_braces(tmp_path, monkeypatch, pattern, hint):
+    monkeypatch.chdir(tmp_path)
+    for number in range(8, 12):
+        write_tar(tmp_path / f"s-{number:06d}.tar", [("0.png", png(number))])
+    with pytest.raises(DataError, match=hint):
+        evaluation_loader(make_config(eval_shards_path_or_url=pattern), rank=0, world_size=1)
+
+
+def test_shards_with_gaps_behind_a_wildcard_are_a_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-1.tar", "a-3.tar", "b.tar"):
+        write_tar(tmp_path / name, [("0.png", png(0))])
+    with pytest.raises(DataError, match=r"is not expanded: give a list, such as \[a-1.tar, a-3.tar, \.\.\.\]"):
+        evaluation_loader(make_config(eval_shards_path_or_url="*.tar"), rank=0, world_size=1)
