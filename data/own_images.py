@@ -39,8 +39,8 @@ def find_images(paths: Sequence[Path], output_dir: Path) -> tuple[list[ImageFile
     results = {output_dir.resolve() / name for name in results_in(output_dir)}
     for path in paths:
         if path.is_dir():
-            names, others = walk_images(path)
-            names = [name for name in names if (path / name).resolve() not in results]
+            listed = walk_images(path)
+            names, others = ([name for name in kind if (path / name).resolve() not in results] for kind in listed)
             if not names:
                 endings = ", ".join(IMAGE_ENDINGS)
                 raise DataError(f"--image {path} is a folder without images ({endings}): name one with some, or a file")

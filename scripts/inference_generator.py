@@ -11,7 +11,7 @@ class and the number decide an image: asking for others beside it does not chang
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from modeling.generators import BUNDLED_GENERATOR, class_names, load_generator, load_its_tokenizer, sample
@@ -41,6 +42,7 @@ from utils.inference import (
 from utils.result_folder import ResultFolder
 from utils.tokens import TOKENS_FILE, write_tokens
 
+GRID, PREFIXES = "grid.png", "lengths.png"
 TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
 
 
@@ -61,19 +63,14 @@ def main() -> None:
 
     wanted = [(label, number) for label in labels for number in range(arguments.num_images)]
     keys = [f"{file_stem(label, names)}_{number:03d}" for label, number in wanted]
+    sheets = [GRID] * arguments.grid + [PREFIXES] * bool(arguments.lengths)
+    if note := folder.claim([*(f"{key}.png" for key in keys), *sheets, TOKENS_FILE]):
+        print(f"results        {note}")
     draw = partial(sample, generator, tokenizer, settings=settings, seed=arguments.seed, arithmetic=arithmetic)
     batch_size = choose_batch_size(
         arguments.batch_size, lambda num: list(draw(wanted[:num], batch_size=num)), device, most=len(wanted)
     )
-    tokens, images = [], []
-    with tqdm(total=len(wanted), unit="image", leave=False, dynamic_ncols=True, disable=None) as progress:
-        for codes, pixels in draw(wanted, batch_size=batch_size):
-            tokens.append(codes.cpu())
-            for image in map(to_pil, pixels):
-                write_image(image, folder / f"{keys[len(images)]}.png")
-                images.append(image)
-            progress.update(len(codes))
-    tokens = torch.cat(tokens)
+    tokens, images = write_all(draw(wanted, batch_size=batch_size), keys, folder)
     about = {"tokenizer": its_located.source, "generator": located.source, "seed": arguments.seed}
     ids, samples = np.array(wanted).T
     write_tokens(
@@ -81,17 +78,20 @@ def main() -> None:
     )
     print(f"images         {arguments.output_dir / 'CLASS_SAMPLE.png'}: {len(images)}")
     print(f"tokens         {arguments.output_dir / TOKENS_FILE}")
-
     titles = [names[label] for label in labels]
     if arguments.grid:
         rows = [images[first : first + arguments.num_images] for first in range(0, len(images), arguments.num_images)]
-        show(rows, folder / "grid.png", row_titles=titles, title=f"samples of seed {arguments.seed}")
-        print(f"grid           {arguments.output_dir / 'grid.png'}")
+        title = f"samples of seed {arguments.seed}"
+        write_image(sheet(rows, row_titles=titles, title=title), folder / GRID)
+        print(f"grid           {arguments.output_dir / GRID}: a row a class")
     if arguments.lengths:
-        first = tokens[:: arguments.num_images].to(device)
-        rows = decode_prefixes(tokenizer, first, arguments.lengths, batch_size, arithmetic)
-        show(rows, folder / "lengths.png", row_titles=titles, column_titles=list(map(tokens_text, arguments.lengths)))
-        print(f"lengths        {arguments.output_dir / 'lengths.png'}")
+        firsts = tokens[:: arguments.num_images].to(device)
+        rows = decode_prefixes(tokenizer, firsts, arguments.lengths, batch_size, arithmetic)
+        columns = list(map(tokens_text, arguments.lengths))
+        title = f"first sample of each class, seed {arguments.seed}"
+        write_image(sheet(rows, row_titles=titles, column_titles=columns, title=title), folder / PREFIXES)
+        print(f"lengths        {arguments.output_dir / PREFIXES}: the first sample of each class")
+    folder.finish()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -119,8 +119,23 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def show(rows: Sequence[Sequence[Image.Image]], path: Path, **titles) -> None:
-    write_image(contact_sheet(rows, tile=tile_side(rows[0][0].width, *TILE_RANGE), **titles), path)
+def write_all(
+    batches: Iterable[tuple[Tensor, Tensor]], keys: Sequence[str], folder: ResultFolder
+) -> tuple[Tensor, list[Image.Image]]:
+    """Write each image as it comes; returns all tokens (n, N) and images."""
+    tokens, images = [], []
+    with tqdm(total=len(keys), unit="image", leave=False, dynamic_ncols=True, disable=None) as progress:
+        for codes, pixels in batches:
+            tokens.append(codes.cpu())
+            for image in map(to_pil, pixels):
+                write_image(image, folder / f"{keys[len(images)]}.png")
+                images.append(image)
+            progress.update(len(codes))
+    return torch.cat(tokens), images
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]], **titles) -> Image.Image:
+    return contact_sheet(rows, tile=tile_side(rows[0][0].width, *TILE_RANGE), **titles)
 
 
 if __name__ == "__main__":

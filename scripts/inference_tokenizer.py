@@ -6,7 +6,8 @@
 The first takes the bundled model (garments, 32 x 32 pixels), the second the published one from the hub. Of each image
 the shorter edge is scaled to the model's size and the centre is kept; it is turned upright as its EXIF data say, and
 what is transparent becomes white. Into --output_dir go IMAGE_LENGTH.png for every length, tokens.npz (see
-utils/tokens.py) and contact_sheet.png; those of an earlier run are removed.
+utils/tokens.py) and contact_sheet.png. What an earlier run has written there is removed, and nothing else: a file of
+such a name that is not from here is an error.
 """
 
 import argparse
@@ -65,6 +66,9 @@ def main() -> None:
         black = torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
         list(reconstructions(tokenizer, black, kept.lengths, arithmetic))
 
+    made = [f"{file.key}_{length}.png" for file in files for length in kept.lengths]
+    if note := folder.claim([*made, TOKENS_FILE, SHEET]):
+        print(f"results        {note}")
     batch_size = choose_batch_size(arguments.batch_size, try_batch, device, most=len(files))
     to_show = choose(files, arguments.seed)
     batches = ImageBatches(files, size, batch_size)
@@ -79,6 +83,7 @@ def main() -> None:
     about = {"tokenizer": located.source, "preparation": batches.preparation}
     write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
     write_image(kept.sheet(title=model_name(located)), folder / SHEET)
+    folder.finish()
     report(kept, arguments.output_dir, is_bundled(located))
     if any(file.is_named for file, _ in batches.broken):
         raise UserError(f"{describe(batches.broken)}; the other {len(kept.keys)} are done")

@@ -1,55 +1,142 @@
-"""A folder of results that never mixes those of two runs."""
+"""A folder of results, in which a command replaces its own files and no others."""
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import replacing, sha256_of
 
-LIST = ".results"  # names of the files of the last run, each as JSON on a line of its own
+# Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum. Of lines of the
+# same name the last counts. Older lists have bare names.
+LIST = ".results"
 SHEETS = {"contact_sheet.png", "grid.png", "lengths.png"}  # images of images
 FIGURES = {"curves.png", "sweep.png"}  # beside the metrics.json of an evaluation
+MOST_NAMED = 3  # files in an error
 
 
 class ResultFolder:
     """Where a command writes its files: `folder / name` is the path to write one to.
 
-    The first of them removes the files that the run before this one made here; what others put into the folder stays.
+    What is there and in no list, or was changed since, is somebody else's and stays as it is.
+
+    Args:
+        path: Created where it is missing.
+        clears: The first file that is written removes all that the list of the run before has, so that results of two
+            runs never mix. Otherwise they stay until they are replaced.
 
     Raises:
-        UserError: The folder cannot be created.
+        UserError: The folder cannot be created, or its list cannot be read.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | os.PathLike, clears: bool = True):
+        self.path, self.clears = Path(path), clears
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {path} cannot be created ({error.strerror}): name another folder") from error
-        self.path = path
-        self._is_cleared = False
+        self._listed = _read_list(self.path)
+        self._written: dict[str, str | None] = {}
+        self._is_begun = False
+
+    def claim(self, names: Iterable[str]) -> str:
+        """Refuse, before the work, to write over what is not ours.
+
+        Returns:
+            What to say of earlier results that will be removed, and not only replaced; empty where there are none.
+
+        Raises:
+            UserError: A file or folder of such a name is there, and no run of ours has left it so.
+        """
+        names = set(names)
+        foreign = sorted(name for name in names if self._is_foreign(name))
+        if foreign:
+            named = ", ".join(foreign[:MOST_NAMED]) + (", ..." if len(foreign) > MOST_NAMED else "")
+            it = "it" if len(foreign) == 1 else "them"
+            raise UserError(
+                f"{self.path} holds {named}, and no command of ours has left {it} there: name another --output_dir, or "
+                f"move {it} away"
+            )
+        removed = sorted(name for name in self._listed if name not in names and self._is_ours(name))
+        if not removed or not self.clears or self._is_begun:
+            return ""
+        return f"{len(removed)} of the run before will be removed from {self.path}, such as {removed[0]}"
 
     def __truediv__(self, name: str) -> Path:
-        if not self._is_cleared:
-            self._clear()
-        with (self.path / LIST).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(name) + "\n")
+        self.claim([name])
+        self._begin()
+        self.finish()
+        self._written[name] = None
+        self._append(name, None)
         return self.path / name
 
-    def _clear(self) -> None:
-        self._is_cleared = True
-        if (self.path / LIST).exists():
-            for name in results_in(self.path):
-                (self.path / name).unlink(missing_ok=True)
-            (self.path / LIST).unlink()
+    def finish(self) -> None:
+        """Note the checksums of what was written since; `/` does so for the file before."""
+        for name, checksum in self._written.items():
+            if checksum is None and (self.path / name).is_file():
+                self._written[name] = sha256_of(self.path / name)
+                self._append(name, self._written[name])
+
+    def _begin(self) -> None:
+        """Before the first file: remove or keep what the list has, and write it again without its doubles."""
+        if self._is_begun:
+            return
+        self._is_begun = True
+        kept = {} if self.clears else self._listed
+        for name in self._listed.keys() - kept.keys():
+            if self._is_ours(name):
+                (self.path / name).unlink()
+        self._listed = kept
+        with replacing(self.path / LIST) as aside:
+            aside.write_text("".join(_line(*entry) for entry in kept.items()), encoding="utf-8")
+
+    def _append(self, name: str, checksum: str | None) -> None:
+        with (self.path / LIST).open("a", encoding="utf-8") as file:
+            file.write(_line(name, checksum))
+
+    def _is_foreign(self, name: str) -> bool:
+        return os.path.lexists(self.path / name) and name not in self._written and not self._is_ours(name)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a file is there as a run of ours has left it."""
+        path = self.path / name
+        if name not in self._listed or path.is_symlink() or not path.is_file():
+            return False
+        checksum = self._listed[name]
+        return checksum is None or sha256_of(path) == checksum
 
 
 def results_in(folder: Path) -> set[str]:
-    """Names of the files in a folder that a command has listed as its results."""
-    if not (folder / LIST).is_file():
+    """Names of the files in a folder that a command has listed as its results; none where the list is unreadable."""
+    try:
+        return set(_read_list(folder))
+    except UserError:  # another program's file of that name must not keep images from being read
         return set()
-    lines = (folder / LIST).read_text(encoding="utf-8").splitlines()
-    return {Path(json.loads(line)).name for line in lines}
 
 
 def sheets_in(folder: Path) -> set[str]:
     """Names of the sheets and figures that our commands have put beside the images of a folder."""
     return (results_in(folder) & SHEETS) | (FIGURES if (folder / "metrics.json").is_file() else set())
+
+
+def _line(name: str, checksum: str | None) -> str:
+    return json.dumps({"name": name, "sha256": checksum}) + "\n"
+
+
+def _read_list(folder: Path) -> dict[str, str | None]:
+    """The listed files of a folder by name, with their checksums where they are known."""
+    path, found = folder / LIST, {}
+    if not path.is_file():
+        return found
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            name = Path(entry if isinstance(entry, str) else entry["name"]).name
+            found[name] = None if isinstance(entry, str) else entry["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} must list the results that are in its folder, and cannot be read ({error!r}): name another "
+            "--output_dir, or move this one's files away"
+        ) from error
+    return found

@@ -1,0 +1,110 @@
+"""A folder of results: a command replaces its own files, and never anybody else's."""
+
+import json
+
+import pytest
+
+from utils.errors import UserError
+from utils.result_folder import LIST, ResultFolder, results_in
+
+
+def run(path, contents, clears=True):
+    """A command's whole work: claim, write, finish; returns what `claim` says."""
+    folder = ResultFolder(path, clears=clears)
+    note = folder.claim(contents)
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+    folder.finish()
+    return note
+
+
+def contents(path):
+    return {file.name: file.read_text() for file in path.iterdir() if file.name != LIST}
+
+
+def test_results_of_two_runs_do_not_mix_and_what_others_put_there_stays(tmp_path):
+    run(tmp_path, {"a": "1", "b": "1"})
+    (tmp_path / "mine").write_text("mine")
+    assert run(tmp_path, {"b": "2", "c": "2"}) == f"1 of the run before will be removed from {tmp_path}, such as a"
+    assert contents(tmp_path) == {"b": "2", "c": "2", "mine": "mine"}
+    assert results_in(tmp_path) == {"b", "c"}
+    assert run(tmp_path, {"b": "3", "c": "3"}) == ""
+
+
+def test_where_nothing_is_cleared_results_of_other_commands_stay(tmp_path):
+    run(tmp_path, {"a": "1"})
+    run(tmp_path, {"b": "2"}, clears=False)
+    run(tmp_path, {"b": "3"}, clears=False)
+    assert contents(tmp_path) == {"a": "1", "b": "3"} and results_in(tmp_path) == {"a", "b"}
+
+
+@pytest.mark.parametrize("clears", [True, False])
+@pytest.mark.parametrize("kind", ["foreign", "changed", "replaced by a link", "replaced by a folder"])
+def test_a_file_that_is_not_ours_is_refused_before_anything_is_written_or_removed(tmp_path, kind, clears):
+    run(tmp_path, {"a": "1"} if kind == "foreign" else {"a": "1", "b": "1"})
+    if kind == "foreign" or kind == "changed":
+        (tmp_path / "b").write_text("mine")
+    else:
+        (tmp_path / "b").unlink()
+        (tmp_path / "b").mkdir() if kind.endswith("folder") else (tmp_path / "b").symlink_to(tmp_path / "a")
+    folder = ResultFolder(tmp_path, clears=clears)
+    message = f"{tmp_path} holds b, and no command of ours has left it there"
+    with pytest.raises(UserError, match=message):
+        folder.claim(["a", "b"])
+    with pytest.raises(UserError, match=message):
+        folder / "b"
+    assert (tmp_path / "a").read_text() == "1"
+    assert kind.startswith("replaced") or (tmp_path / "b").read_text() == "mine"
+
+
+def test_a_result_that_somebody_changed_is_not_removed_with_the_others(tmp_path):
+    run(tmp_path, {"a": "1", "b": "1"})
+    (tmp_path / "a").write_text("drawn upon")
+    run(tmp_path, {"c": "2"})
+    assert contents(tmp_path) == {"a": "drawn upon", "c": "2"}
+
+
+def test_what_a_killed_run_left_is_ours(tmp_path):
+    folder = ResultFolder(tmp_path)
+    (folder / "a").write_text("half")
+    (folder / "b").write_text("ha")  # and no finish()
+    assert run(tmp_path, {"b": "2"}) == f"1 of the run before will be removed from {tmp_path}, such as a"
+    assert contents(tmp_path) == {"b": "2"}
+
+
+def test_lists_of_before_are_read(tmp_path):
+    """As they were up to 2179dca: bare names."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("1")
+    (tmp_path / LIST).write_text('"a"\n"b"\n')
+    run(tmp_path, {"b": "2"})
+    assert contents(tmp_path) == {"b": "2"}
+
+
+def test_a_file_may_be_written_twice_in_a_run(tmp_path):
+    folder = ResultFolder(tmp_path)
+    for text in ("1", "2"):
+        (folder / "a").write_text(text)
+    folder.finish()
+    run(tmp_path, {"a": "3"})
+    assert contents(tmp_path) == {"a": "3"}
+
+
+def test_many_foreign_files_are_counted_in_one_sentence(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}").write_text("")
+    with pytest.raises(UserError, match="holds 0, 1, 2, ..., and no command of ours has left them there"):
+        ResultFolder(tmp_path).claim(map(str, range(5)))
+
+
+def test_a_list_that_is_none_is_one_sentence_and_leads_nowhere_else(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LIST).write_text(json.dumps("../outside") + "\n")
+    run(tmp_path / "out", {"a": "1"})
+    assert outside.read_text() == "mine"
+    (tmp_path / "out" / LIST).write_text("of another program\n")
+    with pytest.raises(UserError, match="must list the results"):
+        ResultFolder(tmp_path / "out")
+    assert results_in(tmp_path / "out") == set()
