@@ -13,6 +13,7 @@ from torch import Tensor
 from data import DataError
 from data.batches import Example, FaultLog, Loader, check_count
 from data.catalogue import Catalogue, CentreCrop, decoded
+from data.image_folder import num_eval_examples
 from data.image_sets import ImageSet, Selected
 from data.loaders import evaluation_loader
 from utils.config import load_config
@@ -58,7 +59,7 @@ class NumberedImages:
         self.num_skipped = sum(num for _, num in shares)
         self.names = [[part.name, sizes[index]] for index, part in enumerate(self.parts)]
         self.bounds = np.cumsum([0, *(size for _, size in self.names)])
-        self.expected, self.max_examples = params.get("num_eval_examples"), params.get("max_eval_examples")
+        self.expected, self.max_examples = num_eval_examples(config), params.get("max_eval_examples")
         check_count(len(self), self.expected, self.num_skipped)
 
     def __len__(self) -> int:

@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader
 
 from data import DataError
 from data.batches import Batch, Loader
-from data.image_folder import EvaluationFolder, GlobalBatches, TrainingFolder, evaluation_batches, open_folder
+from data.image_folder import (
+    EvaluationFolder,
+    GlobalBatches,
+    TrainingFolder,
+    evaluation_batches,
+    num_eval_examples,
+    open_folder,
+)
 from data.image_shards import EvaluationShards, TrainingShards
 from data.shard_urls import resolve_shards
 from data.tar_samples import key_prefixes, manifest_facts
@@ -145,12 +152,13 @@ def evaluation_loader(
     else:
         dataset, found = _evaluation_shards(config, batch_size, most, rank=rank, world_size=world_size)
         num_workers = min(num_workers, len(dataset.shards))
-    return Loader(_data_loader(dataset, batches, num_workers, start_method), expected=_expected(params, found, most))
+    return Loader(_data_loader(dataset, batches, num_workers, start_method), expected=_expected(config, found, most))
 
 
-def _expected(params: DictConfig, found: int | None, most: int | None) -> int | None:
+def _expected(config: DictConfig, found: int | None, most: int | None) -> int | None:
     """Samples that an evaluation must see, of `found` that there are and `most` that are asked for."""
-    expected = found if params.get("num_eval_examples") is None else params.num_eval_examples
+    expected = num_eval_examples(config)
+    expected = found if expected is None else expected
     if most is None:
         return expected
     return None if found is None else min(most, expected)  # unknown sizes: some shard may hold too few

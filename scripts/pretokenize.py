@@ -36,7 +36,7 @@ SPLITS = ("train", "eval")
 
 def main() -> None:
     arguments = parse_arguments()
-    config = load_config(arguments.config)
+    config = load_config(arguments.config, arguments.overrides)
     checkpoint = arguments.checkpoint or config.experiment.get("tokenizer_checkpoint")
     if not checkpoint:
         raise UserError(
@@ -63,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     add_batch_size_argument(parser, "images encoded at once, with all their variants", default=64)
     add_compile_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()
     if arguments.crops < 0:
         raise UserError(f"--crops must be at least 0, got {arguments.crops}")
@@ -116,6 +117,8 @@ def tokenize_split(
         parts.remove()
         print(f"{folder}: {written['num_images']:,} images x {len(split.variants)} variants", end="")
         print(f" x {tokenizer.num_latent_tokens} tokens, {len(written['skipped'])} left out as broken")
+        if not written["classes"]:
+            print(f"{folder}: no names of classes; images without a label cannot train a generator (class = subfolder)")
     processes.wait()
 
 

@@ -71,6 +71,7 @@ def test_a_command_names_what_there_is(command):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", help_of(script)), f"{script} has no flag {flag}"
     if script.endswith(".sh"):  # the launchers take CONFIG a.b=c, the scripts config=CONFIG a.b=c
         arguments = [f"config={arguments[0]}", *arguments[1:]]
+    arguments = [word for word in arguments if not word.startswith("$")]  # values kept in a variable
     overrides = [word for word in arguments if re.match(r"[\w.]+=", word)]
     for path in [word.removeprefix("config=") for word in overrides if word.startswith("config=")]:
         load_config(ROOT / path, [word for word in overrides if not word.startswith("config=")])
