@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from modeling.checkpoints import WeightsError
-from modeling.checkpoints.state import load_strict, read_state_dict
+from modeling.checkpoints.state import check_finite, load_strict, read_state_dict
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.tokenizer import stage2_start
 from tests.checkpoint_data import CodeRunner, Toy, same, tokenizer_config, toy
@@ -66,6 +66,16 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "w.bin")
     with pytest.raises(WeightsError, match=words):
         read_state_dict(tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_no_numbers_are_found_in_every_precision(dtype, bad):
+    values = torch.linspace(-1, 1, 40)
+    check_finite({"w": values.to(dtype), "empty": torch.zeros(0, dtype=dtype), "count": torch.tensor(3)}, "here")
+    values[17] = bad
+    with pytest.raises(WeightsError, match="w of here holds 1 values of 40 that are no numbers"):
+        check_finite({"w": values.to(dtype)}, "here")
 
 
 def test_containers_and_wrappers_are_removed(tmp_path):
