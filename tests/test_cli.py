@@ -28,15 +28,15 @@ def fail(error):
     [
         (
             OSError(errno.ENOSPC, "No space left", "/full/x.npz"),
-            "/full/x.npz cannot be written or read (No space left): ",
+            "/full/x.npz could not be written or read (No space left): free space there",
         ),
         (
             OSError(errno.EROFS, "Read-only", "/disk/.x.part.npz"),
-            "/disk cannot be written or read (Read-only): name a ",
+            "/disk could not be written or read (Read-only): make it",
         ),
         (
             OSError(errno.ENAMETOOLONG, "Too long"),
-            "a file of the results cannot be written or read (Too long): shorten",
+            "a file of the results could not be written or read (Too long): give a shorter name",
         ),
         (OSError("10 requested and 2 written"), "could not be written (10 requested and 2 written): is the disk full?"),
     ],

@@ -220,7 +220,7 @@ def test_a_broken_image_is_named_by_shard_and_key(world, evaluate, tmp_path):
 def test_results_that_cannot_be_written_are_one_sentence_before_the_work(world, evaluate, tmp_path):
     (tmp_path / "file").touch()
     pair = ("--original", world / "original.npy", "--target", world / "original.npz")
-    for output, message in (("file", "a file stands where a folder is needed"), ("n" * 300, "shorten the name")):
+    for output, message in (("file", "a file is where a folder is needed"), ("n" * 300, "give a shorter name")):
         status, out, err, _ = evaluate(evaluate_reconstruction, *pair, output=output)
         assert status == 1 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
         assert "PSNR" not in out

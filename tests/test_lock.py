@@ -73,7 +73,9 @@ def test_a_released_folder_is_free(tmp_path, holder):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to .*file/run .*make it writable, or name another folder"):
+    with pytest.raises(
+        UserError, match="cannot write to .*file/run .*a file is where a folder is needed: name another path"
+    ):
         FolderLock(tmp_path / "file/run")
 
 

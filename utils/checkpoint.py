@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from utils.errors import UserError
-from utils.files import flush, remedy, sha256_of
+from utils.errors import UserError, remedy
+from utils.files import flush, sha256_of
 from utils.processes import Processes
 
 METADATA_FILE = "metadata.json"

@@ -1,7 +1,6 @@
 """Files that are whole or not there: written aside, flushed, renamed; and their checksums."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -28,15 +27,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def remedy(error: OSError) -> str:
-    """What to do where something could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
-        return "free space there"
-    if error.errno == errno.ENAMETOOLONG:
-        return "give a shorter name"
-    return "make it writable, or name another folder"
 
 
 @contextlib.contextmanager

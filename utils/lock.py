@@ -7,8 +7,7 @@ import platform
 from pathlib import Path
 from typing import TextIO
 
-from utils.errors import UserError
-from utils.files import remedy
+from utils.errors import UserError, remedy
 from utils.processes import Processes
 
 try:
