@@ -25,8 +25,10 @@ test: $(VENV)/.installed-dev  ## Run the tests
 test-long: $(VENV)/.installed-dev  ## Run the tests that take minutes
 	$(PYTEST) -m long
 
-lint: $(VENV)/.installed-dev  ## Check the style of the code
+lint: $(VENV)/.installed-dev  ## Check style and types of the code
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) > /dev/null || { echo "error: there is no $(PYTHON): install Python 3.10 or newer" >&2; exit 1; }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modeling.checkpoints.pretrained import Pretrained
 
 
-class CausalTokenNetwork(Pretrained, nn.Module):
+class CausalTokenNetwork(Pretrained):
     """For position p: h = relu(b_p + sum of A_pq e(t_q) over q < p), h += relu(W h + c_p) once a block,
     logits = H h + table_p, with code vectors e(t).
 

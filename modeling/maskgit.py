@@ -16,7 +16,7 @@ from modeling.samplers.settings import SamplerSettings
 from utils.errors import UserError
 
 
-class MaskGIT(Pretrained, nn.Module):
+class MaskGIT(Pretrained):
     """What both generators share: the vocabulary, the checks and the sampler. Their networks give `logits`.
 
     One vocabulary of V + classes + 2 entries: image tokens 0..V-1, the mask V, class c at V + 1 + c, and last the

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
@@ -44,7 +44,7 @@ def conv_sizes(config: DictConfig) -> ConvSizes:
 
 
 @register(TOKENIZER, "pixel_vqgan")
-class PixelVQGAN(Pretrained, nn.Module):
+class PixelVQGAN(Pretrained):
     """Convolutional autoencoder with a plain nearest-neighbour codebook on a G x G grid.
 
     Args:

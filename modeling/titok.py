@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
@@ -18,7 +18,7 @@ OVERSHOOT = 0.2  # beyond [0, 1] that pixels may have
 
 
 @register(TOKENIZER, "titok")
-class TiTok(Pretrained, nn.Module):
+class TiTok(Pretrained):
     """Tokenizer of P x P images into N tokens, with a fixed number of tokens.
 
     Stage 1 (`model.vq_model.finetune_decoder: False`) decodes to logits over the codebook of the pixel VQGAN that
@@ -176,7 +176,7 @@ class TiTok(Pretrained, nn.Module):
 
     def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
         """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens."""
-        lengths = self._lengths(length, *z_quantized.shape[:1], z_quantized.shape[-1])
+        lengths = self._lengths(length, z_quantized.shape[0], z_quantized.shape[-1])
         longest = int(lengths.max()) if len(lengths) else z_quantized.shape[-1]
         uneven = bool((lengths != longest).any())
         return self.decoder(z_quantized[..., :longest], lengths if uneven else None)

@@ -10,7 +10,7 @@ from modeling.checkpoints.pretrained import Pretrained
 from modeling.pixel_vqgan import PixelVQGAN
 
 
-class Toy(Pretrained, nn.Module):
+class Toy(Pretrained):
     def __init__(self, config):
         super().__init__()
         self.config = OmegaConf.create(config)

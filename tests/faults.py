@@ -345,7 +345,7 @@ class Code:
         return os.system, (self.command,)
 
 
-class Toy(Pretrained, nn.Module):
+class Toy(Pretrained):
     """A model of one layer, whose configuration holds its width."""
 
     def __init__(self, config):

@@ -86,7 +86,7 @@ def lenient_config(config: Mapping[str, Any]) -> DictConfig:
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as dicts, lists and scalars, every `${...}` resolved."""
-    return OmegaConf.to_container(config, resolve=True)
+    return dict(OmegaConf.to_container(config, resolve=True))
 
 
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
@@ -334,7 +334,7 @@ def _check_decided(config: DictConfig, source: str) -> None:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config, resolve=False)
+    return dict(OmegaConf.to_container(config, resolve=False))
 
 
 def _resolved(config: DictConfig, name: str) -> Any:

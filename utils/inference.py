@@ -169,7 +169,7 @@ def choose_batch_size(
         turn: Does the work of a batch of so many images.
         most: As many as there are.
     """
-    if asked != AUTO:
+    if isinstance(asked, int):
         return asked
     size = torch.tensor(largest_batch(turn, device, most))
     if torch.distributed.is_initialized():

@@ -126,7 +126,8 @@ def _line(name: str, checksum: str | None) -> str:
 
 def _read_list(folder: Path) -> dict[str, str | None]:
     """The listed files of a folder by name, with their checksums where they are known."""
-    path, found = folder / LIST, {}
+    path = folder / LIST
+    found: dict[str, str | None] = {}
     if not path.is_file():
         return found
     try:

@@ -40,7 +40,7 @@ def draw(positions: Sequence[Row], classes: Sequence[Row], num_images: int) -> A
     """Entropies and codes used by position and, where there are labels, what the first tokens tell about the class."""
     num_panels = 3 if classes else 2
     figure, axes = plotting().subplots(1, num_panels, figsize=(4.6 * num_panels, 4.4), layout="constrained")
-    _draw_positions(*axes[:2], positions)
+    _draw_positions(axes[0], axes[1], positions)
     if classes:
         _draw_classes(axes[2], classes)
     for axis in (axes[0], *axes[2:]):

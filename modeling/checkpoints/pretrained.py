@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.files import replacing_files
 
 
-class Pretrained:
+class Pretrained(nn.Module):
     """What models with a `config` share: reading and writing their weights with their configuration."""
 
     config: DictConfig

@@ -54,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """oneDNN's linear layer: what torch.compile itself makes of one on CPUs."""
-    after = ("gelu", [], "none") if gelu else ("none", [], "")
+    after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *after)
 
 

@@ -84,7 +84,8 @@ class Stage1Task:
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR and SSIM at each length, of images that the teacher's decoder makes of the predicted codes."""
-        images, scores = batch["image"], {}
+        images = batch["image"]
+        scores: dict[str, Tensor] = {}
         for length, image in self._decode(model, images):
             scores |= {f"psnr@{length}": psnr(image, images), f"ssim@{length}": ssim(image, images)}
         return scores

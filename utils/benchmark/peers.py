@@ -66,7 +66,8 @@ def running(servers: Sequence[subprocess.Popen]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for server in servers:
             stack.enter_context(server)
-        stack.callback(lambda: [server.kill() for server in servers])
+        for server in servers:
+            stack.callback(server.kill)
         yield
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Session:
 
             yield done
 
-    def each(self, loader: Iterable[dict[str, Any]], what: str | None = None) -> Iterator[dict[str, Any]]:
+    def each(self, loader: Any, what: str | None = None) -> Iterator[dict[str, Any]]:
         """The batches of a loader, with a bar over its `expected` images."""
         with self.progress(loader.expected, what) as done:
             for batch in loader:

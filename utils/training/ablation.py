@@ -51,7 +51,7 @@ def read_arms(path: Path) -> dict[str, Any]:
     for name, arm in plan["arms"].items():
         if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds"}:
             raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds")
-    return plan
+    return dict(plan)
 
 
 def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:

@@ -286,7 +286,8 @@ class Report:
 
     def _score_share(self) -> tuple[Share, int | None]:
         """This rank's share of the images, and how many there are in all."""
-        run, sums, count = self.run, {}, 0
+        run, count = self.run, 0
+        sums: dict[str, Any] = {}
         loader = self.evaluation_batches()
         expected = getattr(loader, "expected", None)
         bar = tqdm(
