@@ -11,15 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data import DataError
-from data.batches import Example, FaultLog, Loader, check_count
+from data.batches import FaultLog, Loader, check_count
 from data.catalogue import Catalogue, CentreCrop, decoded
 from data.image_folder import num_eval_examples
 from data.image_sets import ImageSet, Selected
 from data.loaders import evaluation_loader
 from utils.config import load_config
 from utils.processes import Processes
-
-SEED = 42  # draws the images of --num_images
 
 
 class NumberedImages:
@@ -73,59 +71,13 @@ class NumberedImages:
 
     def batches(self, numbers: np.ndarray, batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
         """Keys and images (B, 3, P, P) uint8 of sorted `numbers`; broken ones are left out where that is allowed."""
-        for examples in self.examples(numbers, batch_size, FaultLog(self.strict)):
-            yield [example.key for example in examples], torch.cat([example.image for example in examples])
-
-    def examples(self, numbers: np.ndarray, batch_size: int, faults: FaultLog) -> Iterator[list[Example]]:
-        """Batches of the images of sorted `numbers`, (1, 3, P, P) each; broken ones go to `faults`."""
         for part, first, end in zip(self.parts, self.bounds[:-1], self.bounds[1:], strict=True):
             wanted = numbers[(numbers >= first) & (numbers < end)] - first
             if len(wanted):
                 picked = part._replace(jobs=partial(_pick, part.jobs, wanted.tolist()))
-                yield from decoded(picked, batch_size=batch_size, num_threads=self.num_threads, faults=faults)
-
-
-class ChosenImages:
-    """Some of the evaluation images of a configuration, in batches as those of `evaluation_loader`.
-
-    Attributes:
-        expected: How many, of all processes.
-        num_bad: Of this process's, those that could not be used.
-    """
-
-    def __init__(self, images: NumberedImages, num_images: int, processes: Processes, batch_size: int):
-        self.images, self.batch_size, self.expected, self.num_bad = images, batch_size, num_images, 0
-        numbers = choose(len(images), num_images, SEED)
-        self.numbers = np.array_split(numbers, processes.world_size)[processes.rank]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        faults = FaultLog(self.images.strict)
-        for examples in self.images.examples(self.numbers, self.batch_size, faults):
-            yield {
-                "image": torch.cat([example.image for example in examples]),
-                "class_id": torch.tensor([example.class_id for example in examples], dtype=torch.int64),
-                "__key__": [example.key for example in examples],
-            }
-        self.num_bad = len(faults.take())
-
-
-def evaluation_images(
-    config: DictConfig, num_images: int | None, processes: Processes, batch_size: int | None
-) -> Loader | ChosenImages:
-    """The evaluation images of a configuration, this process's share; all processes call this together.
-
-    Args:
-        num_images: Only so many, drawn by a fixed seed, the same in every command; when not given, at most
-            `dataset.params.max_eval_examples`, or all.
-        batch_size: `training.per_gpu_batch_size` when not given.
-
-    Raises:
-        DataError: As `evaluation_loader`, or there are fewer images.
-    """
-    if num_images is None and config.dataset.params.get("max_eval_examples") is None:
-        return evaluation_loader(config, rank=processes.rank, world_size=processes.world_size, batch_size=batch_size)
-    images = NumberedImages(config, config.dataset.preprocessing.crop_size, processes)
-    return ChosenImages(images, images.most(num_images), processes, batch_size or config.training.per_gpu_batch_size)
+                options = {"batch_size": batch_size, "num_threads": self.num_threads}
+                for examples in decoded(picked, **options, faults=FaultLog(self.strict)):
+                    yield [example.key for example in examples], torch.cat([example.image for example in examples])
 
 
 def _pick(jobs: Any, places: Sequence[int], faults: FaultLog) -> Iterator[Any]:
@@ -141,28 +93,46 @@ def choose(total: int, num_images: int | None, seed: int) -> np.ndarray:
     if num_images is None:
         return np.arange(total)
     if num_images > total:
-        raise DataError(f"--num_images must be at most {total}, the number of images there are, got {num_images}")
+        raise too_many(total, num_images)
     return np.sort(np.random.default_rng(seed).choice(total, num_images, replace=False))
 
 
-def chosen(images: ImageSet, num_images: int | None) -> ImageSet:
-    """So many images of a set, drawn as those of a configuration are; all of them for None."""
-    return images if num_images is None else Selected(images, choose(len(images), num_images, SEED).tolist())
+def evaluation_images(config: DictConfig, num_images: int | None, **share: int | None) -> Loader:
+    """The evaluation images of a configuration, all or `num_images` in place of `dataset.params.max_eval_examples`.
 
+    Args:
+        share: Rank, world size and batch size, as of `evaluation_loader`.
 
-def chosen_rows(rows: Any, num_images: int | None) -> Any:
-    """The same of a list or array that has a row for each image."""
+    Raises:
+        DataError: As of `evaluation_loader`, or there are fewer images.
+    """
     if num_images is None:
-        return rows
-    numbers = choose(len(rows), num_images, SEED)
-    return rows[numbers] if isinstance(rows, np.ndarray) else [rows[number] for number in numbers]
+        return evaluation_loader(config, **share)
+    config = config.copy()
+    config.dataset.params.max_eval_examples = num_images
+    loader = evaluation_loader(config, **share)
+    if loader.expected is not None and loader.expected < num_images:
+        raise too_many(loader.expected, num_images)
+    return loader
 
 
-def reference_images(source: str, size: int, processes: Processes, batch_size: int) -> Loader | ChosenImages:
+def first_of(images: ImageSet, num_images: int | None) -> ImageSet:
+    """The first images of a set; all of them for None."""
+    if num_images is not None and num_images > len(images):
+        raise too_many(len(images), num_images)
+    return images if num_images is None else Selected(images, range(num_images))
+
+
+def too_many(there: int, num_images: int) -> DataError:
+    return DataError(f"--num_images must be at most {there}, the number of images there are, got {num_images}")
+
+
+def reference_images(source: str, size: int, **share: int) -> Loader:
     """The evaluation images of a configuration, or the images in shards, cropped to `size` pixels a side.
 
     Args:
         source: Path of the configuration, or the shards (DIR/name-{000000..000049}.tar).
+        share: As of `evaluation_images`.
 
     Raises:
         DataError: The configuration crops to another size.
@@ -173,9 +143,9 @@ def reference_images(source: str, size: int, processes: Processes, batch_size: i
         config = OmegaConf.create({"dataset": dataset, "training": {}})
     else:
         config = load_config(source)
-    if config.dataset.type == "tokens":  # a generator's configuration: its images stand in shards
+    if config.dataset.type == "tokens":  # a generator's configuration: its images are in shards
         config.dataset.type = "shards"
     config_size = config.dataset.preprocessing.crop_size
     if config_size != size:
         raise DataError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
-    return evaluation_images(config, None, processes, batch_size)
+    return evaluation_loader(config, **share)

@@ -86,6 +86,7 @@ def training_images(config: DictConfig, batch_size: int | None, session: Session
     train.dataset.params.eval_shards_path_or_url = params.train_shards_path_or_url
     train.dataset.params.eval_folder = params.train_folder
     train.dataset.params.num_eval_examples = None  # as the manifest says
+    train.dataset.params.max_eval_examples = None
     batches = evaluation_loader(train, rank=0, world_size=1, batch_size=batch_size)
     rows, keys = [], []
     for batch in session.each(batches, "reading"):
@@ -110,7 +111,7 @@ def score(
 
     size, device = config.dataset.preprocessing.crop_size, session.device
     comparison = judges.comparison(size)
-    batches = evaluation_images(config, arguments.num_images, session.processes, arguments.batch_size)
+    batches = evaluation_images(config, arguments.num_images, **session.share(arguments.batch_size))
     for batch in session.each(batches, "scoring"):
         pixels, flat = batch["image"], as_rows(batch["image"])
         versions = {name: as_images(restore(flat), pixels).to(device) for name, _, restore in baselines}

@@ -72,13 +72,12 @@ def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Sess
     """Compare what `network` sees in the originals and in each set of targets."""
     from data import annotations  # torchvision is slow to import, too slow for --help
     from data.batches import check_count
-    from data.evaluation_images import chosen, chosen_rows
+    from data.evaluation_images import first_of
     from data.image_sets import open_images, paired
 
     sets = paired([open_images(name) for name in (arguments.original, *arguments.target)])
     truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, sets[0]) if arguments.truth else None
-    truth = chosen_rows(truth, arguments.num_images) if truth is not None else None
-    originals, *others = (chosen(images, arguments.num_images) for images in sets)
+    originals, *others = (first_of(images, arguments.num_images) for images in sets)
     targets = dict(zip(arguments.target, others, strict=True))
     # With truth at hand the originals have a score too, which no reconstruction need exceed.
     names = [*([ORIGINAL] if truth is not None else []), *targets]

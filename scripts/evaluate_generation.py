@@ -131,11 +131,11 @@ def rows_of_samples(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """The row of samples that are there, the reference, and facts for the record."""
-    from data.evaluation_images import chosen  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import first_of  # torchvision is slow to import, too slow for --help
     from data.image_sets import open_images
 
     batch_size = arguments.batch_size or 64
-    samples = chosen(open_images(arguments.samples), arguments.num_images)
+    samples = first_of(open_images(arguments.samples), arguments.num_images)
     reference = load_reference(arguments.reference, min(samples.height, samples.width), network, batch_size, session)
     found = seen_by(network, samples.batches(**session.share(batch_size)), len(samples), session, "samples")
     row = {"name": Path(arguments.samples).stem, **score(found, reference, session.processes)}
@@ -222,7 +222,7 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     see = partial(reference_of, network, session, check_count)
     share = session.share(batch_size)
     if source.endswith((".yaml", ".yml")) or ".tar" in source:
-        loader = reference_images(source, size, session.processes, batch_size)
+        loader = reference_images(source, size, **share)
         batches = ((batch["__key__"], batch["image"]) for batch in loader)
         reference = see(batches, loader.expected, lambda: loader.num_bad)
         return reference.noting(source=source, preparation=EvalTransform(size).description)

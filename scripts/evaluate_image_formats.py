@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace, config: DictConfig, entries: list[En
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     comparison = judges.comparison(size)
     scores = FormatScores(entries, comparison, session.processes)
-    batches = evaluation_images(config, arguments.num_images, session.processes, arguments.batch_size)
+    batches = evaluation_images(config, arguments.num_images, **session.share(arguments.batch_size))
     with session.progress(batches.expected) as done:
         for batch in batches:
             files = []

@@ -92,7 +92,7 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
 
     asked = arguments.batch_size or config.training.per_gpu_batch_size
     batch_size = choose_batch_size(asked, try_batch, session.device)
-    batches = evaluation_images(config, arguments.num_images, session.processes, batch_size)
+    batches = evaluation_images(config, arguments.num_images, **session.share(batch_size))
     for batch in session.each(batches):
         counts.update(score(comparison, batch["image"].to(session.device), batch["__key__"]))
 
@@ -129,12 +129,12 @@ def token_row(length: int, bits: float, image_size: int, system: str) -> Row:
 def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """One set of images against another, as they are."""
     from data.batches import check_count
-    from data.evaluation_images import chosen
+    from data.evaluation_images import first_of
     from data.image_sets import open_images, paired
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     sets = paired([open_images(arguments.original), open_images(arguments.target)])
-    originals, targets = (chosen(images, arguments.num_images) for images in sets)
+    originals, targets = (first_of(images, arguments.num_images) for images in sets)
     height, width, device = originals.height, originals.width, session.device
     comparison = judges.comparison(min(height, width))
     name = Path(arguments.target).stem

@@ -226,7 +226,7 @@ def write_files(
         batch_size = choose_batch_size(
             batch_size, lambda num: tokenizer(black.expand(num, -1, -1, -1), num), session.device
         )
-        batches = evaluation_images(config, arguments.num_images, session.processes, batch_size)
+        batches = evaluation_images(config, arguments.num_images, **session.share(batch_size))
         batch_size = min(batch_size, batches.expected or sys.maxsize)
         for batch in islice(session.each(batches), 1 if arguments.dry_run else None):
             made = tokenizer(batch["image"], batch_size) if tokenizer else Made({}, {}, None)

@@ -21,6 +21,7 @@ from modeling.contribution import (
 )
 from modeling.one_d_piece import OneDPiece
 from scripts import generate_token_contribution_data, visualize_token_contribution
+from tests.apple_gpu import AppleGPU
 from tests.fill import fill
 from tests.shard_data import make_shards, shard_spec
 from utils.cli import run
@@ -216,6 +217,13 @@ def test_half_precision_and_a_batch_size_of_its_own_measure_nearly_the_same(meas
     plan = json.loads(str(result["protocol"]))["plan"]
     assert (plan["precision"], plan["compiled"]) == ("bf16", False)
     np.testing.assert_allclose(result["mean_l1"], expected["mean_l1"], rtol=0.3)
+
+
+def test_contributions_need_no_float64_on_the_device(measure):
+    for mode in ("replace", "prefix"):
+        with AppleGPU():
+            status, _, _, result = measure(mode, mode=mode)
+        assert status == 0 and np.isfinite(result["mean_l1"]).all()
 
 
 def test_a_subset_is_drawn_by_the_seed(measure):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data.evaluation_images import NumberedImages, evaluation_images
 from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
 from modeling.checkpoints.published import BUNDLED
@@ -21,11 +20,11 @@ from scripts import (
     evaluate_reconstruction,
     reconstruct_tokenizer,
 )
+from tests.apple_gpu import AppleGPU
 from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
 from utils.config import load_config
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.paths import ROOT
-from utils.processes import Processes
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -266,6 +265,12 @@ def test_lengths_that_no_prefix_has_are_all_named_before_anything_is_loaded(worl
     assert status == 1 and "--lengths must be in 1..8, got 9" in err
 
 
+def test_scores_need_no_float64_on_the_device(world, evaluate):
+    with AppleGPU():
+        status, _, err, results = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "8")
+    assert status == 0 and np.isfinite(results["rows"][0]["fd_efficientnet_lite0"]), err
+
+
 # Images that are some of all
 
 
@@ -287,25 +292,6 @@ def test_every_command_takes_the_same_few_images_of_a_configuration(world, evalu
     assert len({record["originals"]["sha256"] for record in records}) == 1
     status, _, err, _ = evaluate(evaluate_reconstruction, *config, "--features", "none", "--num_images", 41)
     assert status == 1 and "--num_images must be at most 40" in err
-
-
-def test_ranks_share_the_chosen_images(world, monkeypatch):
-    config = load_config(world / "config.yaml")
-    alone = Processes("cpu")
-    whole = [key for batch in evaluation_images(config, 9, alone, 4) for key in batch["__key__"]]
-    assert len(set(whole)) == 9
-    monkeypatch.setattr(alone, "world_size", 2)
-    monkeypatch.setattr(NumberedImages, "__init__", whole_catalogue(NumberedImages.__init__, Processes("cpu")))
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr(alone, "rank", rank)
-        shares.append([key for batch in evaluation_images(config, 9, alone, 4) for key in batch["__key__"]])
-    assert [*shares[0], *shares[1]] == whole and len(shares[0]) == 5
-
-
-def whole_catalogue(make, processes):
-    """The catalogue as one process lists it."""
-    return lambda self, config, image_size, _: make(self, config, image_size, processes)
 
 
 def test_a_few_of_two_sets_are_pairs(world, evaluate):

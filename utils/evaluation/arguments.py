@@ -77,8 +77,8 @@ def add_num_images_argument(parser: argparse.ArgumentParser) -> None:
         "--num_images",
         type=parse_batch_size,
         metavar="N",
-        help="only N of the images, drawn by a fixed seed: of one configuration every command takes the same (default: "
-        "its dataset.params.max_eval_examples, or all)",
+        help="only the first N images, of every shard alike (default: dataset.params.max_eval_examples of the "
+        "configuration, or all)",
     )
 
 

@@ -48,8 +48,8 @@ class Session:
     def device(self) -> torch.device:
         return self.processes.device
 
-    def share(self, batch_size: int) -> dict[str, Any]:
-        """Keyword arguments of `ImageSet.batches`: which images this process takes, and how many at once."""
+    def share(self, batch_size: int | None) -> dict[str, Any]:
+        """Keyword arguments of what reads images: which of them this process takes, and how many at once."""
         return {"rank": self.processes.rank, "world_size": self.processes.world_size, "batch_size": batch_size}
 
     @contextmanager
