@@ -16,6 +16,8 @@ demo: $(VENV)/.installed  ## Tokenize images and show them at 1, 2, 4, ... token
 	$(BIN)/python scripts/inference_tokenizer.py --image $(DEMO_IMAGE) --output_dir $(DEMO_DIR)
 	@echo
 	@echo "The contact sheet is in $(DEMO_DIR): open its PNG."
+	$(BIN)/python scripts/compress.py assets/fashion/sneaker.png --output $(DEMO_DIR)/sneaker.1dp --force
+	$(BIN)/python scripts/inspect_compressed.py $(DEMO_DIR)/sneaker.1dp
 
 install: $(VENV)/.installed  ## Make .venv and install what the code needs
 
