@@ -10,6 +10,7 @@ length are printed and, with a figure, written into --output_dir. A run that was
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from codec.entropy import EntropyModels
 
 CONFIG = ROOT / "configs/entropy.yaml"
+NUM_TIMED = 100
 
 
 def main() -> None:
@@ -87,19 +89,28 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measured(models: "EntropyModels", tokens: np.ndarray) -> dict[str, Any]:
-    """Bits by position and real bytes by length of tokens (n, N), by mode; all are read back and must be the same."""
+    """Of tokens (n, N), by mode: bits by position, real bytes by length, and the time to read one image.
+
+    All are written and read back, and must be the same.
+    """
     num_images, num_tokens = tokens.shape
     lengths = [2**power for power in range(num_tokens.bit_length()) if 2**power < num_tokens] + [num_tokens]
     report: dict[str, Any] = {"num_images": num_images, "lengths": lengths, "modes": {}}
     for mode, model in models.by_mode.items():
-        bits = np.diff(model.prefix_bits(tokens), axis=1, prepend=0)
+        bits, sizes = model.prefix_bits(tokens), model.prefix_bytes(tokens)
         payloads = model.encode_batch(tokens)
         decoded, _ = model.decode_batch(payloads, [num_tokens] * num_images)
         if not np.array_equal(decoded, tokens):
             raise RuntimeError(f"the tokens of {mode.name} come back as others")
+        start, some = time.process_time(), payloads[:NUM_TIMED]
+        for payload in some:
+            model.decode(payload, num_tokens)
+        over = sizes - bits / 8
         report["modes"][mode.name.lower()] = {
-            "bits": bits.mean(axis=0).tolist(),
-            "bytes": model.prefix_bytes(tokens)[:, np.array(lengths) - 1].mean(axis=0).tolist(),
+            "bits": np.diff(bits, axis=1, prepend=0).mean(axis=0).tolist(),
+            "bytes": sizes[:, np.array(lengths) - 1].mean(axis=0).tolist(),
+            "bytes_over_ideal": {"mean": float(over.mean()), "most": float(over.max())},
+            "milliseconds_to_decode": 1000 * (time.process_time() - start) / len(some),
         }
     return report
 
@@ -116,6 +127,12 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"\nbytes of the payload, each decoded exactly\n{'tokens':>6}", *(f"{mode:>9}" for mode in modes))
     for place, length in enumerate(report["lengths"]):
         print(f"{length:>6}", *(f"{mode['bytes'][place]:9.2f}" for mode in modes.values()))
+    for name, mode in modes.items():
+        over = mode["bytes_over_ideal"]
+        print(
+            f"{name}: {over['mean']:.3f} bytes over the ideal in the mean, {over['most']:.3f} at most, of all lengths; "
+        )
+        print(f"    {mode['milliseconds_to_decode']:.2f} ms to decode an image alone, all of its tokens")
 
 
 def draw(report: dict[str, Any]) -> Any:
