@@ -70,6 +70,17 @@ def attend(setting: Setting) -> Iterator[Work]:
         yield Work(name, turn, setting.batch_size)
 
 
+def compare_precisions(setting: Setting) -> Iterator[Work]:
+    """A linear layer and a convolution in float32 and in bfloat16, which a processor may only emulate."""
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        kind = {"device": setting.device, "dtype": dtype}
+        x, weight = torch.randn(1500, 192, **kind), torch.randn(768, 192, **kind)
+        yield Work(f"linear layer, {name}", partial(F.linear, x, weight))
+        images = torch.randn(1, 128, 64, 64, **kind).contiguous(memory_format=torch.channels_last)
+        kernel = torch.randn(128, 128, 3, 3, **kind).contiguous(memory_format=torch.channels_last)
+        yield Work(f"convolution, {name}", partial(F.conv2d, images, kernel, padding=1))
+
+
 def contribute(setting: Setting) -> Iterator[Work]:
     """Images in which one token is replaced: a batch at once, and one token at a time; an image is such an image."""
     model = tokenizer(setting, setting.config("stage2"))

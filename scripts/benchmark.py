@@ -86,6 +86,7 @@ ITEMS = {
     "encode": benchmark_items.encode,
     "decode": benchmark_items.decode,
     "attention": benchmark_items.attend,
+    "precisions": benchmark_items.compare_precisions,
     "stage1": benchmark_items.train_stage1,
     "stage2": benchmark_items.train_stage2,
     "generator": benchmark_items.train_generator,

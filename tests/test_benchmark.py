@@ -54,6 +54,7 @@ def test_every_item_runs_on_the_tiny_model(run_benchmark):
     assert status == 0, error
     assert [one["item"] for one in found["results"]] == [
         *("encode", "decode 8", "decode 32", "attention", "attention, fused"),
+        *("linear layer, fp32", "convolution, fp32", "linear layer, bf16", "convolution, bf16"),
         *("stage-1 step", "stage-2 step", "generator, tokens", "generator, images"),
         *("sample", "guided, one pass", "guided, two", "reconstruct", "reconstruct, 1 by 1"),
         *("contribution", "contribution, 1 by 1", "loader", "pretokenize", "step", "checkpoint"),
@@ -64,7 +65,9 @@ def test_every_item_runs_on_the_tiny_model(run_benchmark):
         assert one["model"] == "tiny" and one["batch_size"] == one["processes"] == 1
         assert one["seconds"] > 0 and one["peak_memory"] > 0
         assert one["item"] in printed
-        if one["item"] == "checkpoint":
+        if one["item"].startswith(("linear layer", "convolution")):
+            assert one["images_per_second"] is None and one["flops"] > 0
+        elif one["item"] == "checkpoint":
             assert one["images_per_second"] is None
             steps = load_config(ROOT / "configs/fashion/stage1.yaml").experiment.save_every
             training = steps * found["results"][-2]["seconds"] + one["seconds"]

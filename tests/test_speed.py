@@ -62,6 +62,39 @@ def test_tail_drop_compiles_a_bounded_number_of_times():
     assert counter.num_graphs <= 2  # for the first length, and for any
 
 
+@pytest.mark.parametrize(
+    ("line", "bfloat16", "float16"),
+    [
+        ("flags\t\t: fpu avx2 fma", False, False),
+        ("flags\t\t: fpu avx512f avx512bw avx512vl avx512dq avx512_vnni", False, False),  # a common cloud machine
+        ("flags\t\t: fpu avx512f avx512bw avx512vl avx512_bf16", True, False),
+        ("flags\t\t: fpu avx512f avx512_fp16 amx_bf16 amx_tile", True, True),
+        ("Features\t: fp asimd fphp asimdhp", False, True),
+        ("Features\t: fp asimd fphp asimdhp i8mm bf16", True, True),
+        ("processor\t: 0", False, False),
+    ],
+)
+def test_half_precision_is_taken_where_the_processor_has_instructions_for_it(
+    monkeypatch, tmp_path, line, bfloat16, float16
+):
+    """oneDNN says yes on every processor with AVX-512, and emulates bfloat16 at a third of float32's speed."""
+    names = ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported")
+    monkeypatch.setattr("torch.ops.mkldnn", SimpleNamespace(**dict.fromkeys(names, lambda: True)))
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    monkeypatch.setattr("utils.speed.CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: any\n{line}\nbugs\t: bf16\n")
+    assert (cpu_has_bfloat16(), cpu_has_float16()) == (bfloat16, float16)
+
+
+def test_without_a_list_of_instructions_torch_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.ops.mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    monkeypatch.setattr("utils.speed.CPU_INFO", tmp_path / "there is none")
+    for answer in (True, False):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda answer=answer: answer, raising=False)
+        assert cpu_has_bfloat16() == answer
+
+
 @pytest.mark.parametrize("missing", ["torch.cpu._is_avx512_supported", "torch.ops.mkldnn"])
 def test_without_a_private_function_of_torch_linear_layers_take_the_plain_path(monkeypatch, missing):
     layer, x = blocks.Linear(8, 8), torch.rand(2, 8)

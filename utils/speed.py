@@ -4,12 +4,15 @@ What torch says and sets in private places alone is asked for so that a torch wi
 """
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+CPU_INFO = Path("/proc/cpuinfo")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 # Each kind of block is compiled for each of its sizes, with gradients and without; torch's own limit is 8.
 RECOMPILE_LIMIT = 64
@@ -30,13 +33,34 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16; without, torch emulates it, several times slower than float32."""
-    return torch.backends.mkldnn.is_available() and known_true(lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether the processor multiplies in bfloat16; without, torch emulates it, several times slower than float32.
+
+    oneDNN alone says so of every processor with AVX-512, and emulates it on most of them.
+    """
+    return (
+        torch.backends.mkldnn.is_available()
+        and known_true(lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and _has_instructions({"avx512_bf16", "amx_bf16", "bf16"}, lambda: torch.cpu._is_avx512_bf16_supported())
+    )
 
 
 def cpu_has_float16() -> bool:
     """As `cpu_has_bfloat16`, of float16."""
-    return torch.backends.mkldnn.is_available() and known_true(lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return (
+        torch.backends.mkldnn.is_available()
+        and known_true(lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported())
+        and _has_instructions({"avx512_fp16", "amx_fp16", "fphp"}, lambda: torch.cpu._is_amx_fp16_supported())
+    )
+
+
+def _has_instructions(any_of: set[str], otherwise: Callable[[], bool]) -> bool:
+    """Whether the processor has any of some instructions, as Linux names them; where it lists none, `otherwise`."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return known_true(otherwise)
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return line is not None and not any_of.isdisjoint(line[1].split())
 
 
 def known_true(private: Callable[[], bool]) -> bool:
