@@ -24,7 +24,7 @@ STORES = {
         "reach": 4,
     },
 }
-BUNDLED = ()
+BUNDLED = ("one-d-piece_fashion", "one-d-piece_emoji")
 GEOMETRIES = {
     "plain": None,
     "crop": Geometry(640, 480, Fit.CROP, orientation=6),

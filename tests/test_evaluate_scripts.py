@@ -51,7 +51,7 @@ def evaluate(tmp_path, monkeypatch, capsys):
         where = ("--output_dir", tmp_path / output)
         result = command(monkeypatch, capsys, script.main, *FEATURES, *where, *arguments)
         file = tmp_path / output / name
-        return *result, json.loads(file.read_text()) if file.exists() else None
+        return *result, json.loads(file.os.path.exists(read_text()) if file) else None
 
     return evaluate
 
