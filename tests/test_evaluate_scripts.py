@@ -1,6 +1,7 @@
 """The commands that evaluate: their numbers, on one process and two, and their errors."""
 
 import json
+import os
 import re
 import shutil
 
@@ -51,7 +52,7 @@ def evaluate(tmp_path, monkeypatch, capsys):
         where = ("--output_dir", tmp_path / output)
         result = command(monkeypatch, capsys, script.main, *FEATURES, *where, *arguments)
         file = tmp_path / output / name
-        return *result, json.loads(file.os.path.exists(read_text()) if file) else None
+        return *result, json.loads(file.read_text()) if os.path.exists(file) else None  # whatever its length
 
     return evaluate
 
