@@ -8,8 +8,8 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import replacing, sha256_of
 
-# Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum, by which it is known
-# again. Of lines of the same name the last counts. Older lists have bare names.
+# Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum, by which it
+# is known again. Of lines of the same name the last counts. Older lists have bare names.
 LIST = ".results"
 SHEETS = {"contact_sheet.png", "grid.png", "lengths.png"}  # images of images
 FIGURES = {"curves.png", "sweep.png"}  # beside the metrics.json of an evaluation
