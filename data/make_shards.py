@@ -29,6 +29,7 @@ from data.shard_files import (
 )
 from utils.cli import run
 from utils.lock import FolderLock
+from utils.parts import check_free
 
 
 def make_shards(
@@ -60,7 +61,7 @@ def make_shards(
     order = np.random.default_rng(seed).permutation(len(source))
     plan = _plan(source, max_samples_per_shard, seed)
     with FolderLock(output_dir):
-        book = Book(output_dir, prefix, plan, source.classes)
+        book = Book(output_dir, prefix, plan, source.classes, extension)
         jobs = {}
         for first in range(0, len(source), max_samples_per_shard):
             name = f"{prefix}-{first // max_samples_per_shard:06d}.{extension}"
@@ -79,7 +80,7 @@ def make_shards_in_order(
     """`make_shards` for a source that can only be read from its start: in its own order, in one process."""
     plan = _plan(stream, max_samples_per_shard, None)
     with FolderLock(output_dir):
-        book = Book(output_dir, prefix, plan, stream.classes)
+        book = Book(output_dir, prefix, plan, stream.classes, "tar")
         _write_in_order(stream, book, max_samples_per_shard)
         return book.close()
 
@@ -108,7 +109,7 @@ def _plan(source: Source | HubStream, max_samples_per_shard: int, seed: int | No
 class Book:
     """The manifest while shards are being written; it is on disk after every shard."""
 
-    def __init__(self, output_dir: Path, prefix: str, plan: dict[str, Any], classes: list[str]):
+    def __init__(self, output_dir: Path, prefix: str, plan: dict[str, Any], classes: list[str], extension: str):
         output_dir.mkdir(parents=True, exist_ok=True)
         self.output_dir, self.prefix = output_dir, prefix
         self.manifest = read_manifest(output_dir) or {"classes": classes, "splits": {}}
@@ -117,6 +118,8 @@ class Book:
                 f"{output_dir} already holds shards with {len(self.manifest['classes'])} other classes than the "
                 f"{len(classes)} of this source: give each data set its own --output_dir"
             )
+        if prefix not in self.manifest["splits"]:
+            check_free(output_dir, [path.name for path in sorted(output_dir.glob(f"{prefix}-[0-9]*.{extension}"))])
         self.split = self.manifest["splits"].setdefault(prefix, {"plan": plan, "shards": {}})
         if self.split["plan"] != plan:
             changed = ", ".join(key for key in plan if self.split["plan"].get(key) != plan[key])
@@ -124,6 +127,7 @@ class Book:
                 f"{output_dir} already holds {prefix} shards that were made with another {changed}: "
                 "remove them and manifest.json, or give another --output_dir or --prefix"
             )
+        self._save()  # shards of a killed run are known as ours
 
     def has(self, name: str) -> bool:
         record = self.split["shards"].get(name)

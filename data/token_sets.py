@@ -20,7 +20,7 @@ from data.batches import Batch
 from utils.arrays import ARRAY_ERRORS
 from utils.files import replacing, write_array, write_json
 
-MANIFEST, TOKENS, LABELS, KEYS = "manifest.json", "tokens.npy", "labels.npy", "keys.txt"
+FILES = MANIFEST, TOKENS, LABELS, KEYS = "manifest.json", "tokens.npy", "labels.npy", "keys.txt"
 
 
 class TokenSet:

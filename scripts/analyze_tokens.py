@@ -25,11 +25,13 @@ from utils.cli import run
 from utils.errors import UserError
 from utils.figures import write_figure
 from utils.files import write_json
+from utils.result_folder import ResultPaths
 from utils.token_report import class_table, draw, position_table
 from utils.token_statistics import class_rows, entropy, position_rows, probe
 from utils.tokens import Tokens, read_labels, read_tokens
 
 LENGTHS = (1, 2, 4, 8)
+RESULTS = ("analysis.json", "analysis.png", "analysis.pdf")
 
 
 def main() -> None:
@@ -39,6 +41,8 @@ def main() -> None:
     labels = labels_of(arguments, saved)
     codebook = read_codebook(arguments, tokens) if arguments.config or arguments.checkpoint else None
     draws = np.random.default_rng(arguments.seed)
+    out, results = arguments.out or arguments.data.parent, ResultPaths()
+    results.claim(*(out / name for name in RESULTS))
 
     positions, classes = position_rows(tokens, draws), []
     result: dict[str, Any] = {"data": str(arguments.data), "num_images": len(tokens), "seed": arguments.seed}
@@ -58,11 +62,11 @@ def main() -> None:
         if codebook is not None:
             probe(tokens[known], labels[known], codebook, classes, arguments.seed)
         print(f"\n{class_table(classes)}")
-    out = arguments.out or arguments.data.parent
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "analysis.json", result | {"positions": positions, "classes": classes})
-    write_figure(draw(positions, classes, len(tokens)), out / "analysis")
-    print(f"\nwrote analysis.json, analysis.png and analysis.pdf into {out}")
+    table, *figures = (results.place(out / name) for name in RESULTS)
+    write_json(table, result | {"positions": positions, "classes": classes})
+    write_figure(draw(positions, classes, len(tokens)), figures[0].with_suffix(""))
+    results.finish()
+    print(f"\nwrote {', '.join(RESULTS)} into {out}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -61,7 +61,7 @@ def main() -> None:
             "model.vq_model"
         )
     grid = patch_grid(vq_model.num_latent_tokens, size)
-    with Session(arguments.device, arguments.output_dir) as session:
+    with Session(arguments.device, arguments.output_dir, ["baselines.json"]) as session:
         if session.processes.world_size > 1:
             raise UserError("the baselines are fitted by one process: start this without torchrun")
         judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)

@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    with Session(arguments.device, arguments.output_dir) as session:
+    with Session(arguments.device, arguments.output_dir, [f"{arguments.task}/metrics.json"]) as session:
         weights = {"weights": arguments.weights} if arguments.weights else {}
         network = TASKS[arguments.task].load(arguments.model, **weights).to(session.device)
         evaluate(arguments, network, session)

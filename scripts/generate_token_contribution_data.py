@@ -48,7 +48,7 @@ NUM_TRIED = 8  # images of a dry run
 
 def main() -> None:
     arguments = parse_arguments()
-    with Session(arguments.device, arguments.output_dir, writes=not arguments.dry_run) as session:
+    with Session(arguments.device, arguments.output_dir, [], writes=not arguments.dry_run) as session:
         measure(arguments, session)
 
 

@@ -81,7 +81,7 @@ def tokenize_split(
     """Write OUTPUT_DIR/NAME, or what is missing of it."""
     # torchvision is slow to import, too slow for --help
     from data.pretokenizing import Encoder, Split
-    from data.token_sets import MANIFEST, read_token_manifest
+    from data.token_sets import FILES, MANIFEST, read_token_manifest
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return encode_tokens(tokenizer, images.to(processes.device).float() / 255)
@@ -105,7 +105,7 @@ def tokenize_split(
         encode(torch.zeros(num_images * len(split.variants), 3, size, size, dtype=torch.uint8))
 
     batch_size = choose_batch_size(arguments.batch_size, try_batch, processes.device)
-    parts = Parts(folder, split.plan, len(split.source.parts), processes)
+    parts = Parts(folder, split.plan, len(split.source.parts), processes, FILES)
     todo = list(parts.mine())
     with tqdm(desc=name, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
         for number, index in enumerate(todo, start=1):

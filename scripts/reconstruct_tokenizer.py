@@ -50,6 +50,7 @@ from utils.inference import (
     parse_lengths,
     prepared,
 )
+from utils.tokens import TOKENS_FILE
 
 FORMATS = {"jp2": "jpeg2000", "jpg": "jpeg", "webp": "webp"}
 
@@ -105,6 +106,19 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be {'1 or more' if lowest else 'in 0..100'}, got {value}")
 
 
+def results_of(arguments: argparse.Namespace) -> list[str]:
+    """The files that will be written, by their paths in the output folder; of PNG files those that are there now."""
+    images = [] if arguments.without_image else ["images.npy"] + ["raw.npy"] * arguments.save_raw
+    lengths = parse_lengths(arguments.lengths) if arguments.lengths else []
+    folders = [f"length_{length}/" for length in lengths] or [""]
+    names = [RECORD] + [TOKENS_FILE] * arguments.tokens + ["labels.npy"] * arguments.labels
+    names += [folder + name for folder in folders for name in images]
+    if arguments.png:
+        places = [(folder, Path(arguments.output_dir, folder, "png")) for folder in folders]
+        names += [f"{folder}png/{path.name}" for folder, place in places for path in place.glob("[0-9]*.png")]
+    return names
+
+
 def stored_as(arguments: argparse.Namespace) -> str | None:
     """The image format that was asked for."""
     return next((name for name in FORMATS if getattr(arguments, name)), None)
@@ -112,7 +126,7 @@ def stored_as(arguments: argparse.Namespace) -> str | None:
 
 def main() -> None:
     arguments = parse_arguments()
-    with Session(arguments.device, arguments.output_dir) as session:
+    with Session(arguments.device, arguments.output_dir, results_of(arguments)) as session:
         config = load_config(arguments.config, arguments.overrides)
         instead = in_place_of_tokenizer(arguments)
         tokenizer = located = None
@@ -138,7 +152,8 @@ def main() -> None:
         )
         if session.processes.is_main:
             written.append(session.output_dir / RECORD)
-            write_results(written[-1], record)
+            write_results(session.results.place(written[-1]), record)
+            session.results.finish()
         for path in written:
             session.say(f"wrote {path}")
         if stored_as(arguments):
@@ -221,7 +236,8 @@ def write_files(
     lengths = [None] if instead else tokenizer.lengths if tokenizer else []
     folders = {length: output_dir / f"length_{length}" if arguments.lengths else output_dir for length in lengths}
     black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    with ReconstructionFiles(output_dir, folders, size, session.processes, with_raw=arguments.save_raw) as files:
+    place = output_dir, folders, size, session.processes, session.results
+    with ReconstructionFiles(*place, with_raw=arguments.save_raw) as files:
         batch_size = arguments.batch_size or config.training.per_gpu_batch_size
         batch_size = choose_batch_size(
             batch_size, lambda num: tokenizer(black.expand(num, -1, -1, -1), num), session.device

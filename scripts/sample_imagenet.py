@@ -72,7 +72,7 @@ def main() -> None:
     def try_batch(num: int) -> None:
         list(sample(generator, tokenizer, [(0, number) for number in range(num)], batch_size=num, **drawing))
 
-    parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes)
+    parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes, [NPZ, DONE, "png"])
     shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
     most = min(num_images, IMAGES_PER_PART)
     drawing["batch_size"] = choose_batch_size(arguments.batch_size, try_batch, processes.device, most)

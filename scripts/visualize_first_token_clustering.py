@@ -24,6 +24,7 @@ from data.token_images import images_beside, read_images
 from utils.cli import run
 from utils.errors import UserError
 from utils.images import contact_sheet, tile_side, write_image
+from utils.result_folder import ResultPaths
 from utils.token_statistics import frequent_prefixes, nearest_prefixes, with_prefix
 from utils.tokens import read_tokens
 
@@ -50,6 +51,8 @@ def main() -> None:
         prefixes = [parse_prefix(arguments.prefix, num_tokens)]
         check_exists(tokens, prefixes[0])
 
+    paths, results = {prefix: path_of(arguments.out, prefix) for prefix in prefixes}, ResultPaths()
+    results.claim(*paths.values(), *([] if arguments.prefix else [arguments.out / OVERVIEW]))
     rows, columns = arguments.grid_size
     draws = np.random.default_rng(arguments.seed)
     found = {prefix: with_prefix(tokens, prefix) for prefix in prefixes}
@@ -62,13 +65,13 @@ def main() -> None:
         some = f", {len(indices)} shown" if len(indices) < len(found[prefix]) else ""
         tokens_are = "token" if len(prefix) == 1 else "tokens"
         title = f"first {tokens_are} {text_of(prefix)}: {len(found[prefix]):,} of {num_images:,} images{some}"
-        path = path_of(arguments.out, prefix)
-        write_image(grid([images[index] for index in indices.tolist()], columns, title), path)
-        print(f"{path}: {title}")
+        write_image(grid([images[index] for index in indices.tolist()], columns, title), results.place(paths[prefix]))
+        print(f"{paths[prefix]}: {title}")
     if arguments.prefix is None:
         path = arguments.out / OVERVIEW
-        write_image(overview(shown, found, images), path)
+        write_image(overview(shown, found, images), results.place(path))
         print(f"{path}: a row of each")
+    results.finish()
 
 
 def parse_arguments() -> argparse.Namespace:

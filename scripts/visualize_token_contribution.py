@@ -26,8 +26,9 @@ from utils.evaluation.contribution_figures import (
     draw_rows,
     read_contributions,
 )
-from utils.figures import write_figure
+from utils.figures import FORMATS, write_figure
 from utils.files import write_json
+from utils.result_folder import ResultPaths
 
 
 def main() -> None:
@@ -37,7 +38,12 @@ def main() -> None:
     tokens = parse_tokens(arguments.tokens, num_tokens)
     out = arguments.out or (arguments.input if arguments.input.is_dir() else arguments.input.parent)
     what = "replaced by another code" if protocol["plan"]["mode"] == "replace" else "added to those before it"
+    results, figures = ResultPaths(), [f"heatmaps_{norm}" for norm in NORMS] + ["contributions", "contribution_row"]
+    paths = [out / f"{name}.{ending}" for name in figures for ending in FORMATS] + [out / "summary.json"]
+    results.claim(*paths)
     title = f"when one token is {what}; mean of {int(data['count']):,} images"
+    for path in paths:
+        results.place(path)
     for norm, name in NORMS.items():
         write_figure(draw_maps(data[f"length_to_diff_{norm}"], tokens, f"{name} {title}"), out / f"heatmaps_{norm}")
     write_figure(draw_curves(data, tokens, f"Change {title}"), out / "contributions")
@@ -58,6 +64,7 @@ def main() -> None:
         f"eighth of the tokens; {areas['l1'][num_tokens // 2 :].mean():.1%}, mean of the second half"
     )
     write_json(out / "summary.json", summary | {"count": int(data["count"]), "protocol": protocol})
+    results.finish()
     print(f"wrote heatmaps_l1, heatmaps_l2, contributions, contribution_row (PNG, PDF) and summary.json into {out}")
 
 

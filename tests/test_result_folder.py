@@ -1,11 +1,16 @@
 """A folder of results: a command replaces its own files, and never anybody else's."""
 
 import json
+import os
 
+import numpy as np
 import pytest
 
+from utils import result_folder
 from utils.errors import UserError
-from utils.result_folder import LIST, ResultFolder, results_in
+from utils.parts import Parts
+from utils.processes import Processes
+from utils.result_folder import LIST, ResultFolder, ResultPaths, results_in
 
 
 def run(path, contents, clears=True):
@@ -108,3 +113,60 @@ def test_a_list_that_is_none_is_one_sentence_and_leads_nowhere_else(tmp_path):
     with pytest.raises(UserError, match="must list the results"):
         ResultFolder(tmp_path / "out")
     assert results_in(tmp_path / "out") == set()
+
+
+def test_paths_in_several_folders_are_claimed_and_listed_each_in_its_own(tmp_path):
+    results = ResultPaths()
+    results.claim(tmp_path / "a/one", tmp_path / "b/two")
+    for name in ("a/one", "b/two"):
+        results.place(tmp_path / name).write_text("1")
+    results.finish()
+    assert results_in(tmp_path / "a") == {"one"} and results_in(tmp_path / "b") == {"two"}
+    (tmp_path / "b/two").write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path}/b holds two, and no command of ours"):
+        ResultPaths().claim(tmp_path / "a/one", tmp_path / "b/two")
+
+
+def test_files_that_other_processes_write_are_listed_beforehand(tmp_path):
+    ResultFolder(tmp_path).enter(["0", "1", "2"])
+    for name in ("0", "1", "2"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "3").write_text("mine")
+    ResultFolder(tmp_path).enter(["0"])
+    assert not (tmp_path / "1").exists() and (tmp_path / "3").exists()
+    with pytest.raises(UserError, match="holds 3"):
+        ResultFolder(tmp_path).enter(["0", "3"])
+
+
+def test_a_large_file_is_known_by_its_size_and_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_folder, "LARGE", 2)
+    monkeypatch.setattr(result_folder, "sha256_of", None)
+    run(tmp_path, {"a": "large"})
+    run(tmp_path, {"a": "LARGE"})
+    (tmp_path / "a").write_text("other")
+    os.utime(tmp_path / "a", (0, 0))
+    with pytest.raises(UserError, match="holds a"):
+        ResultFolder(tmp_path).claim(["a"])
+
+
+# Commands that make their results of parts
+
+
+def test_parts_begin_in_no_folder_with_other_files_and_delete_their_own_alone(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/mine").write_text("mine")
+    with pytest.raises(UserError, match="holds parts, and no command of ours has left that there"):
+        Parts(tmp_path, {}, 1, Processes("cpu"))
+    (tmp_path / "parts/mine").unlink()
+    (tmp_path / "tokens.npy").write_text("mine")
+    with pytest.raises(UserError, match="holds tokens.npy"):
+        Parts(tmp_path, {}, 1, Processes("cpu"), ["tokens.npy"])
+    (tmp_path / "tokens.npy").unlink()
+    parts = Parts(tmp_path, {}, 1, Processes("cpu"), ["tokens.npy"])
+    parts.write(0, a=np.zeros(1))
+    (tmp_path / "parts/mine").write_text("mine")
+    parts.lock.release()
+    (tmp_path / "tokens.npy").write_text("half of ours, as a killed run leaves it")
+    parts = Parts(tmp_path, {}, 1, Processes("cpu"), ["tokens.npy"])
+    parts.remove()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mine"]

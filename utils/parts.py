@@ -1,8 +1,9 @@
 """Long work in numbered parts, shared by several processes; one that was killed goes on where it was."""
 
+import contextlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from utils.files import write_arrays, write_json
 from utils.lock import FolderLock
 from utils.processes import Processes
 
-PLAN = "plan.json"
+PARTS, PLAN = "parts", "plan.json"
 
 
 class Parts:
@@ -25,20 +26,24 @@ class Parts:
     Args:
         plan: Everything that the result depends on, as JSON. It is kept beside the parts, and the work of another plan
             is not continued.
+        results: What will be made of the parts in `folder`: nothing of such a name may be there before the first part.
 
     Raises:
-        UserError: The folder holds work of another plan, or another process works in it.
+        UserError: The folder holds work of another plan, or what is no work of ours, or another process works in it.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], num_parts: int, processes: Processes):
-        self.folder, self.num_parts, self.processes = folder / "parts", num_parts, processes
+    def __init__(
+        self, folder: Path, plan: dict[str, Any], num_parts: int, processes: Processes, results: Sequence[str] = ()
+    ):
+        self.folder, self.num_parts, self.processes = folder / PARTS, num_parts, processes
         self.lock = FolderLock(folder, processes)
         plan = json.loads(json.dumps(plan))
-        if processes.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / PLAN).exists():
+        with processes.careful():
+            if processes.is_main and not (self.folder / PLAN).exists():
+                check_free(folder, results)
+                self.folder.mkdir(exist_ok=True)
                 write_json(self.folder / PLAN, plan)
-        processes.wait()
+        processes.meet()
         there = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
         check_plan(there, plan, folder)
 
@@ -69,11 +74,26 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the parts, once what is made of them is on disk; others may work in the folder again."""
-        shutil.rmtree(self.folder)
+        for path in (*map(self._path, range(self.num_parts)), self.folder / PLAN):
+            path.unlink()
+        with contextlib.suppress(OSError):  # somebody has put something there
+            self.folder.rmdir()
         self.lock.release()
 
     def _path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.npz"
+
+
+def check_free(folder: Path, results: Sequence[str]) -> None:
+    """Refuse to begin where somebody has files of the names that will be written."""
+    names = [name for name in results if os.path.lexists(folder / name)]
+    if (folder / PARTS).exists() and any((folder / PARTS).iterdir()):
+        names.append(PARTS)
+    if names:
+        raise UserError(
+            f"{folder} holds {', '.join(names)}, and no command of ours has left that there: name another "
+            "--output_dir, or move it away"
+        )
 
 
 def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -2,18 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import replacing, sha256_of
 
-# Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum. Of lines of the
-# same name the last counts. Older lists have bare names.
+# Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum, by which it
+# is known again. Of lines of the same name the last counts. Older lists have bare names.
 LIST = ".results"
 SHEETS = {"contact_sheet.png", "grid.png", "lengths.png"}  # images of images
 FIGURES = {"curves.png", "sweep.png"}  # beside the metrics.json of an evaluation
 MOST_NAMED = 3  # files in an error
+LARGE = 1 << 26  # bytes, above which a file is known by its size and time in place of its checksum
 
 
 class ResultFolder:
@@ -66,17 +67,22 @@ class ResultFolder:
     def __truediv__(self, name: str) -> Path:
         self.claim([name])
         self._begin()
-        self.finish()
         self._written[name] = None
-        self._append(name, None)
+        self._append({name: None})
         return self.path / name
 
+    def enter(self, names: Iterable[str]) -> None:
+        """List many files at once, which others will write, as other processes do; without checksums."""
+        self.claim(names)
+        self._begin()
+        self._append(dict.fromkeys(names))
+
     def finish(self) -> None:
-        """Note the checksums of what was written since; `/` does so for the file before."""
-        for name, checksum in self._written.items():
-            if checksum is None and (self.path / name).is_file():
-                self._written[name] = sha256_of(self.path / name)
-                self._append(name, self._written[name])
+        """All that was written is whole: note by which mark each file is known again."""
+        for name, mark in self._written.items():
+            if mark is None and (self.path / name).is_file():
+                self._written[name] = _mark(self.path / name)
+                self._append({name: self._written[name]})
 
     def _begin(self) -> None:
         """Before the first file: remove or keep what the list has, and write it again without its doubles."""
@@ -89,11 +95,12 @@ class ResultFolder:
                 (self.path / name).unlink()
         self._listed = kept
         with replacing(self.path / LIST) as aside:
-            aside.write_text("".join(_line(*entry) for entry in kept.items()), encoding="utf-8")
+            aside.touch()
+        self._append(kept)
 
-    def _append(self, name: str, checksum: str | None) -> None:
+    def _append(self, marks: Mapping[str, str | None]) -> None:
         with (self.path / LIST).open("a", encoding="utf-8") as file:
-            file.write(_line(name, checksum))
+            file.writelines(json.dumps({"name": name, "mark": mark}) + "\n" for name, mark in marks.items())
 
     def _is_foreign(self, name: str) -> bool:
         return os.path.lexists(self.path / name) and name not in self._written and not self._is_ours(name)
@@ -103,8 +110,34 @@ class ResultFolder:
         path = self.path / name
         if name not in self._listed or path.is_symlink() or not path.is_file():
             return False
-        checksum = self._listed[name]
-        return checksum is None or sha256_of(path) == checksum
+        mark = self._listed[name]
+        return mark is None or _mark(path) == mark
+
+
+class ResultPaths:
+    """Results at any paths, in folders that several commands share: each replaces its own, and nobody else's."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, ResultFolder] = {}
+
+    def claim(self, *paths: Path) -> None:
+        """Refuse, before the work, to write over what is not ours; the folders are created."""
+        for path in paths:
+            self.folder(path).claim([path.name])
+
+    def place(self, path: Path) -> Path:
+        """The path itself, listed as ours from now on."""
+        return self.folder(path) / path.name
+
+    def folder(self, path: Path) -> ResultFolder:
+        if path.parent not in self._folders:
+            self._folders[path.parent] = ResultFolder(path.parent, clears=False)
+        return self._folders[path.parent]
+
+    def finish(self) -> None:
+        """What was written is whole."""
+        for folder in self._folders.values():
+            folder.finish()
 
 
 def results_in(folder: Path) -> set[str]:
@@ -120,12 +153,14 @@ def sheets_in(folder: Path) -> set[str]:
     return (results_in(folder) & SHEETS) | (FIGURES if (folder / "metrics.json").is_file() else set())
 
 
-def _line(name: str, checksum: str | None) -> str:
-    return json.dumps({"name": name, "sha256": checksum}) + "\n"
+def _mark(path: Path) -> str:
+    """What a file is known by again."""
+    facts = path.stat()
+    return sha256_of(path) if facts.st_size <= LARGE else f"{facts.st_size} bytes of {facts.st_mtime_ns}"
 
 
 def _read_list(folder: Path) -> dict[str, str | None]:
-    """The listed files of a folder by name, with their checksums where they are known."""
+    """The listed files of a folder by name, with their marks where they are known."""
     path = folder / LIST
     found: dict[str, str | None] = {}
     if not path.is_file():
@@ -134,7 +169,7 @@ def _read_list(folder: Path) -> dict[str, str | None]:
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             name = Path(entry if isinstance(entry, str) else entry["name"]).name
-            found[name] = None if isinstance(entry, str) else entry["sha256"]
+            found[name] = None if isinstance(entry, str) else entry["mark"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} must list the results that are in its folder, and cannot be read ({error!r}): name another "

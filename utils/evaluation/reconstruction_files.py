@@ -12,6 +12,7 @@ from utils.evaluation.sorted_rows import Place, SortedRows, sorted_places
 from utils.files import write_array
 from utils.images import write_image
 from utils.processes import Processes
+from utils.result_folder import ResultFolder, ResultPaths
 from utils.tokens import TOKENS_FILE, write_tokens
 
 RECORD = "reconstruction.json"
@@ -41,13 +42,20 @@ class ReconstructionFiles:
         output_dir: The folder of what there is once, labels and tokens.
         folders: Of the images by length; empty for no images.
         size: Pixels a side.
+        results: Lists what is written.
         with_raw: Keep the raw images too.
     """
 
     def __init__(
-        self, output_dir: Path, folders: Mapping[Length, Path], size: int, processes: Processes, with_raw: bool
+        self,
+        output_dir: Path,
+        folders: Mapping[Length, Path],
+        size: int,
+        processes: Processes,
+        results: ResultPaths,
+        with_raw: bool,
     ):
-        self.output_dir, self.folders, self.processes = output_dir, folders, processes
+        self.output_dir, self.folders, self.processes, self.results = output_dir, folders, processes, results
         shape = (size, size, 3)
         self.images = {
             length: SortedRows(folder, "images.npy", shape, np.uint8, processes) for length, folder in folders.items()
@@ -103,11 +111,11 @@ class ReconstructionFiles:
                 written += self._write_arrays(length, folder)
             if labels:
                 written.append(self.output_dir / "labels.npy")
-                write_array(written[-1], self._sorted([share[0] for share in shares]))
+                write_array(self.results.place(written[-1]), self._sorted([share[0] for share in shares]))
             if tokens:
                 written.append(self.output_dir / TOKENS_FILE)
                 all_labels, all_tokens = (self._sorted([share[kind] for share in shares]) for kind in (0, 1))
-                write_tokens(written[-1], all_tokens, self.names, labels=all_labels, **about)
+                write_tokens(self.results.place(written[-1]), all_tokens, self.names, labels=all_labels, **about)
         if png:
             for length, folder in self.folders.items():
                 self._write_pngs(self.images[length], folder / "png")
@@ -119,7 +127,7 @@ class ReconstructionFiles:
         stores = {folder / "images.npy": self.images, folder / "raw.npy": self.raws}
         written = {path: store[length] for path, store in stores.items() if length in store}
         for path, rows in written.items():
-            rows.write(path, self.places)
+            rows.write(self.results.place(path), self.places)
         return list(written)
 
     def _sorted(self, shares: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -132,11 +140,9 @@ class ReconstructionFiles:
         """Numbered files; the processes share the work."""
         from PIL import Image
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.processes.is_main:  # what a run on more images left here
-            for path in folder.glob("[0-9]*.png"):
-                if path.stem.isdigit() and int(path.stem) >= len(self.places):
-                    path.unlink()
+        if self.processes.is_main:
+            ResultFolder(folder).enter([f"{index:06d}.png" for index in range(len(self.places))])
+        self.processes.wait()
         mine = range(self.processes.rank, len(self.places), self.processes.world_size)
         rows = tqdm(
             images.rows([self.places[index] for index in mine]),

@@ -15,9 +15,11 @@ from utils.evaluation.comparison import Originals
 from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, remarks, table, write_results
 from utils.processes import Processes
+from utils.result_folder import FIGURES, ResultPaths
 
 FIRST_SECONDS = 5.0  # of work, after which it is said how long all of it will take
 LONG = 120.0  # seconds that are worth saying so
+RESULTS = ("metrics.json", *sorted(FIGURES))  # of most commands
 
 
 class Session:
@@ -28,15 +30,25 @@ class Session:
     Args:
         device: Name for `pick_device`.
         output_dir: Where the results go; made now, since the work may take hours.
+        results: What will be written there. Somebody else's file of such a name is an error before the work.
         writes: Nothing is written without.
+
+    Raises:
+        UserError: The folder cannot be created, or holds somebody else's file of such a name.
     """
 
-    def __init__(self, device: str, output_dir: str | os.PathLike, writes: bool = True):
+    def __init__(
+        self, device: str, output_dir: str | os.PathLike, results: Sequence[str] = RESULTS, writes: bool = True
+    ):
         exact_arithmetic()
         self.processes = Processes(device)
         self.output_dir = Path(output_dir)
-        if writes and self.processes.is_main:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.results = ResultPaths()
+        with self.processes.careful():
+            if writes and self.processes.is_main:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                self.results.claim(*(self.output_dir / name for name in results))
+        self.processes.meet()
 
     def __enter__(self) -> "Session":
         return self
@@ -141,8 +153,10 @@ class Session:
         warnings = remarks(results)
         for text in (table(shown), *notes, *warnings):
             print(text)
-        write_results(self.output_dir / name, {**results, **({"notes": warnings} if warnings else {})})
+        noted = {"notes": warnings} if warnings else {}
+        write_results(self.results.place(self.output_dir / name), {**results, **noted})
         for figure, draw in (figures or {}).items():
-            draw(self.output_dir / figure)
+            draw(self.results.place(self.output_dir / figure))
+        self.results.finish()
         written = [str(self.output_dir / file) for file in (name, *(figures or {}))]
         print(f"{summary}; wrote {' and '.join(written)}")
