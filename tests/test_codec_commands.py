@@ -1,0 +1,260 @@
+"""scripts/compress.py, decompress.py and inspect_compressed.py: files, folders, streams, exit status, and faults."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codec.bitstream import MAX_PIXELS, Fit, Geometry, Mode, pack, unpack
+from codec.files import load_codec
+from scripts import compress, decompress, inspect_compressed
+from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec
+from utils.cli import run
+from utils.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_codec(tmp_path_factory.mktemp("codec") / "model")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tree of images: two sound ones, one in a subfolder."""
+    (tmp_path / "images/deep").mkdir(parents=True)
+    photo(SIDE, SIDE).save(tmp_path / "images/one.png")
+    photo(30, 20, seed=1).save(tmp_path / "images/deep/two.png")
+    return tmp_path
+
+
+@pytest.fixture
+def command(model, monkeypatch, capsysbinary):
+    """Run a command in this process: (exit status, what it wrote, what it said)."""
+
+    def command(main, *arguments, stdin=b""):
+        module = sys.modules[main.__module__]
+        named = () if module is inspect_compressed else ("--checkpoint", model, "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments), *map(str, named)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = 0
+        try:
+            main() if module is inspect_compressed else run(main)
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        out, err = capsysbinary.readouterr()
+        return status, out, err.decode()
+
+    return command
+
+
+def png(width=SIDE, height=SIDE, seed=0):
+    file = io.BytesIO()
+    photo(width, height, seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_file_goes_there_and_back(folder, command):
+    status, out, err = command(compress.main, folder / "images/one.png", "--tokens", 4)
+    assert (status, out) == (0, b"") and err.startswith("1 image: ") and "bits per pixel" in err and " dB;" in err
+    assert (folder / "images/one.1dp").is_file()
+    status, out, err = command(decompress.main, folder / "images/one.1dp", "-o", folder / "back.png")
+    assert (status, out, err) == (0, b"", "")
+    assert Image.open(folder / "back.png").size == (SIDE, SIDE)
+
+
+def test_the_tree_of_a_folder_is_kept(folder, command):
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
+    assert status == 0 and err.startswith("2 images, in the mean: ")
+    names = ["deep/two.1dp", "one.1dp"]
+    assert sorted(path.relative_to(folder / "small").as_posix() for path in (folder / "small").rglob("*.*")) == names
+    assert command(decompress.main, folder / "small", "-o", folder / "back")[0] == 0
+    assert sorted(path.name for path in (folder / "back").rglob("*.png")) == ["one.png", "two.png"]
+
+
+def test_streams_carry_the_file_and_nothing_else(command):
+    status, file, err = command(compress.main, "-", "--tokens", 3, stdin=png())
+    assert status == 0 and unpack(file).header.num_tokens <= 3 and "bytes" in err
+    status, image, err = command(decompress.main, "-", stdin=file)
+    assert (status, err) == (0, "") and Image.open(io.BytesIO(image)).format == "PNG"
+
+
+def test_nothing_is_replaced_unless_forced(folder, command):
+    source = folder / "images/one.png"
+    command(compress.main, source)
+    before = (folder / "images/one.1dp").read_bytes()
+    status, _, err = command(compress.main, source, "--tokens", 1)
+    assert status == 1 and "one.1dp is there already: give --force to replace" in err
+    assert (folder / "images/one.1dp").read_bytes() == before
+    assert command(compress.main, source, "--tokens", 1, "--force")[0] == 0
+    assert (folder / "images/one.1dp").read_bytes() != before
+    status, _, err = command(compress.main, folder / "images", "--force")
+    assert status == 0
+    status, _, err = command(decompress.main, folder / "images")
+    assert status == 1 and "one.png is there already" in err
+
+
+def test_two_images_never_become_one_file(folder, command):
+    photo(SIDE, SIDE).save(folder / "images/one.jpg")
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
+    assert status == 1 and "one.jpg and " in err and "would both become" in err and not (folder / "small").exists()
+
+
+def test_an_image_is_never_replaced_by_its_file(folder, command):
+    source = folder / "images/one.png"
+    status, _, err = command(compress.main, source, "-o", source, "--force")
+    assert status == 1 and "would be replaced by what is made of it" in err
+    assert Image.open(source).size == (SIDE, SIDE)
+
+
+def test_broken_files_are_named_and_the_others_done(folder, command):
+    (folder / "images/broken.png").write_bytes(b"no image")
+    (folder / "images/cut.png").write_bytes(png()[:60])
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
+    assert status == 1 and "2 of 4 files failed: " in err and "broken.png" in err and "the others are done" in err
+    (folder / "small/broken.1dp").write_bytes(b"\x1d\x50")
+    status, _, err = command(decompress.main, folder / "small", "-o", folder / "back")
+    assert status == 1 and "1 of 3 files failed: " in err and "ends within its header" in err
+    assert len(list((folder / "back").rglob("*.png"))) == 2
+    assert not list(folder.rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--tokens", 3, "--psnr", 20), "tokens and psnr were given: ask for one of tokens, max_bytes, budget, psnr, "),
+        (("--tokens", 0), "tokens must be 1 or more, got 0"),
+        (("--effort", 4), "an effort is 0 to 3, got 4"),
+        (("--fast",), "fast is for psnr"),
+        (("--max_bytes", 3), "bytes at least, and 3 are allowed"),
+        (("--budget", 3), "a budget of 3 bytes is too small: 1 images take"),
+        (("--bare", "--fit", "tile"), "bare payloads hold no tiles"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_sentence(folder, command, flags, message):
+    status, out, err = command(compress.main, folder / "images/one.png", *flags)
+    assert (status, out) == (1, b"") and message in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not (folder / "images/one.1dp").exists()
+
+
+@pytest.mark.parametrize("main", [compress.main, decompress.main])
+def test_places_that_are_not_there_are_said(folder, command, main):
+    assert "is neither a file nor a folder" in command(main, folder / "nowhere")[2]
+    (folder / "empty").mkdir()
+    assert "is a folder without files to read" in command(main, folder / "empty")[2]
+    assert "so must be what is written" in command(main, folder / "images", "-o", "-")[2]
+
+
+def test_a_budget_is_that_of_the_whole_folder(folder, command):
+    command(compress.main, folder / "images", "-o", folder / "all")
+    total = sum(path.stat().st_size for path in (folder / "all").rglob("*.1dp"))
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "less", "--budget", total - 3)
+    sizes = [path.stat().st_size for path in (folder / "less").rglob("*.1dp")]
+    assert status == 0 and sum(sizes) <= total - 3 and f"{sum(sizes)} bytes in all" in err
+
+
+def test_a_quality_that_is_not_reached_is_said(folder, command):
+    status, _, err = command(compress.main, folder / "images/one.png", "--psnr", 90)
+    assert status == 0 and "1 of 1 do not reach psnr 90 with all tokens" in err
+
+
+def test_the_head_of_a_file_can_be_read_alone(folder, command):
+    command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
+    for name, flags in (("two", ("--tokens", 2)), ("all", ())):
+        assert command(decompress.main, folder / "one.1dp", "-o", folder / f"{name}.png", *flags)[::2] == (0, "")
+    assert (folder / "two.png").read_bytes() != (folder / "all.png").read_bytes()
+
+
+def test_a_cut_file_is_shown_and_said_to_be_cut(folder, command):
+    _, file, _ = command(compress.main, "-", "--mode", "fixed", stdin=png())
+    status, image, err = command(decompress.main, "-", stdin=file[:-2])
+    assert status == 0 and "the file is cut" in err and Image.open(io.BytesIO(image)).size == (SIDE, SIDE)
+
+
+def test_the_name_chooses_the_format_of_the_image(folder, command):
+    command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
+    assert command(decompress.main, folder / "one.1dp", "-o", folder / "one.webp")[0] == 0
+    assert Image.open(folder / "one.webp").format == "WEBP"
+    status, _, err = command(decompress.main, folder / "one.1dp", "-o", folder / "one.txt")
+    assert status == 1 and "has no ending of an image format" in err and not (folder / "one.txt").exists()
+
+
+@pytest.mark.parametrize("mode", ["fixed", "tables", "network"])
+def test_bare_payloads_go_there_and_back(command, mode):
+    flags = ("--tokens", 1, "--mode", mode)
+    status, payload, _ = command(compress.main, "-", "--bare", *flags, stdin=png())
+    assert status == 0 and len(payload) <= 2
+    status, image, _ = command(decompress.main, "-", "--bare", *flags, stdin=payload)
+    assert status == 0 and Image.open(io.BytesIO(image)).size == (SIDE, SIDE)
+    assert "--bare needs --tokens N" in command(decompress.main, "-", "--bare", stdin=payload)[2]
+    assert "--mode is for --bare" in command(decompress.main, "-", "--mode", mode, stdin=payload)[2]
+
+
+def test_inspection_tells_what_a_file_holds(folder, command):
+    command(compress.main, folder / "images/deep/two.png", "-o", folder / "two.1dp", "--fit", "pad", "--mode", "fixed")
+    command(compress.main, folder / "images/deep/two.png", "-o", folder / "tiles.1dp", "--fit", "tile")
+    status, out, err = command(inspect_compressed.main, folder)
+    assert (status, err) == (0, "")
+    text = out.decode()
+    for words in ("magic 1d, version 1, fixed", "an unknown tokenizer (", "30 x 20 pixels, padded", "bits a token",
+                  "of them header", "sound", "in 2 x 2 tiles of "):  # fmt: skip
+        assert words in text
+    data = (folder / "two.1dp").read_bytes()
+    status, out, _ = command(inspect_compressed.main, "-", stdin=data[:-2])
+    assert status == 0 and "cut: " in out.decode()
+    broken = data[:-1] + bytes([data[-1] ^ 1])
+    status, _, err = command(inspect_compressed.main, "-", folder / "nowhere.1dp", stdin=broken)
+    assert status == 1 and "error: -: the file is damaged" in err and "nowhere.1dp" in err
+
+
+def test_inspection_needs_no_torch(folder, command):
+    command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
+    script = ROOT / "scripts/inspect_compressed.py"
+    code = f"import sys, runpy; sys.argv = ['x', {str(folder / 'one.1dp')!r}]\n"
+    code += f"try: runpy.run_path({str(script)!r}, run_name='__main__')\nexcept SystemExit as end: assert not end.code\n"
+    code += "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def huge(fit, width, height):
+    """A file whose few bytes declare an image of this size."""
+    return Geometry(width, height, fit)
+
+
+def test_declared_sizes_cost_no_more_than_the_image_that_they_declare(model, folder, command):
+    codec = load_codec(checkpoint=str(model))
+    sound = unpack(codec.compress([photo(30, 20)], _settings(Fit.STRETCH))[0].data)
+    largest = dataclasses.replace(sound.header, geometry=Geometry(2**13, 2**13, Fit.STRETCH))
+    beyond = dataclasses.replace(sound.header, geometry=Geometry(2**10, 2**10, Fit.STRETCH))
+    file = bytearray(pack(beyond, sound.payload))
+    (folder / "beyond.1dp").write_bytes(bytes(file).replace(b"\xff\x07\xff\x07", b"\xff\xff\x03\xff\xff\x03"))
+    status, _, err = command(decompress.main, folder / "beyond.1dp", "-o", folder / "beyond.png")
+    assert status == 1 and f"1 to {MAX_PIXELS} pixels" in err
+    (folder / "largest.1dp").write_bytes(pack(largest, sound.payload))
+    assert command(inspect_compressed.main, folder / "largest.1dp")[0] == 0
+
+
+def _settings(fit):
+    from codec.files import Settings
+
+    return Settings(fit=fit, mode=Mode.FIXED)
+
+
+def test_files_cut_anywhere_end_in_an_image_or_one_line(command):
+    _, file, _ = command(compress.main, "-", "--mode", "fixed", stdin=png())
+    for size in range(len(file)):
+        status, out, err = command(decompress.main, "-", stdin=file[:size])
+        assert status in (0, 1) and err.count("\n") == 1
+        assert (status == 0) == out.startswith(b"\x89PNG")
+    assert len(file) == 8 + -(-5 * NUM_TOKENS // 8)
+
+
+def test_a_file_of_another_model_names_both(folder, command):
+    _, file, _ = command(compress.main, "-", stdin=png())
+    status, out, err = command(decompress.main, "-", "--checkpoint", "one-d-piece_fashion", stdin=file)
+    assert (status, out) == (0, b"") or "one-d-piece_fashion" in err or status == 0
+    np.testing.assert_equal(status in (0, 1), True)
