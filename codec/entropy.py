@@ -152,7 +152,7 @@ class FixedBits(EntropyModel):
             certain[tile] = place + 1
         if max(values, default=0) >= self.codebook_size:
             raise FormatError(f"the payload is damaged: token {max(values)} of a codebook of {self.codebook_size}")
-        if is_whole and pack_bits(values, self.width) != payload:
+        if is_whole and (len(values) < sum(lengths) or pack_bits(values, self.width) != payload):
             raise FormatError(DAMAGED)
         return tokens, certain
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from codec.entropy import FILE, CausalNetwork, save_entropy_models
+from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece
-from modeling.tokenizers import tokenizer_fingerprint
 from tests.codec_data import random_arrays
 from tests.fill import fill
 
@@ -42,7 +42,7 @@ def save_codec(folder, seed=0):
     tokenizer = tiny_tokenizer(seed)
     tokenizer.save_pretrained(folder)
     network = CausalNetwork(random_arrays(NUM_TOKENS, CODEBOOK, seed=seed), total_bits=14)
-    save_entropy_models(folder / FILE, bytes.fromhex(tokenizer_fingerprint(tokenizer)), network)
+    save_entropy_models(folder / FILE, bytes.fromhex(identity(tokenizer)), network)
     return folder
 
 

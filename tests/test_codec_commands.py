@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codec.bitstream import MAX_PIXELS, Fit, Geometry, Mode, pack, unpack
+from codec.bitstream import Fit, Geometry, Mode, pack, unpack
 from codec.files import load_codec
 from scripts import compress, decompress, inspect_compressed
 from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec
@@ -95,7 +95,7 @@ def test_nothing_is_replaced_unless_forced(folder, command):
     status, _, err = command(compress.main, folder / "images", "--force")
     assert status == 0
     status, _, err = command(decompress.main, folder / "images")
-    assert status == 1 and "one.png is there already" in err
+    assert status == 1 and "are there already" in err
 
 
 def test_two_images_never_become_one_file(folder, command):
@@ -215,7 +215,9 @@ def test_inspection_needs_no_torch(folder, command):
     command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
     script = ROOT / "scripts/inspect_compressed.py"
     code = f"import sys, runpy; sys.argv = ['x', {str(folder / 'one.1dp')!r}]\n"
-    code += f"try: runpy.run_path({str(script)!r}, run_name='__main__')\nexcept SystemExit as end: assert not end.code\n"
+    code += (
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\nexcept SystemExit as end: assert not end.code\n"
+    )
     code += "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
@@ -233,7 +235,7 @@ def test_declared_sizes_cost_no_more_than_the_image_that_they_declare(model, fol
     file = bytearray(pack(beyond, sound.payload))
     (folder / "beyond.1dp").write_bytes(bytes(file).replace(b"\xff\x07\xff\x07", b"\xff\xff\x03\xff\xff\x03"))
     status, _, err = command(decompress.main, folder / "beyond.1dp", "-o", folder / "beyond.png")
-    assert status == 1 and f"1 to {MAX_PIXELS} pixels" in err
+    assert status == 1 and "a .1dp file holds 1 to 65535 pixels in width" in err
     (folder / "largest.1dp").write_bytes(pack(largest, sound.payload))
     assert command(inspect_compressed.main, folder / "largest.1dp")[0] == 0
 
@@ -250,7 +252,7 @@ def test_files_cut_anywhere_end_in_an_image_or_one_line(command):
         status, out, err = command(decompress.main, "-", stdin=file[:size])
         assert status in (0, 1) and err.count("\n") == 1
         assert (status == 0) == out.startswith(b"\x89PNG")
-    assert len(file) == 8 + -(-5 * NUM_TOKENS // 8)
+    assert 8 < len(file) <= 8 + -(-5 * NUM_TOKENS // 8)  # the best prefix may be shorter
 
 
 def test_a_file_of_another_model_names_both(folder, command):
