@@ -1,6 +1,14 @@
 """Images on their way to the models: loaders, transforms and the scripts that make shards."""
 
-from utils.errors import UserError
+import utils
+
+if not hasattr(utils, "ROOT"):
+    raise ImportError(
+        f"Python finds {utils.__file__ or list(utils.__path__)} in place of One-D-Piece's package utils: take that "
+        "project off PYTHONPATH, or use a virtual environment of its own for each"
+    )
+
+from utils.errors import UserError  # noqa: E402
 
 
 class DataError(UserError):

@@ -35,6 +35,7 @@ from modeling.networks.judges import feature_record
 from modeling.prefixes import check_decodable
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
+
 from utils.cli import run
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments

@@ -15,6 +15,7 @@ import argparse
 from omegaconf import DictConfig, OmegaConf
 
 from modeling.networks.judges import Judges
+
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError

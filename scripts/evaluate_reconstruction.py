@@ -20,6 +20,7 @@ from torch import Tensor
 
 from modeling.networks.judges import Judges
 from modeling.tokenizers import default_lengths, load_tokenizer, reconstruct
+
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from modeling.checkpoints.locate import is_public, locate
 from modeling.checkpoints.registry import model_class
+
 from utils.cli import run
 from utils.errors import UserError
 

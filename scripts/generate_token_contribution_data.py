@@ -29,6 +29,7 @@ from modeling.checkpoints.state import fingerprint
 from modeling.contribution import Measurement, contributions, images_of
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer
+
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from modeling.identity import former_fingerprint, identity
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
+
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError

@@ -1,5 +1,6 @@
 """What belongs to the project as a whole: one version, and no trap in a wheel."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,3 +26,20 @@ def test_a_copy_without_configurations_says_to_use_a_clone(tmp_path, module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=tmp_path, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("ImportError: One-D-Piece runs from a clone"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, script", [("utils", "inference_tokenizer"), ("data", "inference_tokenizer"), ("data", "train_generator")]
+)
+@pytest.mark.parametrize("is_file", [True, False])
+def test_another_projects_package_of_our_names_is_said(tmp_path, name, script, is_file):
+    place = tmp_path / f"{name}.py" if is_file else tmp_path / name / "__init__.py"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, ROOT / f"scripts/{script}.py", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and f"Python finds {place}" in last and f"package {name}: take that" in last, (
+        done.stderr
+    )
