@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codec.rate import Encoded, squared_error
 from modeling.titok import TiTok
+
+from codec.rate import Encoded, squared_error
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modeling.contribution import replacement_changes
 from modeling.modules import blocks, conv
 from modeling.tokenizers import build_tokenizer
+
 from utils.benchmark.items import Setting, Work, allow_tf32
 from utils.benchmark.measure import Product
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shard_files import Sample, write_shard
-from data.tar_samples import read_shard
 from modeling.checkpoints.published import BUNDLED
 from modeling.tokenizers import BUNDLED_TOKENIZER
+
+from data.shard_files import Sample, write_shard
+from data.tar_samples import read_shard
 from scripts import (
     evaluate_baselines,
     evaluate_generation,

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.batches import check_count
-from data.loaders import loaders
 from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import tokenizer_task
+
+from data.batches import check_count
+from data.loaders import loaders
 from utils.config import load_config
 from utils.paths import ROOT
 from utils.training.loop import make_accelerator, train

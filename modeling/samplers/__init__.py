@@ -2,6 +2,7 @@
 
 from modeling.samplers.confidence import Confidence
 from modeling.samplers.sampler import Sampler
+
 from utils.errors import UserError
 
 SAMPLERS: dict[str, type[Sampler]] = {"confidence": Confidence}
