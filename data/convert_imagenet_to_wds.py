@@ -7,6 +7,9 @@ The images come from the Hugging Face hub (accept the terms on the data set's pa
 own bytes are stored. Run it again after an interruption and it continues.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import os
 from pathlib import Path
@@ -14,14 +17,13 @@ from pathlib import Path
 from data import DataError
 from data.image_sources import open_source
 from data.make_shards import make_shards, report
-from utils.cli import run
 
 HUB_ID = "ILSVRC/imagenet-1k"
 HUB_SPLITS = {"train": "train", "val": "validation"}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="where imagenet-train-000000.tar, ... go")
     parser.add_argument("--max_train_samples_per_shard", type=int, default=4000)
     parser.add_argument("--max_val_samples_per_shard", type=int, default=1000)

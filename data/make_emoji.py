@@ -12,6 +12,9 @@ white; emoji-recoloured, for tokenizers, also turns them and changes hue and bac
 the loaders as they are, and so a resumed run repeats exactly.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import hashlib
 import io
@@ -32,7 +35,6 @@ from data import DataError
 from data.batches import seeded
 from data.image_sources import Source
 from data.make_shards import make_shards, report
-from utils.cli import run
 from utils.files import sha256_of
 
 SIZE = 64  # pixels of Noto and Twemoji; Fluent has 256
@@ -323,7 +325,7 @@ def write_sets(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("emoji"))
     parser.add_argument("--source", type=Path, help="folder of the three tarballs (default: npm fetches them)")
     parser.add_argument(

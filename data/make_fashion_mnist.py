@@ -6,6 +6,9 @@ The 28 x 28 images get two black pixels on every side. They come from --idx_dir,
 dataset-fashion-mnist where it is installed, or by torchvision's download. Zalando Research, MIT licence.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import gzip
 import hashlib
@@ -19,7 +22,6 @@ from PIL import Image
 
 from data import DataError
 from data.make_shards import make_shards, report
-from utils.cli import run
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -129,7 +131,7 @@ def write_splits(idx_dir: Path, arguments: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("fashion_mnist"))
     parser.add_argument("--idx_dir", type=Path, help="folder of the four IDX files, gzipped or not")
     parser.add_argument("--sample", type=int, metavar="N", help="only the first N test images of each class")

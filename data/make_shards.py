@@ -6,6 +6,9 @@
 The files' own bytes are stored, nothing is re-encoded. Run it again after an interruption and it continues.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import multiprocessing
 import os
@@ -27,7 +30,6 @@ from data.shard_files import (
     write_manifest,
     write_shard,
 )
-from utils.cli import run
 from utils.lock import FolderLock
 from utils.parts import check_free
 
@@ -219,7 +221,7 @@ def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--source",
         required=True,

@@ -10,10 +10,12 @@ something else of an arm than the one that ran it, that is an error. At the end 
 ablation.md (the tables) and ablation.png and .pdf (the curves).
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from pathlib import Path
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.report import read_results
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--arms", type=Path, required=True, metavar="FILE", help="the list of arms, a YAML file")
     parser.add_argument("--output_dir", type=Path, help="default: output/ablation/NAME, where FILE is NAME.yaml")
     parser.add_argument(

@@ -15,13 +15,15 @@ With --config or --checkpoint as well, a linear probe tells the class from the c
 4/5 of the images, tested on the rest.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.figures import write_figure
 from utils.files import write_json
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="a tokens file")
     parser.add_argument("--labels", type=Path, metavar="LABELS.NPY", help="class ids, -1: none (default: the file's)")
     parser.add_argument("--config", help="configuration of the tokenizer that made the tokens, for its code vectors")

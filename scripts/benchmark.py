@@ -21,6 +21,9 @@ show how cost grows. Several processes share the threads, take every turn togeth
 their images, arithmetic and memory are added up, and a turn lasts until the slowest has done it.
 """
 
+from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import os
 import sys
 import tempfile
@@ -37,7 +40,6 @@ from utils.benchmark.arguments import parse_arguments
 from utils.benchmark.items import Setting, Work
 from utils.benchmark.peers import serve
 from utils.benchmark.report import against, alone
-from utils.cli import pick_device, run
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import to_array

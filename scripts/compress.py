@@ -12,6 +12,9 @@ least that quality. By default up to all tokens are kept. PSNR, SSIM and the per
 are those of the image at the model's scale. The exit status is 0 where all images were written, else 1.
 """
 
+from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +23,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import pick_device, run
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="image, folder of images, or - for the standard input")
     parser.add_argument("-o", "--output", metavar="OUT", help="file, folder, or - for the standard output")
     parser.add_argument("--tokens", type=int, metavar="N", help="at most so many, of each tile where there are some")

@@ -10,6 +10,9 @@ is named by --checkpoint. Of a cut file what is left of it is shown. The exit st
 1 where some were not.
 """
 
+from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import io
 import sys
@@ -18,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.cli import pick_device, run
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="file, folder of files, or - for the standard input")
     parser.add_argument("-o", "--output", metavar="OUT", help="image, folder, or - for the standard output")
     parser.add_argument("--tokens", type=int, metavar="N", help="read the first N alone, of each tile")

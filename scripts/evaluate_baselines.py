@@ -10,6 +10,9 @@ scripts/evaluate_reconstruction.py scores; the file baselines.json can be shown 
 all training images are held in memory.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import math
 
@@ -19,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from modeling.networks.judges import Judges
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_overrides
@@ -39,7 +41,7 @@ LARGEST = 64  # pixels a side: the covariance of 12,288 numbers takes 1.2 GB
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the images (default: %(default)s)")
     parser.add_argument("--num_components", type=int, default=32, help="numbers of the PCA (default: %(default)s)")
     parser.add_argument("--num_codes", type=int, default=1024, help="codes of k-means (default: %(default)s)")

@@ -23,6 +23,9 @@ does not count; detection: COCO annotations in JSON, in pixels of the images, `i
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_downstream.py ...
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,7 +33,6 @@ from typing import Any
 from modeling.networks.downstream import TASKS
 from modeling.networks.frozen import ImageNetwork
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.evaluation.arguments import add_common_arguments, add_num_images_argument
 from utils.evaluation.comparison import Originals
@@ -43,7 +45,7 @@ TRUTHS = {"classification": "read_labels", "segmentation": "read_masks", "detect
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--original", required=True, help="images to compare with: .npy, .npz or a folder")
     parser.add_argument("--target", required=True, nargs="+", help="images to score, one or several such sets")

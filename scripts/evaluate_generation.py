@@ -17,6 +17,9 @@ Samples and reference are a .npy or .npz file or a folder; the reference may als
 images) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +39,6 @@ from modeling.prefixes import check_decodable
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
 from utils.evaluation.generation import Reference, Sweep, reference_of, report, score, seen_by, versions_seen_by
@@ -76,7 +78,7 @@ class Source:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--samples", help="generated images: .npy, .npz (arr_0) or a folder; sampled when not given")
     parser.add_argument("--reference", required=True, help=".npz, .npy, folder, configuration or shards")
     parser.add_argument("--config", help="configuration of the generator")

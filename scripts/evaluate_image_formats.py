@@ -10,13 +10,15 @@ Grey images are stored as grey; JPEG 2000 as the bare codestream. A budget that 
 scores. On several processes: torchrun --nproc_per_node N scripts/evaluate_image_formats.py ...
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 
 from omegaconf import DictConfig, OmegaConf
 
 from modeling.networks.judges import Judges
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_overrides
@@ -36,7 +38,7 @@ from utils.evaluation.session import Session
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the images (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
     parser.add_argument(

@@ -10,6 +10,9 @@ From two sets of images, each an array (.npy, .npz) or a folder, in the same ord
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_reconstruction.py ...
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import math
 from pathlib import Path
@@ -21,7 +24,6 @@ from torch import Tensor
 from modeling.networks.judges import Judges
 from modeling.tokenizers import default_lengths, load_tokenizer, reconstruct
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_tokenizer_arguments, tokenizer_facts
@@ -34,7 +36,7 @@ from utils.inference import add_speed_arguments, choose_batch_size, parse_length
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=False)
     parser.add_argument("--lengths", help="token counts, such as 1,2,4,8 (default: the doublings up to all tokens)")
     parser.add_argument("--original", help="images to compare with: .npy, .npz or a folder, in place of --config")

@@ -6,7 +6,9 @@
 only this machine has: what training started from is in the model, and a generator's tokenizer is told by --tokenizer.
 """
 
-import argparse
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from modeling.checkpoints.locate import is_public, locate
 from modeling.checkpoints.registry import model_class
 
-from utils.cli import run
 from utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -25,7 +26,7 @@ TOKENIZER = "experiment.tokenizer_checkpoint"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="training output, checkpoint folder, file or hub id")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument(

@@ -6,6 +6,9 @@ encoder.onnx: pixels (B, 3, P, P) float32 in [0, 1] -> tokens (B, N) int64
 decoder.onnx: tokens (B, N) int64, length (B,) int64 in 1..N -> image (B, 3, P, P) float32 in [0, 1]
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from pathlib import Path
 
@@ -15,7 +18,6 @@ from tqdm import tqdm
 from modeling.onnx import OnnxTokenizer, as_halved, differences, write_onnx
 from modeling.tokenizers import load_tokenizer
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint", help="whatever from_pretrained takes (default: the bundled tokenizer)")
     parser.add_argument("--config", help="configuration of a checkpoint that has none")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")

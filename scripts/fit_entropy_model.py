@@ -9,6 +9,9 @@ the evaluation split are written and read back with what was stored. The bits of
 length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import time
 from pathlib import Path
@@ -16,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.figures import plotting, write_figure
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--token_set", type=Path, required=True, metavar="SET", help="what scripts/pretokenize.py wrote"
     )

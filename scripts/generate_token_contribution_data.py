@@ -15,6 +15,9 @@ the first tokens alone give. A run that was killed goes on where it was; the res
 of processes.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import json
 import time
@@ -30,7 +33,6 @@ from modeling.contribution import Measurement, contributions, images_of
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=True)
     parser.add_argument(
         "--output_dir", type=Path, default=Path("output/token_contribution"), help="default: %(default)s"

@@ -10,6 +10,9 @@ each class from so many tokens), and tokens.npz (see utils/tokens.py); those of 
 class and the number decide an image: asking for others beside it does not change it.
 """
 
+from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -27,7 +30,6 @@ from modeling.prefixes import check_decodable, decode_prefixes
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 
 from utils.class_names import file_stem, parse_labels
-from utils.cli import pick_device, run
 from utils.errors import UserError
 from utils.evaluation.report import tokens_text
 from utils.flags import add_fields, given_fields
@@ -96,7 +98,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
     parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names (default: ten of the classes)")

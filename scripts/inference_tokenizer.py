@@ -10,6 +10,9 @@ utils/tokens.py) and contact_sheet.png. What an earlier run has written there is
 such a name that is not from here is an error.
 """
 
+from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import math
 import random
@@ -26,7 +29,6 @@ from modeling.prefixes import check_decodable, reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 
 from data.own_images import ImageBatches, ImageFile, describe, find_images
-from utils.cli import pick_device, run
 from utils.errors import UserError
 from utils.images import write_image
 from utils.inference import (
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--image",
         nargs="+",

@@ -5,7 +5,9 @@
 Takes files, folders and - for the standard input. The exit status is 0 where all are sound, and 1 where some are not.
 """
 
-import argparse
+from utils.cli import Parser  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from utils.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder of files, or - for the standard input")
     num_broken = 0
     for name in listed(parser.parse_args().files):

@@ -5,6 +5,9 @@ torchrun, which kills its workers half a minute after a SIGTERM and makes every 
 SIGTERM and SIGUSR1 on, lets the processes save for as long as that takes, and exits with their status.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import math
 import os
@@ -16,7 +19,6 @@ import time
 
 import torch
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.processes import NOTICES, TIME_IS_UP, num_cores
 
@@ -24,7 +26,7 @@ GRACE = 10.0  # seconds that the others have to end by themselves when a process
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("script", help="a Python file")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own")
     arguments = parser.parse_args()

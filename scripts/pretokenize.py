@@ -13,6 +13,9 @@ and after each of them its mirror where dataset.preprocessing.random_flip is tru
 evaluation image has its centre crop alone.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from pathlib import Path
 
@@ -24,7 +27,6 @@ from modeling.identity import former_fingerprint, identity
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inference import add_batch_size_argument, add_compile_argument, choose_batch_size
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--config", required=True, help="configuration of a generator")
     parser.add_argument("--checkpoint", help="the tokenizer (default: the config's experiment.tokenizer_checkpoint)")
     parser.add_argument("--output_dir", type=Path, required=True)

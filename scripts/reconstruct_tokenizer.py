@@ -10,6 +10,9 @@ tokenizer's images. The files are the same for any number of processes; with --p
 --batch_size and device, which in fp32 move about one value in a thousand by one grey level.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -26,7 +29,6 @@ from modeling.checkpoints.locate import Located
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer, reconstruct
 
-from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import (
@@ -57,7 +59,7 @@ FORMATS = {"jp2": "jpeg2000", "jpg": "jpeg", "webp": "webp"}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=True)
     parser.add_argument("--output_dir", required=True)
     lengths = parser.add_mutually_exclusive_group()

@@ -11,6 +11,9 @@ before it decide what it is, and the number of processes does not. A run that wa
 does not grow with the number of images.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import json
 from collections.abc import Sequence
@@ -28,7 +31,6 @@ from modeling.maskgit import MaskGIT
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.files import write_json
 from utils.flags import add_fields, given_fields
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -3,9 +3,11 @@
 For dataset.type=tokens, scripts/pretokenize.py makes the token set once; training is then several times faster.
 """
 
+from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 from functools import partial
 
-from utils.cli import run
 from utils.config import training_arguments
 
 

@@ -1,6 +1,8 @@
 """Train the pixel VQGAN that teaches stage 1, on one's own data and resolution."""
 
-from utils.cli import run
+from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 from utils.config import training_arguments
 
 

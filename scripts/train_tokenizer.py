@@ -1,6 +1,8 @@
 """Train a tokenizer: stage 1 (predict the teacher's codes) or stage 2 (put pixels out), as the configuration says."""
 
-from utils.cli import run
+from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 from utils.config import training_arguments
 
 

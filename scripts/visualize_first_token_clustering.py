@@ -12,6 +12,9 @@ that order), or the configuration whose evaluation images were tokenized. When n
 beside the tokens: images.npy, or files named by key, as inference_generator.py writes them.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from data.token_images import images_beside, read_images
-from utils.cli import run
 from utils.errors import UserError
 from utils.images import contact_sheet, tile_side, write_image
 from utils.result_folder import ResultPaths
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="a tokens file")
     parser.add_argument("--prefix", help="codes that the tokens begin with, such as 1208 or 1208,17")
     parser.add_argument(

@@ -9,12 +9,14 @@ and summary.json, the share of the whole that the first tokens carry, and how fa
 1.
 """
 
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import argparse
 from pathlib import Path
 
 import numpy as np
 
-from utils.cli import run
 from utils.errors import UserError
 from utils.evaluation.contribution_figures import (
     ARRAYS,
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help=f"folder with {DATA}, or that file")
     parser.add_argument("--tokens", help="tokens to draw, such as 1-8,16,32 (default: all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the figures go (default: beside the data)")

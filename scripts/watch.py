@@ -7,7 +7,9 @@ It reads the run's metrics.jsonl and changes nothing, so it works during trainin
 sees the folder. --plot draws losses, gradient norms and evaluations over the steps.
 """
 
-import argparse
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
 import itertools
 import json
 import sys
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import checkpoints
-from utils.cli import run
 from utils.config import RUN_CONFIG, load_config
 from utils.errors import UserError
 from utils.figures import plotting, write_figure
@@ -27,7 +28,7 @@ Line = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="the run's experiment.output_dir")
     parser.add_argument("--interval", type=float, default=5.0, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--once", action="store_true", help="show it once and exit")

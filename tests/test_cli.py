@@ -1,13 +1,18 @@
 """What every command does with its arguments, before it does anything else."""
 
+import argparse
+import ast
 import errno
 import io
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from tests.evaluation_data import command
-from utils.cli import checked, run
+from utils.cli import Parser, checked, run
 from utils.config import ConfigError, load_config
 from utils.errors import UserError
 from utils.paths import ROOT, expanded
@@ -113,3 +118,67 @@ def test_a_configuration_writes_and_reads_in_the_home_folder(home, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"defaults: [{STAGE1}]\nexperiment:\n  output_dir: ~/runs\n")
     assert load_config("~/mine.yaml").experiment.output_dir == f"{home}/runs"
     assert load_config(STAGE1, ["experiment.init_weight=~/w"]).experiment.init_weight == f"{home}/w"
+
+
+# Flags
+
+
+def parser():
+    parser = Parser("What it does.")
+    parser.prog = "command.py"
+    parser.add_argument("--image", required=True)
+    parser.add_argument("--output_dir")
+    parser.add_argument("--num_images", type=int)
+    parser.add_argument("overrides", nargs="*")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--imges", "x.png"], "there is no --imges; did you mean --image?"),
+        (["--image=x.png", "--output-dir=out"], "there is no --output-dir; did you mean --output_dir?"),
+        (["--image", "x.png", "-output_dir", "out"], "there is no -output_dir; did you mean --output_dir?"),
+        (["--image", "x.png", "--zzz"], "there is no --zzz"),
+        (["--num_images", "3"], "the following arguments are required: --image"),
+        (["--image", "x.png", "--num_images", "many"], "argument --num_images: invalid int value: 'many'"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_one_line_with_what_was_probably_meant(capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {message} (command.py --help lists the flags)\n"
+
+
+def test_flags_may_be_shortened_and_values_may_be_negative(capsys):
+    found = parser().parse_args(["--im", "x.png", "--num_images", "-1", "a.b=c"])
+    assert (found.image, found.num_images, found.overrides) == ("x.png", -1, ["a.b=c"])
+
+
+COMMANDS = [
+    path
+    for folder in ("scripts", "data")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_every_command_has_the_parser_of_all_and_imports_it_before_anything_else(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert isinstance(imports[0], ast.ImportFrom) and imports[0].module == "utils.cli"
+    names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert argparse.ArgumentParser.__name__ not in names
+
+
+def test_ctrl_c_during_the_imports_is_one_word(tmp_path):
+    for name in ("torch", "numpy", "omegaconf"):
+        stub = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+        (tmp_path / f"{name}.py").write_text(stub)
+    for path in COMMANDS[::5]:
+        command = [sys.executable, path, "--help"]
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "interrupted\n"), path

@@ -1,14 +1,64 @@
-"""What every command shares: its arguments checked, one line for an error of the user, the choice of the device."""
+"""What every command shares: its flags, one line for an error of the user, a quiet Ctrl-C, the choice of the device.
 
+A command imports this before anything else: from here on Ctrl-C ends it quietly, also while torch is imported.
+"""
+
+import argparse
+import difflib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-
-import torch
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils.errors import UserError, disk_error
 from utils.paths import expanded
-from utils.speed import keep_freed_memory
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _unhandled(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _unhandled
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a command. A mistake in them is one line, with the flag that was probably meant, and exit status 2.
+
+    Args:
+        description: The documentation of the command, as it stands.
+    """
+
+    def __init__(self, description: str | None, **options: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Name first the flag that there is not: what argparse misses is then only what it stands for."""
+        unknown = next((word for word in map(_name_of, self._words) if word and not self._knows(word)), None)
+        if unknown:
+            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+            message = f"there is no {unknown}" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"error: {message} ({self.prog} --help lists the flags)\n")
+
+    def _knows(self, name: str) -> bool:
+        return any(option.startswith(name) for option in self._option_string_actions)  # flags may be shortened
+
+
+def _name_of(word: str) -> str | None:
+    """The flag that a word of a command line names; None for a value, such as -1."""
+    name = word.partition("=")[0]
+    return name if name.startswith("-") and name.strip("-")[:1].isalpha() else None
 
 
 def run(main: Callable[[], None]) -> None:
@@ -17,6 +67,8 @@ def run(main: Callable[[], None]) -> None:
     Errors of any other class are bugs of ours and keep their traceback. What a terminal cannot print is escaped. In the
     command line `~` is expanded wherever a path may begin, and an empty argument is an error.
     """
+    from utils.speed import keep_freed_memory  # torch is slow to import
+
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict":
@@ -51,8 +103,10 @@ def checked(arguments: Sequence[str]) -> list[str]:
     return [expanded(word) for word in arguments]
 
 
-def pick_device(name: str | torch.device = "auto") -> torch.device:
+def pick_device(name: "str | torch.device" = "auto") -> "torch.device":
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU, whichever is there first."""
+    import torch
+
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")

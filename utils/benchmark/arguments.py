@@ -6,6 +6,7 @@ from pathlib import Path
 from utils.benchmark.items import CONFIGS, DTYPES, Items
 from utils.benchmark.measure import CLOCKS, NUM_OPERATORS
 from utils.benchmark.peers import PLAIN
+from utils.cli import Parser
 from utils.errors import UserError
 
 
@@ -44,7 +45,7 @@ def varied(arguments: argparse.Namespace) -> str | None:
 
 
 def _parser(description: str, items: Items) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     add = parser.add_argument
     add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
     add("--only", nargs="+", choices=items, default=list(items), help="what to measure (default: everything)")
