@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece
-from modeling.tokenizers import tokenizer_fingerprint
 
 from codec.entropy import FILE, CausalNetwork, save_entropy_models
 from tests.codec_data import random_arrays
