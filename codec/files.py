@@ -10,11 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modeling.identity import identity
-from modeling.networks.perceptual import PerceptualDistance
-from modeling.titok import TiTok
-from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
-
 from codec.bitstream import TOKENIZER_BYTES, Fit, FormatError, Geometry, Header, Mode, unpack
 from codec.canvas import Canvas, check_cover, from_squares, to_canvas
 from codec.entropy import EntropyModel, TokensRead, entropy_models_of, read_tokens, write_tokens
@@ -37,6 +32,10 @@ from codec.rate import (
     tried_lengths,
 )
 from codec.search import EFFORTS, Bits, effort_of, search, searched_lengths
+from modeling.identity import identity
+from modeling.networks.perceptual import PerceptualDistance
+from modeling.titok import TiTok
+from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim, to_uint8
 from utils.evaluation.protocol import exact_arithmetic

@@ -8,13 +8,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from codec.entropy import HIDDEN_LIMIT, LOGIT_STEPS, SCALE_BITS, TABLE_STEPS, CausalNetwork, StaticTables
+from data.token_loader import check_token_sets, token_loaders
 from modeling.causal_network import CausalTokenNetwork
 from modeling.identity import identities
 from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
-
-from codec.entropy import HIDDEN_LIMIT, LOGIT_STEPS, SCALE_BITS, TABLE_STEPS, CausalNetwork, StaticTables
-from data.token_loader import check_token_sets, token_loaders
 from utils.training.loop import make_accelerator, train
 
 MAX_TABLES = 32  # positions beyond share them, so that 256 positions of 4,096 codes fit into a megabyte

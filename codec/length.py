@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from modeling.titok import TiTok
-
 from codec.rate import Encoded, curves, encode, psnr_of, tried_lengths
+from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.files import replacing
 

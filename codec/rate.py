@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from modeling.titok import TiTok
-
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
 

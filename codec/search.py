@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modeling.titok import TiTok
-
 from codec.rate import Encoded, squared_error
+from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
 

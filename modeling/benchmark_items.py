@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from modeling.contribution import replacement_changes
 from modeling.modules import blocks, conv
 from modeling.tokenizers import build_tokenizer
-
 from utils.benchmark.items import Setting, Work, allow_tf32
 from utils.benchmark.measure import Product
 

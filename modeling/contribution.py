@@ -9,7 +9,6 @@ from torch import Tensor
 
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens
-
 from utils.evaluation.statistics import doubled
 from utils.inference import Arithmetic
 

@@ -18,7 +18,6 @@ from modeling.modules.masking import image_seeds
 from modeling.samplers.settings import SamplerSettings
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer
-
 from utils.config import lenient_config, load_config
 from utils.errors import UserError
 from utils.inference import Arithmetic

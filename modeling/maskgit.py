@@ -13,7 +13,6 @@ from modeling.modules.blocks import Linear, attention
 from modeling.modules.masking import ImageNoise, random_drop, rows_at, seeds_of
 from modeling.samplers import sampler_class
 from modeling.samplers.settings import SamplerSettings
-
 from utils.errors import UserError
 
 

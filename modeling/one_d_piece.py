@@ -9,7 +9,6 @@ from torch import Tensor
 
 from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.titok import TiTok
-
 from utils.errors import UserError
 
 # How many tokens an image keeps in a training step; the values of model.vq_model.tail_drop.

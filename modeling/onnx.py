@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens
-
 from utils.errors import UserError
 from utils.files import replacing
 

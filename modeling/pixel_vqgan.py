@@ -13,7 +13,6 @@ from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder, ConvEncoder
 from modeling.modules.quantizer import VectorQuantizer
-
 from utils.errors import UserError
 
 PUBLISHED_SIZES = {

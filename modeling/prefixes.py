@@ -8,7 +8,6 @@ from torch import Tensor
 
 from modeling.titok import TiTok
 from modeling.tokenizers import reconstruct
-
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 from utils.images import to_pil

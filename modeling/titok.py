@@ -12,7 +12,6 @@ from modeling.modules.conv import ConvDecoder
 from modeling.modules.quantizer import VectorQuantizer
 from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vectors
 from modeling.pixel_vqgan import ConvSizes, conv_sizes
-
 from utils.errors import UserError
 
 OVERSHOOT = 0.2  # beyond [0, 1] that pixels may have

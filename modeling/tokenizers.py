@@ -11,7 +11,6 @@ from torch import Tensor
 from modeling.checkpoints.locate import Located, locate, locate_configured
 from modeling.checkpoints.registry import TOKENIZER, class_named, declared_classes
 from modeling.titok import TiTok
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inference import Arithmetic

@@ -32,10 +32,9 @@ from pathlib import Path
 
 import torch
 
+from data.benchmark_loader import bundled_shard, load
 from modeling import benchmark_items
 from modeling.tokenizers import encode_tokens
-
-from data.benchmark_loader import bundled_shard, load
 from utils.benchmark.arguments import parse_arguments
 from utils.benchmark.items import Setting, Work
 from utils.benchmark.peers import serve

@@ -32,7 +32,6 @@ from typing import Any
 
 from modeling.networks.downstream import TASKS
 from modeling.networks.frozen import ImageNetwork
-
 from utils.errors import UserError
 from utils.evaluation.arguments import add_common_arguments, add_num_images_argument
 from utils.evaluation.comparison import Originals

@@ -38,7 +38,6 @@ from modeling.networks.judges import feature_record
 from modeling.prefixes import check_decodable
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
-
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
 from utils.evaluation.generation import Reference, Sweep, reference_of, report, score, seen_by, versions_seen_by

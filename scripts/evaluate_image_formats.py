@@ -18,7 +18,6 @@ import argparse
 from omegaconf import DictConfig, OmegaConf
 
 from modeling.networks.judges import Judges
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_overrides

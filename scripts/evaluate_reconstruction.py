@@ -23,7 +23,6 @@ from torch import Tensor
 
 from modeling.networks.judges import Judges
 from modeling.tokenizers import default_lengths, load_tokenizer, reconstruct
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_tokenizer_arguments, tokenizer_facts

@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from modeling.checkpoints.locate import is_public, locate
 from modeling.checkpoints.registry import model_class
-
 from utils.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from modeling.onnx import OnnxTokenizer, as_halved, differences, write_onnx
 from modeling.tokenizers import load_tokenizer
-
 from utils.errors import UserError
 from utils.files import write_json
 

@@ -35,13 +35,12 @@ NUM_TIMED = 100
 def main() -> None:
     arguments = parse_arguments()
     # Slow to import, too slow for --help.
-    from modeling.checkpoints.locate import locate
-    from modeling.identity import identity
-    from modeling.tokenizers import frozen_tokenizer
-
     from codec.entropy import FILE, load_entropy_models, save_entropy_models
     from codec.fitting import fit
     from data.token_sets import TokenSet
+    from modeling.checkpoints.locate import locate
+    from modeling.identity import identity
+    from modeling.tokenizers import frozen_tokenizer
 
     located = locate(arguments.tokenizer)
     output = arguments.output or located.weights.parent / FILE

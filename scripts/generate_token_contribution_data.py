@@ -32,7 +32,6 @@ from modeling.checkpoints.state import fingerprint
 from modeling.contribution import Measurement, contributions, images_of
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from modeling.generators import BUNDLED_GENERATOR, class_names, load_generator, load_its_tokenizer, sample
 from modeling.prefixes import check_decodable, decode_prefixes
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
-
 from utils.class_names import file_stem, parse_labels
 from utils.errors import UserError
 from utils.evaluation.report import tokens_text

@@ -23,12 +23,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.own_images import ImageBatches, ImageFile, describe, find_images
 from modeling.checkpoints.locate import Located
 from modeling.checkpoints.published import BUNDLED
 from modeling.prefixes import check_decodable, reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
-
-from data.own_images import ImageBatches, ImageFile, describe, find_images
 from utils.errors import UserError
 from utils.images import write_image
 from utils.inference import (

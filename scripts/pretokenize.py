@@ -26,7 +26,6 @@ from tqdm import tqdm
 from modeling.identity import former_fingerprint, identity
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inference import add_batch_size_argument, add_compile_argument, choose_batch_size

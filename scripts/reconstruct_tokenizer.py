@@ -28,7 +28,6 @@ from torch import Tensor
 from modeling.checkpoints.locate import Located
 from modeling.titok import TiTok
 from modeling.tokenizers import load_tokenizer, reconstruct
-
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import (

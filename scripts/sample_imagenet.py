@@ -30,7 +30,6 @@ from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_toke
 from modeling.maskgit import MaskGIT
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
-
 from utils.errors import UserError
 from utils.files import write_json
 from utils.flags import add_fields, given_fields

@@ -14,13 +14,12 @@ from utils.config import training_arguments
 def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml", kind="generator")
     # Slow to import, too slow for --help.
-    from modeling.tasks.generator import GeneratorTask
-
     from data.batches import check_count
     from data.image_folder import describe_folder
     from data.labels import Labelled
     from data.loaders import loaders
     from data.token_loader import check_token_sets
+    from modeling.tasks.generator import GeneratorTask
     from utils.training.loop import make_accelerator, train
 
     describe_folder(config)

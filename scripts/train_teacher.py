@@ -9,11 +9,10 @@ from utils.config import training_arguments
 def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/teacher.yaml", kind="teacher")
     # Slow to import, too slow for --help.
-    from modeling.tasks.teacher import TeacherTask
-
     from data.batches import check_count
     from data.image_folder import describe_folder
     from data.loaders import loaders
+    from modeling.tasks.teacher import TeacherTask
     from utils.training.loop import make_accelerator, train
 
     describe_folder(config)

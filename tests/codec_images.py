@@ -4,10 +4,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from codec.entropy import FILE, CausalNetwork, save_entropy_models
 from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece
-
-from codec.entropy import FILE, CausalNetwork, save_entropy_models
 from tests.codec_data import random_arrays
 from tests.fill import fill
 

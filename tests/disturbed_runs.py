@@ -21,10 +21,9 @@ from pathlib import Path
 
 import torch
 
-from modeling.tasks.teacher import TeacherTask
-
 from data.batches import check_count
 from data.loaders import loaders
+from modeling.tasks.teacher import TeacherTask
 from scripts.launch_node import GRACE
 from tests.slurm_cluster import free_ports
 from tests.training_runs import differences, job_config, make_images

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modeling.maskgit import ImageBert
-from modeling.one_d_piece import OneDPiece
-
 from data.loaders import evaluation_loader
 from data.shard_files import Sample, write_manifest, write_shard
+from modeling.maskgit import ImageBert
+from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from tests.generator_data import on_two_processes
 from utils.cli import run

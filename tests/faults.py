@@ -35,11 +35,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from modeling.checkpoints.pretrained import Pretrained
-from modeling.checkpoints.state import load_strict, read_state_dict
-from modeling.generators import class_names
-from modeling.tasks.teacher import TeacherTask
-
 from data import image_shards, loaders, shard_urls
 from data.batches import check_count
 from data.image_sets import open_images, read_statistics
@@ -47,6 +42,10 @@ from data.loaders import evaluation_loader, training_loader
 from data.shard_files import MANIFEST, read_manifest
 from data.token_sets import KEYS, LABELS, TOKENS, TokenSet
 from data.transforms import decode_image
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.state import load_strict, read_state_dict
+from modeling.generators import class_names
+from modeling.tasks.teacher import TeacherTask
 from tests.shard_data import bomb, make_config, make_shards, png, shard_spec, take, write_tar
 from tests.training_runs import job_config, make_images
 from utils.checkpoint import METADATA_FILE, find_damage, latest_checkpoint, write_checkpoint

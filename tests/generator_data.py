@@ -8,7 +8,6 @@ from pathlib import Path
 
 from modeling.one_d_piece import OneDPiece
 from modeling.tokenizers import frozen_tokenizer
-
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards
 from utils.config import load_config, save_config, to_plain

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from modeling.one_d_piece import OneDPiece
-
 from scripts import analyze_tokens, visualize_first_token_clustering
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec

@@ -10,11 +10,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from data import benchmark_loader
 from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
 from modeling.tokenizers import build_tokenizer
-
-from data import benchmark_loader
 from scripts import benchmark
 from utils.benchmark import measure
 from utils.benchmark.arguments import parse_arguments

@@ -16,7 +16,6 @@ from modeling.checkpoints import locate as locating
 from modeling.checkpoints.locate import locate
 from modeling.checkpoints.published import BUNDLED
 from modeling.one_d_piece import OneDPiece
-
 from tests.checkpoint_data import Toy, same, toy
 from utils.config import load_config
 from utils.paths import ROOT

@@ -17,7 +17,6 @@ from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
-
 from tests.checkpoint_data import Toy, same, teacher, tokenizer_config, toy
 from utils.config import load_config
 from utils.paths import ROOT

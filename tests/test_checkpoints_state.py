@@ -10,7 +10,6 @@ from modeling.checkpoints import WeightsError
 from modeling.checkpoints.state import check_finite, load_strict, read_state_dict
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.tokenizer import stage2_start
-
 from tests.checkpoint_data import CodeRunner, Toy, same, tokenizer_config, toy
 from utils.config import load_config
 from utils.paths import ROOT

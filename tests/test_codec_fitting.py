@@ -8,18 +8,17 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from modeling.causal_network import CausalTokenNetwork
-from modeling.identity import identity
-from modeling.one_d_piece import OneDPiece
-from modeling.tasks.entropy import bits_of
-from modeling.tokenizers import encode_tokens
-
 import scripts.fit_entropy_model
 from codec.bitstream import Mode
 from codec.entropy import FILE, entropy_models_of, load_entropy_models, save_entropy_models
 from codec.fitting import fitted_tables, log_tables, rounded, shared_tables
 from data import DataError
 from data.token_sets import write_token_set
+from modeling.causal_network import CausalTokenNetwork
+from modeling.identity import identity
+from modeling.one_d_piece import OneDPiece
+from modeling.tasks.entropy import bits_of
+from modeling.tokenizers import encode_tokens
 from tests.codec_data import TOKENIZER, likely_tokens, random_models
 from tests.fill import fill
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, tokenizer_of

@@ -20,7 +20,6 @@ from modeling.contribution import (
     replacement_changes,
 )
 from modeling.one_d_piece import OneDPiece
-
 from scripts import generate_token_contribution_data, visualize_token_contribution
 from tests.apple_gpu import AppleGPU
 from tests.fill import fill

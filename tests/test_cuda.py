@@ -15,15 +15,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from modeling.maskgit import ImageBert, UViTBert
-from modeling.networks.efficientnet import PACKAGE as LITE0_PACKAGE
-from modeling.one_d_piece import OneDPiece
-from modeling.pixel_vqgan import PixelVQGAN
-
 import scripts.pretokenize
 import scripts.train_generator
 from data.token_loader import evaluation_tokens
 from data.transforms import EvalTransform
+from modeling.maskgit import ImageBert, UViTBert
+from modeling.networks.efficientnet import PACKAGE as LITE0_PACKAGE
+from modeling.one_d_piece import OneDPiece
+from modeling.pixel_vqgan import PixelVQGAN
 from scripts import evaluate_reconstruction
 from tests import evaluation_data, generator_data
 from tests.fill import assert_close, fill, image, integers

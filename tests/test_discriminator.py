@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from modeling.modules.discriminator import BlurDown, NLayerDiscriminator
-
 from tests.fill import assert_close, fill, image
 
 HERE = Path(__file__).parent

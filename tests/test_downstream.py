@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torchvision import models
 
+from data.annotations import read_boxes
+from data.image_sets import open_images
 from modeling.networks.downstream import (
     ClipEmbedding,
     Depth,
@@ -20,9 +22,6 @@ from modeling.networks.downstream import (
     classifier,
 )
 from modeling.networks.frozen import ImageNetwork
-
-from data.annotations import read_boxes
-from data.image_sets import open_images
 from scripts import evaluate_downstream
 from tests.evaluation_data import command, on_two_processes
 from utils.errors import UserError

@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling.checkpoints.published import BUNDLED
-from modeling.tokenizers import BUNDLED_TOKENIZER
-
 from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
+from modeling.checkpoints.published import BUNDLED
+from modeling.tokenizers import BUNDLED_TOKENIZER
 from scripts import (
     evaluate_baselines,
     evaluate_generation,

@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data import DataError
+from data.image_sets import open_images, paired, read_statistics
 from modeling.contribution import Contributions
 from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
-
-from data import DataError
-from data.image_sets import open_images, paired, read_statistics
 from tests.apple_gpu import AppleGPU
 from utils.errors import UserError
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes

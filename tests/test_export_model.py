@@ -4,12 +4,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import scripts.export_model
 from modeling.generators import load_generator, load_its_tokenizer
 from modeling.identity import identity
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
-
-import scripts.export_model
 from tests.fill import fill
 from tests.generator_data import call, small_config
 from utils.config import to_plain

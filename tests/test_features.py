@@ -12,7 +12,6 @@ from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 from modeling.networks import efficientnet
 from modeling.networks.frechet import EfficientNetFeatures
 from modeling.networks.perceptual import PerceptualDistance
-
 from utils.errors import UserError
 from utils.paths import ROOT
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+import scripts.inference_generator
+import scripts.sample_imagenet
 from modeling import generators
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate
 from modeling.checkpoints.published import BUNDLED
 from modeling.identity import has_mean_code
 from modeling.maskgit import ImageBert
-
-import scripts.inference_generator
-import scripts.sample_imagenet
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
 from utils.errors import UserError

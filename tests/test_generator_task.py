@@ -9,6 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import scripts.pretokenize
+import scripts.train_generator
+from data.loaders import evaluation_loader
+from data.token_loader import evaluation_tokens
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import locate
 from modeling.generators import class_names, load_generator, load_its_tokenizer
@@ -18,11 +22,6 @@ from modeling.maskgit import ImageBert
 from modeling.modules.masking import random_mask
 from modeling.tasks.generator import GeneratorTask
 from modeling.tokenizers import encode_tokens
-
-import scripts.pretokenize
-import scripts.train_generator
-from data.loaders import evaluation_loader
-from data.token_loader import evaluation_tokens
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, small_config, tokenizer_of
 from tests.training_runs import differences
 from utils.config import load_config, save_config, to_plain

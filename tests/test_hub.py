@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import hubconf
 from modeling.checkpoints import WeightsError
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
-
-import hubconf
 from utils.paths import ROOT
 
 

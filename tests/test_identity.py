@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from modeling.identity import former_fingerprint, has_mean_code, identity
 from modeling.one_d_piece import OneDPiece
 from modeling.titok import TiTok
-
 from tests.checkpoint_data import tokenizer_config
 from tests.fill import fill
 

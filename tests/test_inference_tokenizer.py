@@ -18,7 +18,6 @@ from modeling.checkpoints.published import PUBLISHED, TITOK_FILES
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tokenizers import default_lengths, load_tokenizer
-
 from scripts import inference_tokenizer
 from tests.fill import fill
 from utils.cli import run

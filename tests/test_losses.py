@@ -15,7 +15,6 @@ from modeling.losses import (
     lecam_loss,
     mean_of_decodings,
 )
-
 from tests.fill import integers, tensor
 
 

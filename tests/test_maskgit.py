@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from modeling.maskgit import ImageBert, UViTBert, generator_class
 from modeling.modules.masking import gumbel
-
 from tests.fill import assert_close, fill, integers
 from utils.errors import UserError
 

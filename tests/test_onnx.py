@@ -11,7 +11,6 @@ from onnx import helper, numpy_helper
 from modeling.one_d_piece import OneDPiece
 from modeling.onnx import OnnxTokenizer, as_halved, differences, halve, write_onnx
 from modeling.titok import TiTok
-
 from scripts import export_onnx
 from tests.test_tokenizer import tiny_config
 from utils.config import load_config

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from modeling.tokenizers import load_tokenizer
-
 from scripts import reconstruct_tokenizer
 from tests.evaluation_data import NUM_IMAGES, NUM_TOKENS, command, make_world, on_two_processes, originals
 from utils.images import to_array

@@ -17,7 +17,6 @@ from modeling.samplers.settings import (
     masked_counts,
     sampler_settings,
 )
-
 from tests.test_maskgit import CLASSES, CONFIGS, MASK, nested, small
 from utils.errors import UserError
 from utils.flags import add_fields, given_fields

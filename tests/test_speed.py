@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from modeling.modules import blocks
 from modeling.modules.blocks import TransformerBlock
 from modeling.one_d_piece import OneDPiece
-
 from tests.fill import fill
 from utils.config import load_config
 from utils.paths import ROOT

@@ -9,10 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling.identity import identities, identity
-from modeling.one_d_piece import OneDPiece
-from modeling.tokenizers import encode_tokens
-
 import scripts.pretokenize
 from data import DataError
 from data.catalogue import Variants
@@ -22,6 +18,9 @@ from data.pretokenizing import Split
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
 from data.token_sets import TokenSet
 from data.transforms import decode_image
+from modeling.identity import identities, identity
+from modeling.one_d_piece import OneDPiece
+from modeling.tokenizers import encode_tokens
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
 from tests.shard_data import png
 from utils.config import save_config

@@ -13,7 +13,6 @@ from modeling.modules.quantizer import VectorQuantizer
 from modeling.one_d_piece import OneDPiece, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
-
 from tests.fill import assert_close, fill, image, integers, tensor
 from utils.errors import UserError
 

@@ -7,7 +7,6 @@ from modeling.checkpoints import WeightsError
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.tokenizer import stage1_start, stage2_start
-
 from tests.checkpoint_data import same, teacher, tokenizer_config
 
 

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from modeling.tokenizers import load_tokenizer
-
 from scripts import inference_tokenizer
 from tests.generator_data import call
 from utils.errors import UserError

@@ -21,7 +21,6 @@ from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
-
 from tests.apple_gpu import AppleGPU
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from modeling.tasks.teacher import TeacherTask
-from modeling.tasks.tokenizer import tokenizer_task
-
 from data.batches import check_count
 from data.loaders import loaders
+from modeling.tasks.teacher import TeacherTask
+from modeling.tasks.tokenizer import tokenizer_task
 from utils.config import load_config
 from utils.paths import ROOT
 from utils.training.loop import make_accelerator, train

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.published import BUNDLED, PUBLISHED, TITOK_FILES, TITOK_REPOSITORY
-
 from utils.checkpoint import checkpoints
 from utils.config import RUN_CONFIG, load_config, to_plain
 from utils.paths import ROOT

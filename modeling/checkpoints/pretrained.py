@@ -23,7 +23,6 @@ from modeling.checkpoints.state import (
     without_position_ids,
     without_wrappers,
 )
-
 from utils.config import lenient_config, to_plain
 from utils.errors import UserError
 from utils.files import replacing_files

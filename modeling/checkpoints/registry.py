@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from modeling.checkpoints import WeightsError
-
 from utils.config import lenient_config, load_config
 from utils.errors import UserError
 from utils.paths import ROOT

@@ -10,7 +10,6 @@ from torch import Tensor
 from modeling.checkpoints.state import read_state_dict
 from modeling.networks.efficientnet import PREPARATION, EfficientNetLite0
 from modeling.networks.frozen import ImageNetwork, TimmNetwork, download, sha256_of_tensors
-
 from utils.errors import UserError
 from utils.evaluation.agreement import Detection, PerImage, Score, Segmentation, classification, depth, similarity
 from utils.files import sha256_of

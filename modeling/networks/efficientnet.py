@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.networks.frozen import FrozenNetwork
-
 from utils.errors import UserError
 from utils.files import sha256_of
 

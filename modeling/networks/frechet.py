@@ -8,7 +8,6 @@ from torch import Tensor
 from modeling.checkpoints.state import read_state_dict
 from modeling.networks.efficientnet import PREPARATION, EfficientNetLite0, weights_file
 from modeling.networks.frozen import ImageNetwork, TimmNetwork, download
-
 from utils.errors import UserError
 from utils.files import sha256_of
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.checkpoints.state import load_strict, read_state_dict
-
 from utils.errors import UserError
 from utils.files import sha256_of
 

@@ -7,7 +7,6 @@ from typing import Any
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.frozen import FrozenNetwork, sha256_of_tensors
 from modeling.networks.perceptual import perceptual_measure
-
 from utils.evaluation.comparison import Comparison, Measure, against
 from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, mse, psnr, ssim
 from utils.processes import Processes

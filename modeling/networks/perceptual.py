@@ -12,7 +12,6 @@ from torch import Tensor
 from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.networks.efficientnet import SMALLEST, EfficientNetLite0
 from modeling.networks.frozen import FrozenNetwork, download
-
 from utils.errors import UserError
 from utils.evaluation.metrics import PERCEPTUAL_DISTANCES
 

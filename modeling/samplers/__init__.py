@@ -2,7 +2,6 @@
 
 from modeling.samplers.confidence import Confidence
 from modeling.samplers.sampler import Sampler
-
 from utils.errors import UserError
 
 SAMPLERS: dict[str, type[Sampler]] = {"confidence": Confidence}

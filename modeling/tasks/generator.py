@@ -16,7 +16,6 @@ from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds, random_mask
 from modeling.samplers.settings import sampler_settings
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
-
 from utils.errors import UserError
 from utils.speed import compile_blocks
 

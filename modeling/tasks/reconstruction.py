@@ -19,7 +19,6 @@ from modeling.losses import (
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.discriminator import NLayerDiscriminator
 from modeling.networks.perceptual import PerceptualDistance
-
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 

@@ -16,7 +16,6 @@ from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer, default_lengths
-
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 from utils.speed import compile_blocks
