@@ -22,6 +22,7 @@ from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.tasks.teacher import TeacherTask
 from modeling.tasks.tokenizer import Stage1Task, evaluation_lengths
 from tests.apple_gpu import AppleGPU
+from tests.shard_data import make_shards
 from tests.training_runs import differences, job_config, make_images, run_and_resume, run_job
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.config import load_config
@@ -156,8 +157,11 @@ def test_tokens_that_stage_2_trains_need_their_own_loss(trained, tmp_path):
 
 
 def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
+    make_shards(tmp_path, [24])
+    data = [f"dataset.params.{split}_shards_path_or_url={tmp_path}/s-000000.tar" for split in ("train", "eval")]
+    data += ["dataset.type=shards", "training.max_train_steps=1"]
     with pytest.raises(UserError, match="expected 25 evaluation samples, got 24"):
-        run_job("teacher", trained, tmp_path / "run", "dataset.params.num_eval_examples=25")
+        run_job("teacher", trained, tmp_path / "run", *data, "dataset.params.num_eval_examples=25")
 
 
 def test_the_weights_are_there_before_the_last_evaluation_which_may_take_long(trained, tmp_path, monkeypatch, capsys):
