@@ -1,13 +1,11 @@
 """Images of any size as the squares that a model takes, and back: crop, pad, stretch, or overlapping tiles."""
 
-import io
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from codec.bitstream import MAX_PIXELS, MAX_SIDE, MAX_TILES, Fit, FormatError, Geometry, Tiles
 from utils.errors import UserError
@@ -16,7 +14,6 @@ OVERLAP = 8  # tiles share at least one part of so many of their side
 ORIENTATION = 0x0112  # the tag of EXIF data
 TURNING_SIDES = (5, 6, 7, 8)  # the orientations that swap width and height
 UNKNOWN_GREY = 128  # where a cut file says nothing
-WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -37,31 +34,6 @@ class Canvas:
     geometry: Geometry | None
 
 
-def open_image(data: bytes) -> Image.Image:
-    """An image file, decoded, with the transparency and the orientation that it has.
-
-    Raises:
-        DataError: The bytes are not a whole image of a known format, or it is too large.
-    """
-    from data import DataError
-    from data.transforms import FORMATS  # torchvision is slow to import
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images: `check_size` refuses them
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            check_size(*image.size)
-            image.load()
-            return image
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's plugins raise errors of any class for broken bytes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"expected a whole image ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
-        ) from error
-
-
 def check_size(width: int, height: int) -> None:
     """Refuse what a file cannot hold.
 
@@ -75,15 +47,13 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def upright_on_white(image: Image.Image) -> Image.Image:
-    """8-bit RGB, turned as its EXIF data say, what is transparent on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # convert() would clip 16 bits at 255: nearly everything would be white
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image)
-    return image.convert("RGB")
+def orientation_of(image: Image.Image) -> int:
+    """1..8 as EXIF data say; 1, upright, where they say nothing or are broken."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # they may be broken in any way
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def to_canvas(image: Image.Image, fit: Fit, side: int) -> Canvas:
@@ -92,17 +62,16 @@ def to_canvas(image: Image.Image, fit: Fit, side: int) -> Canvas:
     Raises:
         UserError: It is larger than a file can hold.
     """
-    orientation = image.getexif().get(ORIENTATION, 1)
-    stored, image = image.size, upright_on_white(image)
-    check_size(*stored)
+    from data.transforms import EvalTransform, as_shown  # torch is slow to import, too slow to tell a file's size
+
+    check_size(*image.size)
+    stored, orientation, image = image.size, orientation_of(image), as_shown(image)
     if image.size == (side, side):
         return _single(np.asarray(image), side * side, None)
-    geometry = Geometry(*stored, fit, orientation if orientation in range(1, 9) else 1)
+    geometry = Geometry(*stored, fit, orientation)
     if fit == Fit.TILE:
         return _tiled(np.asarray(image), geometry, side)
     if fit == Fit.CROP:
-        from data.transforms import EvalTransform  # torchvision is slow to import
-
         return _single(EvalTransform(side)(image).permute(1, 2, 0).numpy(), side * side, geometry)
     if fit == Fit.STRETCH:
         return _single(np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)), side * side, geometry)

@@ -13,6 +13,7 @@ from utils.evaluation.metrics import to_uint8
 
 BATCH = 256  # decoded at once
 TRADE = 0.03  # dB that a bit is worth: what doubling the tokens gains, over the bits that it costs
+ALPHA = 0.01  # squared distance that a bit is worth where candidates are ranked
 Bits = Callable[[Tensor], Tensor]  # of tokens (B, p): bits (B, V) of each token that may come next
 
 
@@ -82,10 +83,11 @@ def search(
             continue
         first = next(index for index, length in enumerate(lengths) if length > place)
         current = tokens[:, place : place + 1]
-        distances = torch.cdist(unit[:, place], codebook).scatter(1, current, torch.inf)
-        candidates = distances.topk(num_candidates, dim=1, largest=False).indices  # (B, K)
-        costs = TRADE * (bits(tokens[:, :place]) if bits else torch.zeros_like(distances))
-        costs = costs - costs.gather(1, current)  # (B, V), beside the current token
+        distances = torch.cdist(unit[:, place], codebook).square()
+        costs = bits(tokens[:, :place]) if bits else torch.zeros_like(distances)
+        likely = (distances + ALPHA * costs).scatter(1, current, torch.inf)
+        candidates = likely.topk(num_candidates, dim=1, largest=False).indices  # (B, K)
+        costs = TRADE * (costs - costs.gather(1, current))  # (B, V), beside the current token
         # Most candidates are decoded at the nearest length alone, the best of them at all.
         trials = with_token(tokens, place, candidates)
         near = trial.errors(trials, lengths[first : first + 1])[..., 0]

@@ -40,7 +40,21 @@ def decode_as_shown(data: bytes) -> Image.Image:
     Raises:
         DataError: As `decode_image`.
     """
-    return _decoded(data, lambda image: _on_white(_upright(image)))
+    return _decoded(data, as_shown)
+
+
+def decode_as_stored(data: bytes) -> Image.Image:
+    """Decode a person's own image file with the transparency and the EXIF data that it has; see `as_shown`.
+
+    Raises:
+        DataError: As `decode_image`.
+    """
+    return _decoded(data, Image.Image.copy)
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an image of any mode as a viewer shows it: upright, and transparency on white."""
+    return _on_white(_upright(_with_eight_bits(image)))
 
 
 def check_size(width: int, height: int) -> None:

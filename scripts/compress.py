@@ -99,14 +99,14 @@ def drafted(
     plan: Sequence["Conversion"], codec: "Codec", settings: "Settings", failures: Failures
 ) -> Iterator[tuple["Conversion", "Draft"]]:
     """Read and encode some images at a time. What cannot be read is added to `failures`."""
-    from codec.canvas import open_image
     from codec.files import BATCH
+    from data.transforms import decode_as_stored
 
     waiting = []
     # disable=None: no bar where nobody watches, in files and pipes.
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
-            waiting.append((one, codec.canvas(open_image(one.read()), settings)))
+            waiting.append((one, codec.canvas(decode_as_stored(one.read()), settings)))
         except (UserError, OSError) as error:
             failures.append((one, str(error)))
         if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:

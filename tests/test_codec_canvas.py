@@ -11,16 +11,14 @@ from codec.canvas import (
     UNKNOWN_GREY,
     check_cover,
     from_squares,
-    open_image,
     padded_box,
     size_of,
     tile_count,
     tile_starts,
     to_canvas,
-    upright_on_white,
 )
 from data import DataError
-from data.transforms import EvalTransform
+from data.transforms import EvalTransform, as_shown, decode_as_stored
 from tests.codec_images import photo
 from utils.errors import UserError
 
@@ -117,7 +115,7 @@ def test_orientation_is_applied_and_noted():
     exif[0x0112] = 6
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
-    canvas = to_canvas(open_image(file.getvalue()), Fit.TILE, SIDE)
+    canvas = to_canvas(decode_as_stored(file.getvalue()), Fit.TILE, SIDE)
     assert (canvas.geometry.width, canvas.geometry.height, canvas.geometry.orientation) == (40, 24, 6)
     assert size_of(canvas.geometry, SIDE) == (24, 40)
     assert np.array_equal(np.asarray(back(canvas)), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
@@ -126,25 +124,25 @@ def test_orientation_is_applied_and_noted():
 def test_what_is_transparent_becomes_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.putpixel((1, 2), (0, 0, 255, 255))
-    pixels = np.asarray(upright_on_white(image))
+    pixels = np.asarray(as_shown(image))
     assert (pixels[0, 0] == 255).all() and pixels[2, 1].tolist() == [0, 0, 255]
     palette = Image.new("P", (4, 4))
     palette.info["transparency"] = 0
-    assert (np.asarray(upright_on_white(palette)) == 255).all()
+    assert (np.asarray(as_shown(palette)) == 255).all()
 
 
 def test_sixteen_bits_keep_their_high_byte():
     image = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
-    assert (np.asarray(upright_on_white(image)) == 128).all()
+    assert (np.asarray(as_shown(image)) == 128).all()
 
 
 def test_broken_and_too_large_images_are_errors_of_one_sentence():
     with pytest.raises(DataError, match="expected a whole image"):
-        open_image(b"no image")
+        decode_as_stored(b"no image")
     file = io.BytesIO()
     noise(30, 30).save(file, "PNG")
     with pytest.raises(DataError, match="expected a whole image"):
-        open_image(file.getvalue()[:200])
+        decode_as_stored(file.getvalue()[:200])
     with pytest.raises(UserError, match="at most 65,535 pixels a side and 67,108,864 in all, got 9000 x 8000"):
         to_canvas(Image.new("L", (9000, 8000)), Fit.CROP, SIDE)
     with pytest.raises(UserError, match="tiles of 4 x 4, and a .1dp file holds at most 65,536"):
