@@ -244,7 +244,7 @@ def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, ar
     assert status == 0 and "4 different first codes" in printed and "4 different first pairs" in printed
     folder = setup / "first_tokens"
     grids = {f"first_tokens_{code}.png" for code in (0, 3, 6, 9)}
-    assert {path.name for path in folder.iterdir()} == grids | {"most_frequent.png"}
+    assert {path.name for path in folder.glob("*.png")} == grids | {"most_frequent.png"}
     assert tiles(folder / "first_tokens_9.png") == {103 + 4 * index for index in range(10)}
     assert tiles(folder / "most_frequent.png") == {100 + index for index in range(NUM_IMAGES)}
 

@@ -11,6 +11,7 @@ from modeling.tokenizers import load_tokenizer
 from scripts import reconstruct_tokenizer
 from tests.evaluation_data import NUM_IMAGES, NUM_TOKENS, command, make_world, on_two_processes, originals
 from utils.images import to_array
+from utils.result_folder import LIST
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_images_tokens_and_labels_are_complete_and_sorted_by_key(world, reconstr
     assert record["images"] == {"expected": NUM_IMAGES, "written": NUM_IMAGES, "skipped": 0}
     assert record["lengths"] == [NUM_TOKENS] and len(record["checkpoint_sha256"]) == 64
     assert (record["tokenizer_precision"], record["compiled"], record["batch_size"]) == ("fp32", False, 8)
-    assert not [path for path in folder.rglob(".*")]
+    assert [path.name for path in folder.rglob(".*")] == [LIST]
 
 
 def test_several_lengths_are_what_each_gives_alone(reconstruct):
@@ -69,7 +70,7 @@ def test_two_processes_write_the_same_files(world, reconstruct, tmp_path):
         "scripts/reconstruct_tokenizer.py", "--config", world / "config.yaml", "--device", "cpu", "--output_dir",
         tmp_path / "two", *flags,
     )  # fmt: skip
-    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("[!.]*") if path.is_file())
     assert len(files) == 2 + 2 + 2 * NUM_IMAGES + 1
     for file in files:
         if file.suffix != ".json":
@@ -109,17 +110,17 @@ def test_what_is_for_a_tokenizer_is_refused_without_one(reconstruct):
 def test_png_files_are_the_array_numbered(reconstruct):
     _, _, _, folder = reconstruct("--png", "--length=3")
     images = np.load(folder / "images.npy")
-    files = sorted((folder / "png").iterdir())
+    files = sorted((folder / "png").glob("*.png"))
     assert [file.name for file in files] == [f"{index:06d}.png" for index in range(NUM_IMAGES)]
     assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True))
     reconstruct("--png", "--dry_run", "--batch_size", 4)
-    assert len(list((folder / "png").iterdir())) == 4  # none of the longer run before stays
+    assert len(list((folder / "png").glob("*.png"))) == 4  # none of the longer run before stays
 
 
 def test_tokens_alone_need_no_images(reconstruct):
     status, _, _, folder = reconstruct("--tokens", "--without_image")
     assert status == 0
-    assert {path.name for path in folder.iterdir()} == {"tokens.npz", "reconstruction.json"}
+    assert {path.name for path in folder.iterdir()} == {"tokens.npz", "reconstruction.json", LIST}
 
 
 def test_originals_need_no_checkpoint_and_are_untouched(world, reconstruct):
