@@ -17,15 +17,15 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data.own_images import ImageBatches, ImageFile, describe, find_images
 from modeling.checkpoints.locate import Located
-from modeling.checkpoints.published import BUNDLED
 from modeling.prefixes import check_decodable, reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 from utils.errors import UserError
@@ -39,11 +39,26 @@ from utils.inference import (
     prepared,
 )
 from utils.paths import ROOT
-from utils.reconstructions import Reconstructions, clip
+from utils.reconstructions import Reconstruction, Reconstructions, clip
 from utils.result_folder import ResultFolder
 from utils.tokens import TOKENS_FILE, write_tokens
 
 MOST_SHOWN = 16  # images on the contact sheet and in the second table
+
+
+class Domain(NamedTuple):
+    """What a bundled model has seen, and what shows that an image is of another kind."""
+
+    data: str
+    kind: str
+    is_unlike: Callable[[Reconstruction], bool]
+    difference: str
+
+
+DOMAINS = {
+    "one-d-piece_fashion": Domain("Fashion-MNIST", "grey garments", lambda image: image.is_coloured, "in colour"),
+    "one-d-piece_emoji": Domain("emoji", "emoji on white", lambda image: not image.is_on_white, "not on white"),
+}
 SHEET = "contact_sheet.png"
 
 
@@ -57,12 +72,12 @@ def main() -> None:
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint, device=device)
     arithmetic = prepared(arguments, tokenizer)
     check_decodable(arguments.lengths, tokenizer)
-    kept = Reconstructions(
-        arguments.lengths or default_lengths(tokenizer), math.log2(tokenizer.codebook_size), tokenizer.image_size
-    )
-    size = tokenizer.image_size
+    size, bits = tokenizer.image_size, math.log2(tokenizer.codebook_size)
+    domain = DOMAINS.get(located.name)
+    lengths = arguments.lengths or default_lengths(tokenizer)
+    kept = Reconstructions(lengths, bits, size, domain and domain.is_unlike)
     print(f"model          {model_name(located)}: {size} x {size} pixels, ", end="")
-    print(f"up to {tokenizer.num_latent_tokens} tokens of {kept.bits:g} bits")
+    print(f"up to {tokenizer.num_latent_tokens} tokens of {bits:g} bits")
 
     def try_batch(num_images: int) -> None:
         black = torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
@@ -86,7 +101,7 @@ def main() -> None:
     write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
     write_image(kept.sheet(title=model_name(located)), folder / SHEET)
     folder.finish()
-    report(kept, arguments.output_dir, is_bundled(located))
+    report(kept, arguments.output_dir, located.name)
     if any(file.is_named for file, _ in batches.broken):
         raise UserError(f"{describe(batches.broken)}; the other {len(kept.keys)} are done")
     if batches.broken:
@@ -132,18 +147,19 @@ def choose(files: Sequence[ImageFile], seed: int) -> set[ImageFile]:
     return set(files if len(files) <= MOST_SHOWN else random.Random(seed).sample(files, MOST_SHOWN))
 
 
-def report(kept: Reconstructions, output_dir: Path, of_garments: bool) -> None:
+def report(kept: Reconstructions, output_dir: Path, model: str) -> None:
     """The tables, and where everything is."""
     count, num_shown = len(kept.keys), len(kept.shown)
     print(f"\n{kept.quality_table()}")
     if num_shown == count > 1:
         print(f"\n{kept.image_table()}")
-    if kept.coloured and of_garments:
-        others = len(kept.coloured) - 1
+    if kept.unlike:
+        domain, others = DOMAINS[model], len(kept.unlike) - 1
+        are = f" and {others} more are" if others else " is"
         print(
-            f"\nnote: {BUNDLED_TOKENIZER} has seen nothing but grey garments, and {clip(kept.coloured[0])}"
-            f"{f' and {others} more are' if others else ' is'} in colour: expect a garment-like shadow of it. For "
-            "photographs take --config configs/eval/one-d-piece_s256.yaml (from the hub)."
+            f"\nnote: {model} has seen nothing but {domain.kind}, and {clip(kept.unlike[0])}{are} {domain.difference}: "
+            "expect a shadow of it in that manner. For photographs take --config configs/eval/one-d-piece_s256.yaml "
+            "(from the hub)."
         )
     some = f" ({num_shown} of {count} images, drawn by --seed)" if num_shown < count else ""
     print(f"\ncontact sheet  {output_dir / SHEET}{some}")
@@ -151,12 +167,9 @@ def report(kept: Reconstructions, output_dir: Path, of_garments: bool) -> None:
     print(f"tokens         {output_dir / TOKENS_FILE}")
 
 
-def is_bundled(located: Located) -> bool:
-    return located.weights.parent == BUNDLED[BUNDLED_TOKENIZER]
-
-
 def model_name(located: Located) -> str:
-    return f"{BUNDLED_TOKENIZER} (bundled, trained on Fashion-MNIST)" if is_bundled(located) else located.name
+    domain = DOMAINS.get(located.name)
+    return f"{located.name} (bundled, trained on {domain.data})" if domain else located.name
 
 
 if __name__ == "__main__":

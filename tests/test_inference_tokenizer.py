@@ -258,11 +258,19 @@ def test_stage_1_weights_are_refused(infer, tmp_path):
 
 
 def test_colour_is_noted_where_the_bundled_model_sees_it(infer, images, checkpoint, monkeypatch):
-    for module in (locating, inference_tokenizer):
-        monkeypatch.setattr(module, "BUNDLED", {"one-d-piece_fashion": checkpoint})
+    monkeypatch.setattr(locating, "BUNDLED", {"one-d-piece_fashion": checkpoint})
     note = "has seen nothing but grey garments"
     assert note in infer("--image", images / "wide.png", checkpoint=None)[1]
     assert note not in infer("--image", images / "grey.png", checkpoint=None)[1]
+
+
+def test_a_photograph_is_noted_where_the_emoji_model_sees_it(infer, tmp_path):
+    photograph, emoji = ROOT / "assets/photos/chelsea.png", ROOT / "assets/emoji"
+    note = "one-d-piece_emoji has seen nothing but emoji on white, and chelsea is not on white"
+    flags = {"checkpoint": "one-d-piece_emoji", "lengths": "8"}
+    printed = infer("--image", photograph, emoji, **flags)[1]
+    assert note in printed and "more are" not in printed and "(bundled, trained on emoji)" in printed
+    assert "has seen nothing but" not in infer("--image", emoji, **flags)[1]
 
 
 def test_help_comes_with_an_example():

@@ -1,5 +1,6 @@
 """Images for people and programs: single files, contact sheets, archives."""
 
+import itertools
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 from utils.evaluation.metrics import to_uint8
 from utils.files import replacing
 
-MARGIN = 8
+MARGIN, CAPTION_GAP = 8, 3  # pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
@@ -52,11 +53,13 @@ def contact_sheet(
     """
     size = max(11, min(tile // 8, 18))
     font, bold = ImageFont.load_default(size), ImageFont.load_default(size + 2)
-    line = size + 4
+    line = max(size + 4, sum(font.getmetrics()))
     caption_lines = max((text.count("\n") + 1 for row in captions for text in row), default=0) if captions else 0
     left = MARGIN + max((int(bold.getlength(text)) + MARGIN for text in row_titles), default=0)
     top = MARGIN + (2 * line if title else 0) + (line + 4 if column_titles else 0)
-    cell_height = tile + caption_lines * line + MARGIN
+    # Between a caption and the next row twice as much as between two rows: the caption is of the row above.
+    caption_height = CAPTION_GAP + caption_lines * line + MARGIN if caption_lines else 0
+    cell_height = tile + caption_height + MARGIN
     num_columns = max(len(row) for row in rows)
     width = max(left + num_columns * (tile + MARGIN), int(bold.getlength(title)) + 2 * MARGIN)
     sheet = Image.new("RGB", (width, top + len(rows) * cell_height), PAPER)
@@ -74,8 +77,8 @@ def contact_sheet(
             x = left + column * (tile + MARGIN)
             sheet.paste(_fitted(image, tile), (x, y))
             lines = captions[index][column].split("\n") if captions else ()
-            for number, text in enumerate(lines):
-                draw.text((x + tile // 2, y + tile + 3 + number * line), text, fill=INK, font=font, anchor="ma")
+            for below, text in zip(itertools.count(tile + CAPTION_GAP, line), lines, strict=False):
+                draw.text((x + tile // 2, y + below), text, fill=INK, font=font, anchor="ma")
     return sheet
 
 
@@ -84,11 +87,11 @@ def _fitted(image: Image.Image, tile: int) -> Image.Image:
     return image.resize((tile, tile), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
 
 
-def preview_sheet(images: dict[str, Tensor], tile: int = 128) -> Image.Image:
+def preview_sheet(images: dict[str, Tensor], title: str = "", tile: int = 128) -> Image.Image:
     """A column per name, a row per image, of {name: (B, 3, H, W)} in [0, 1]."""
     columns = list(images.values())
     rows = [[to_pil(column[index]) for column in columns] for index in range(len(columns[0]))]
-    return contact_sheet(rows, column_titles=list(images), tile=tile)
+    return contact_sheet(rows, column_titles=list(images), title=title, tile=tile)
 
 
 def to_array(pixels: Tensor) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Images as a tokenizer gives them back from their first tokens, and the sheet and the tables that show them."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from utils.images import contact_sheet, tile_side
 TILE_RANGE = 128, 256  # pixels a side on the sheet
 LONGEST_NAME = 20  # characters
 COLOUR = 4  # mean difference of a pixel's channels, of 255, above which an image counts as coloured
+WHITE = 240  # of 255, from which on a pixel counts as white
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Reconstruction:
     def is_coloured(self) -> bool:
         return float(np.ptp(np.asarray(self.original), axis=2).mean()) > COLOUR
 
+    @property
+    def is_on_white(self) -> bool:
+        """Whether all four corners are white, as around emoji and logos, and nearly never in photographs."""
+        return int(np.asarray(self.original)[:: self.original.height - 1, :: self.original.width - 1].min()) >= WHITE
+
 
 class Reconstructions:
     """What is kept of many images: of all their tokens and scores, and whole those that are shown.
@@ -42,22 +49,28 @@ class Reconstructions:
         lengths: The numbers of tokens that they are decoded from.
         bits: Of a token.
         size: Pixels a side.
+        is_unlike: Whether an image is none such as the model has seen.
+
+    Attributes:
+        unlike: Names of the images that are not.
     """
 
-    def __init__(self, lengths: Sequence[int], bits: float, size: int):
-        self.lengths, self.bits, self.size = lengths, bits, size
+    def __init__(
+        self, lengths: Sequence[int], bits: float, size: int, is_unlike: Callable[[Reconstruction], bool] | None = None
+    ):
+        self.lengths, self.bits, self.size, self.is_unlike = lengths, bits, size, is_unlike
         self.keys: list[str] = []
         self.tokens: list[np.ndarray] = []
         self.scores: list[list[tuple[float, float]]] = []
-        self.coloured: list[str] = []
+        self.unlike: list[str] = []
         self.shown: dict[str, Reconstruction] = {}
 
     def add(self, key: str, result: Reconstruction, show: bool) -> None:
         self.keys.append(key)
         self.tokens.append(result.tokens)
         self.scores.append([(result.psnr[length], result.ssim[length]) for length in self.lengths])
-        if result.is_coloured:
-            self.coloured.append(key)
+        if self.is_unlike is not None and self.is_unlike(result):
+            self.unlike.append(key)
         if show:
             self.shown[key] = result
 
@@ -72,7 +85,7 @@ class Reconstructions:
             captions.append(row)
         return contact_sheet(
             [[result.original, *result.images.values()] for result in results],
-            row_titles=[clip(key) for key in self.shown],
+            row_titles=clipped(list(self.shown)),
             captions=captions,
             title=title,
             tile=tile_side(self.size, *TILE_RANGE),
@@ -89,16 +102,29 @@ class Reconstructions:
 
     def image_table(self) -> str:
         """The PSNR of each image that is shown, by number of tokens."""
-        width = max(len(clip(key)) for key in self.shown)
+        names = clipped(list(self.shown))
+        width = max(map(len, names))
         lines = ["PSNR (dB) of each image, by number of tokens"]
         lines.append(" " * width + "".join(f"{length:8}" for length in self.lengths))
-        for key, result in self.shown.items():
-            lines.append(f"{clip(key):{width}}" + "".join(f"{result.psnr[length]:8.2f}" for length in self.lengths))
+        for name, result in zip(names, self.shown.values(), strict=True):
+            lines.append(f"{name:{width}}" + "".join(f"{result.psnr[length]:8.2f}" for length in self.lengths))
         return "\n".join(lines)
 
     def num_bytes(self, length: int) -> int:
         """What so many tokens take."""
         return math.ceil(length * self.bits / 8)
+
+
+def clipped(names: Sequence[str]) -> list[str]:
+    """Labels for names: a long one by its two ends, or, where others have the same ends, from where they differ on."""
+    labels = [clip(name) for name in names]
+    for label in {label for label in labels if labels.count(label) > 1}:
+        places = [place for place, other in enumerate(labels) if other == label]
+        first = len(os.path.commonprefix([names[place] for place in places]))
+        for number, place in enumerate(places, start=1):
+            rest = names[place][first:]
+            labels[place] = f"{number}: ...{rest[: LONGEST_NAME - 6]}"
+    return labels
 
 
 def clip(name: str) -> str:

@@ -18,6 +18,7 @@ from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer, default_lengths
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
+from utils.evaluation.report import tokens_text
 from utils.speed import compile_blocks
 
 
@@ -94,7 +95,7 @@ class Stage1Task:
         images = batch["image"]
         teacher = self.teacher.to(images.device)
         columns = {"original": images, "teacher": teacher.decode(teacher.encode(images))}
-        return columns | {str(length): image for length, image in self._decode(model, images)}
+        return columns | {tokens_text(length): image for length, image in self._decode(model, images)}
 
     def _decode(self, model: TiTok, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         teacher = self.teacher.to(images.device)
@@ -141,7 +142,7 @@ class Stage2Task(ReconstructionTask):
 
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = decode_lengths(model, batch["image"], self.lengths)
-        return {"original": batch["image"]} | {str(length): image for length, image in images}
+        return {"original": batch["image"]} | {tokens_text(length): image for length, image in images}
 
 
 def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:

@@ -249,7 +249,7 @@ class Report:
                     self.preview_batch = self._few_images(micro_batches)
                 with self._own_randomness():
                     images = run.task.preview(run.evaluated, self.preview_batch)
-                self.file.show(run.step, "preview", preview_sheet(images))
+                self.file.show(run.step, "preview", preview_sheet(images, f"step {run.step:,}"))
         run.processes.meet()
 
     def _few_images(self, micro_batches: list[Batch]) -> Batch:
