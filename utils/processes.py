@@ -26,9 +26,17 @@ NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 TIME_IS_UP, INTERRUPTED = 75, 130  # exit statuses: EX_TEMPFAIL, and that of Ctrl-C
 
 
+_opened: list["Processes"] = []
+
+
 @atexit.register
 def _leave() -> None:
-    """A process that ends with its groups open is now and then aborted by their threads, after all is done."""
+    """A process that ends with its groups open is now and then aborted by their threads, after all is done.
+
+    A group's threads end with its last reference, so nobody may keep one.
+    """
+    for processes in _opened:
+        processes.group = None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -61,6 +69,7 @@ class Processes:
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.group = self._open_group() if self.world_size > 1 else None
+        _opened.append(self)
         self.error: UserError | None = None
         self.noticed = self.interrupted = self.called_off = False
 
