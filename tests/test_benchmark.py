@@ -50,7 +50,7 @@ def run_benchmark(tmp_path, monkeypatch, capsys):
 
 
 def test_every_item_runs_on_the_tiny_model(run_benchmark):
-    status, found, printed, error = run_benchmark()
+    status, found, printed, error = run_benchmark("--only=all")
     assert status == 0, error
     assert [one["item"] for one in found["results"]] == [
         *("encode", "decode 8", "decode 32", "attention", "attention, fused"),
@@ -80,6 +80,16 @@ def test_every_item_runs_on_the_tiny_model(run_benchmark):
         else:
             assert one["flops_per_second"] == pytest.approx(one["flops"] / one["seconds"])
             assert one["share_of_ceiling"] > 0
+
+
+def test_a_few_items_are_measured_where_none_are_named_and_a_bar_counts_them(run_benchmark):
+    status, found, _, error = run_benchmark("--lengths=8")
+    assert status == 0
+    assert [one["item"] for one in found["results"]] == ["encode", "decode 8", "stage-1 step", "sample"] + [
+        "guided, one pass",
+        "guided, two",
+    ]
+    assert "4/4" in error
 
 
 def test_ways_to_do_the_same_do_the_same_work(run_benchmark):

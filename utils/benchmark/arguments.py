@@ -9,6 +9,9 @@ from utils.benchmark.peers import PLAIN
 from utils.cli import Parser
 from utils.errors import UserError
 
+ALL = "all"
+DEFAULT_ITEMS = ["encode", "decode", "stage1", "sample"]  # under a minute for the tiny model
+
 
 def parse_arguments(description: str, items: Items) -> argparse.Namespace:
     """Read the command line.
@@ -17,6 +20,8 @@ def parse_arguments(description: str, items: Items) -> argparse.Namespace:
         UserError: Numbers below 1, or flags that do not go together.
     """
     arguments = _parser(description, items).parse_args()
+    if ALL in arguments.only:
+        arguments.only = list(items)
     counts = {name: getattr(arguments, name) or [] for name in ("batch_size", "lengths", "processes")}
     for name, values in (counts | {"repeats": [arguments.repeats]}).items():
         if any(value < 1 for value in values):
@@ -48,7 +53,9 @@ def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     parser = Parser(description)
     add = parser.add_argument
     add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
-    add("--only", nargs="+", choices=items, default=list(items), help="what to measure (default: everything)")
+    default = " ".join(DEFAULT_ITEMS)
+    choices = [*items, ALL]
+    add("--only", nargs="+", choices=choices, default=DEFAULT_ITEMS, help=f"what to measure (default: {default})")
     numbers = {"nargs": "+", "type": int, "metavar": "N"}
     add("--batch_size", **numbers, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
     default = [8, 64, 256]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from utils.benchmark.items import Items, Setting, Work, allow_tf32, settings
 
@@ -190,7 +191,8 @@ def copy_bandwidth(setting: Setting) -> float:
 
 def timed_works(arguments: argparse.Namespace, items: Items, beside: Timers) -> Iterator[tuple[dict[str, Any], Timers]]:
     """Build every work: all there is to say of it but its time, and the timers of it and of what is `beside` it."""
-    for setting, item in product(settings(arguments), arguments.only):
+    turns = list(product(settings(arguments), arguments.only))
+    for setting, item in tqdm(turns, unit="item", leave=False, disable=arguments.serve):
         allow_tf32(setting.precision == "tf32")  # training may have changed it
         try:
             for work in items[item](setting):
@@ -199,7 +201,7 @@ def timed_works(arguments: argparse.Namespace, items: Items, beside: Timers) -> 
         except torch.OutOfMemoryError:
             if arguments.serve:  # the others would go on to another item
                 raise
-            print(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory", flush=True)
+            tqdm.write(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory")
 
 
 def _about(work: Work, setting: Setting, timers: Timers, with_profile: bool) -> dict[str, Any]:

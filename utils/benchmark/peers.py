@@ -124,14 +124,15 @@ class Comparison:
     peak_memory_there: int
 
 
-def compare(against: str, num_repeats: int) -> Iterator[Comparison]:
-    """Every item in turns in two processes: this checkout's, and one of the revision `against`, or of `PLAIN`."""
+def compare(against: str, only: Sequence[str], num_repeats: int) -> Iterator[Comparison]:
+    """Items in turns in two processes: this checkout's, and one of the revision `against`, or of `PLAIN`."""
+    items = ("--only", *only)  # by name, because another revision may have other defaults
     with contextlib.ExitStack() as stack:
         if against == PLAIN:
-            there = start(ROOT, "--plain", "--precision=fp32")
+            there = start(ROOT, *items, "--plain", "--precision=fp32")
         else:
-            there = start(stack.enter_context(checkout(against)))
-        both = [start(ROOT), there]
+            there = start(stack.enter_context(checkout(against)), *items)
+        both = [start(ROOT, *items), there]
         stack.enter_context(running(both))
         found = [receive(server) for server in both]
         while found != [None, None]:

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from tqdm import tqdm
+
 from utils.benchmark.arguments import varied
 from utils.benchmark.draw import COLUMNS, COMPARED, compared_row, draw, line, row
 from utils.benchmark.items import Items, settings
@@ -26,11 +28,11 @@ def alone(arguments: argparse.Namespace, items: Items, products: Products, title
         works = timed_works(arguments, items, beside) if arguments.processes == [1] else together(num_processes)
         for measurement, profiled in measured(works, num_processes, arguments.repeats):
             found.append(measurement)
-            print(line(row(measurement)), flush=True)
+            tqdm.write(line(row(measurement)))
             if (share := measurement.share_of_training) is not None:
-                print(f"{'':7}as often as the configuration says: {share:.2%} of training time")
+                tqdm.write(f"{'':7}as often as the configuration says: {share:.2%} of training time")
             if profiled:
-                print(profiled, flush=True)
+                tqdm.write(profiled)
     if arguments.figure:
         figure = draw(found, varied(arguments), title=f"{', '.join(arguments.model)}: {title}")
         write_figure(figure, arguments.figure.with_suffix(""))
@@ -45,7 +47,7 @@ def against(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print a line for each work, timed here and there; what is to be recorded of it."""
     print("\n" + line(COMPARED))
     found = []
-    for one in compare(arguments.against, arguments.repeats):
+    for one in compare(arguments.against, arguments.only, arguments.repeats):
         found.append(asdict(one))
         print(line(compared_row(one)), flush=True)
     return {"against": arguments.against, "results": found}
