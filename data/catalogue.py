@@ -89,13 +89,14 @@ class Catalogue:
     Attributes:
         parts: The parts, in order. Example images are (variants, 3, P, P).
         classes: Class names by id; empty where unknown.
+        folder: That of the images; None where they are in shards.
     """
 
     def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
         params, kind = config.dataset.params, config.dataset.get("type", "shards")
         if kind == "tokens":
             kind = "shards" if params.get(f"{split}_shards_path_or_url") else "folder"
-        self.transform = transform
+        self.transform, self.folder = transform, None
         jobs = self._of_folder(config, split) if kind == "folder" else self._of_shards(config, split)
         self.parts = [Part(name, len(transform.names), list_jobs) for name, list_jobs in jobs]
 
@@ -117,7 +118,7 @@ class Catalogue:
 
     def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:
         source = open_folder(config, split)
-        self.classes = source.classes
+        self.classes, self.folder = source.classes, source.folder
         firsts = range(0, len(source), FOLDER_PART)
         parts = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
         return [(f"{part[0]:08d}", partial(self._folder_jobs, source, part)) for part in parts]

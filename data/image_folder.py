@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Dataset, Sampler
 
 from data import DataError
@@ -139,29 +139,3 @@ def num_eval_examples(config: DictConfig) -> int | None:
     """`dataset.params.num_eval_examples`; None for a folder, which counts itself, whatever another set's file says."""
     params = config.dataset.params
     return None if config.dataset.get("type") == "folder" else params.get("num_eval_examples")
-
-
-def describe_folder(config: DictConfig) -> None:
-    """Put the folder's own counts and classes into a configuration of dataset.type=folder, before the first step.
-
-    What stands there may be inherited from another data set: the number of training images, the names of the classes
-    (subfolders), and for a generator how many there are. Both folders are looked at, so that a mistake is said early.
-
-    Raises:
-        DataError: A folder is missing or holds no image.
-    """
-    if config.dataset.get("type") != "folder":
-        return
-    source = open_folder(config, "train")
-    if config.dataset.params.get("eval_folder"):
-        open_folder(config, "eval")
-    OmegaConf.update(config, "experiment.max_train_examples", len(source))
-    OmegaConf.update(config, "dataset.params.num_eval_examples", None)
-    OmegaConf.update(config, "dataset.class_names", list(source.classes))
-    if config.model.get("generator") is not None:
-        if not source.classes:
-            raise DataError(
-                f"a generator learns classes, and {source.folder} has no subfolders: put the images of each class into "
-                "a subfolder of its name"
-            )
-        OmegaConf.update(config, "model.generator.condition_num_classes", len(source.classes), force_add=True)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from data import DataError
 from data.batches import Batch
 
+SUBFOLDERS = "put the images of each class into a subfolder of its name"
+
 
 class Labelled:
     """Batches whose labels are looked at on the host, before an accelerator would have to be waited for.
@@ -35,7 +37,7 @@ class Labelled:
                 if not 0 <= label < self.num_classes:
                     got = "none" if label < 0 else label
                     raise DataError(
-                        f"sample {key} must have a label in 0..{self.num_classes - 1}, got {got}: a generator is "
-                        "trained by class; correct the data, or model.generator.condition_num_classes"
+                        f"sample {key} must have a label in 0..{self.num_classes - 1}, got {got}: a generator learns "
+                        f"classes; {SUBFOLDERS}, or correct the labels or model.generator.condition_num_classes"
                     )
             yield batch

@@ -158,7 +158,13 @@ def evaluation_loader(
 def _expected(config: DictConfig, found: int | None, most: int | None) -> int | None:
     """Samples that an evaluation must see, of `found` that there are and `most` that are asked for."""
     expected = num_eval_examples(config)
-    expected = found if expected is None else expected
+    if expected is None:
+        expected = found
+    if most is None and found not in (None, expected):
+        raise DataError(
+            f"expected {expected} evaluation samples, got {found} by the shards' manifest: shards are missing, or "
+            "dataset.params.num_eval_examples is of another data set (null takes the manifest's number)"
+        )
     if most is None:
         return expected
     return None if found is None else min(most, expected)  # unknown sizes: some shard may hold too few

@@ -40,6 +40,7 @@ class Split:
         num_crops: Random crops of a training image, beside the centre one.
 
     Attributes:
+        has_no_classes: The images lie in a folder without subfolders.
         plan: Everything that the tokens depend on, for `utils.parts.Parts`.
     """
 
@@ -50,6 +51,7 @@ class Split:
         transform = Variants(preprocessing, num_crops, seed) if is_train else CentreCrop(preprocessing)
         self.variants = transform.names
         self.source = Catalogue(config, name, transform)
+        self.has_no_classes = self.source.folder is not None and not self.source.classes
         self.strict = not is_train and not config.dataset.params.get("eval_skip_broken", False)
         self.plan = {
             "split": name,

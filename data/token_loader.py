@@ -52,7 +52,7 @@ def training_tokens(config: DictConfig, start_batch: int, *, rank: int, world_si
 
     Order and variants are functions of `training.seed`, the epoch and the image alone.
     """
-    token_set = TokenSet(_folder(config, "train"))
+    token_set = TokenSet(token_folder(config, "train"))
     seed = config.training.seed
     batches = GlobalBatches(
         len(token_set),
@@ -76,7 +76,7 @@ def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> Toke
 
     `dataset.params.max_eval_examples` takes the first ones alone.
     """
-    token_set = TokenSet(_folder(config, "eval"))
+    token_set = TokenSet(token_folder(config, "eval"))
     batch_size = config.training.per_gpu_batch_size
     most = config.dataset.params.get("max_eval_examples")
     expected = len(token_set) if most is None else min(most, len(token_set))
@@ -90,8 +90,8 @@ def token_loaders(
     """As `data.loaders.loaders`, for `dataset.type: tokens`."""
     place = {"rank": rank, "world_size": world_size}
     evaluation = functools.partial(evaluation_tokens, config, **place)
-    if not (_folder(config, "eval") / MANIFEST).is_file():
-        logger.warning("no evaluation: there is no token set %s", _folder(config, "eval"))
+    if not (token_folder(config, "eval") / MANIFEST).is_file():
+        logger.warning("no evaluation: there is no token set %s", token_folder(config, "eval"))
         evaluation = None
     return functools.partial(training_tokens, config, **place), evaluation
 
@@ -107,7 +107,7 @@ def check_token_sets(config: DictConfig, identities: Mapping[str, str], tokenize
     if config.dataset.get("type") != "tokens":
         return
     for split in ("train", "eval"):
-        folder = _folder(config, split)
+        folder = token_folder(config, split)
         if split == "eval" and not (folder / MANIFEST).is_file():
             continue
         made_by = read_token_manifest(folder)["tokenizer"]
@@ -120,7 +120,8 @@ def check_token_sets(config: DictConfig, identities: Mapping[str, str], tokenize
             )
 
 
-def _folder(config: DictConfig, split: str) -> Path:
+def token_folder(config: DictConfig, split: str) -> Path:
+    """The folder of a split of the token set that a configuration names."""
     name = config.dataset.params.get("token_set")
     if not name:
         raise DataError("dataset.params.token_set must name a token set when dataset.type is tokens, and it is empty")

@@ -136,7 +136,8 @@ def write_token_set(
     with replacing(folder / KEYS) as aside:
         with open(aside, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.writelines(f"{keys[index]}\n" for index in order)
-    manifest = manifest | {"num_images": len(keys)}
+    unlabelled = sum(int((part < 0).sum()) for part in labels)
+    manifest = manifest | {"num_images": len(keys), "num_unlabelled": unlabelled}
     write_json(folder / MANIFEST, manifest)
     return manifest
 

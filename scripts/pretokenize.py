@@ -23,6 +23,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from data.labels import SUBFOLDERS
 from modeling.identity import former_fingerprint, identity
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
@@ -34,6 +35,7 @@ from utils.processes import Processes
 from utils.speed import compile_blocks
 
 SPLITS = ("train", "eval")
+NO_CLASSES = f"so a generator cannot be trained on them: {SUBFOLDERS}"
 
 
 def main() -> None:
@@ -102,6 +104,9 @@ def tokenize_split(
             print(f"{folder} is there already")
         return
 
+    if split.has_no_classes and processes.is_main:
+        print(f"{split.source.folder} has no subfolders, so its images have no classes, {NO_CLASSES}", flush=True)
+
     def try_batch(num_images: int) -> None:
         size = tokenizer.image_size
         encode(torch.zeros(num_images * len(split.variants), 3, size, size, dtype=torch.uint8))
@@ -119,8 +124,8 @@ def tokenize_split(
         parts.remove()
         print(f"{folder}: {written['num_images']:,} images x {len(split.variants)} variants", end="")
         print(f" x {tokenizer.num_latent_tokens} tokens, {len(written['skipped'])} left out as broken")
-        if not written["classes"]:
-            print(f"{folder}: no names of classes; images without a label cannot train a generator (class = subfolder)")
+        if written["num_unlabelled"]:
+            print(f"{folder}: {written['num_unlabelled']:,} images have no class, {NO_CLASSES}")
     processes.wait()
 
 

@@ -15,14 +15,14 @@ def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/generator.yaml", kind="generator")
     # Slow to import, too slow for --help.
     from data.batches import check_count
-    from data.image_folder import describe_folder
+    from data.dataset_facts import describe_dataset
     from data.labels import Labelled
     from data.loaders import loaders
     from data.token_loader import check_token_sets
     from modeling.tasks.generator import GeneratorTask
     from utils.training.loop import make_accelerator, train
 
-    describe_folder(config)
+    describe_dataset(config)
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     task = GeneratorTask(config, check_tokenizer=partial(check_token_sets, config))

@@ -10,12 +10,12 @@ def main() -> None:
     config = training_arguments(description=__doc__, example="configs/fashion/stage1.yaml", kind="tokenizer")
     # Slow to import, too slow for --help.
     from data.batches import check_count
-    from data.image_folder import describe_folder
+    from data.dataset_facts import describe_dataset
     from data.loaders import loaders
     from modeling.tasks.tokenizer import tokenizer_task
     from utils.training.loop import make_accelerator, train
 
-    describe_folder(config)
+    describe_dataset(config)
     accelerator = make_accelerator(config)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     train(tokenizer_task(config), config, accelerator, *loaders(config, **place), check_count)

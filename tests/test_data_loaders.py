@@ -50,8 +50,12 @@ def test_an_evaluation_batch_holds_images_labels_and_keys_and_the_last_is_smalle
     assert batches[0]["image"].is_contiguous()
 
 
-def test_the_count_is_checked(folder):
+def test_the_count_is_checked(folder, tmp_path):
     config = make_config(eval_shards_path_or_url=shard_spec(folder, 3), num_eval_examples=50000)
+    with pytest.raises(DataError, match="expected 50000 evaluation samples, got 36 by the shards' manifest"):
+        evaluation_loader(config, rank=0, world_size=1)
+    make_shards(tmp_path, [3], manifest=False)
+    config = make_config(eval_shards_path_or_url=shard_spec(tmp_path, 1), num_eval_examples=50000)
     assert evaluation_loader(config, rank=0, world_size=1).expected == 50000
     with pytest.raises(DataError, match="expected 50000 evaluation samples, got 36: shards are missing"):
         check_count(36, 50000)

@@ -236,6 +236,7 @@ def test_images_without_a_label_stop_the_training(tmp_path, monkeypatch):
     save_config(
         small_config(folder, "model.generator.condition_num_classes=5", "dataset.class_names=[]"), folder / "g.yaml"
     )
+    (folder / "train/manifest.json").unlink()  # which would name ten classes
     monkeypatch.setattr(sys, "argv", ["command", f"config={folder}/g.yaml"])
     with pytest.raises(UserError, match=r"must have a label in 0\.\.4"):
         scripts.train_generator.main()

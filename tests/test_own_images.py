@@ -14,7 +14,11 @@ import scripts.train_generator
 import scripts.train_teacher
 import scripts.train_tokenizer
 from data import DataError
-from data.image_folder import describe_folder
+from data.dataset_facts import describe_dataset
+from data.image_folder import num_eval_examples
+from data.loaders import evaluation_loader
+from data.token_sets import write_token_set
+from tests.shard_data import make_shards, shard_spec
 from utils.config import load_config
 from utils.paths import ROOT
 
@@ -48,17 +52,53 @@ def config(name):
 
 def test_a_folder_counts_and_names_itself(folders):
     found = load_config(config("generator"))
-    describe_folder(found)
-    assert found.experiment.max_train_examples == 18 and found.dataset.params.num_eval_examples is None
+    describe_dataset(found)
+    assert found.experiment.max_train_examples == 18 and num_eval_examples(found) is None
     assert found.dataset.class_names == list(CLASSES) and found.model.generator.condition_num_classes == 3
 
 
 def test_what_is_wrong_with_the_folders_is_said_before_the_first_step(folders):
     for key in ("train_folder", "eval_folder"):
         with pytest.raises(DataError, match="nowhere"):
-            describe_folder(load_config(config("generator"), [f"dataset.params.{key}=nowhere"]))
-    with pytest.raises(DataError, match="has no subfolders: put the images of each class into a subfolder"):
-        describe_folder(load_config(config("generator"), ["dataset.params.train_folder=images/cats"]))
+            describe_dataset(load_config(config("generator"), [f"dataset.params.{key}=nowhere"]))
+    with pytest.raises(DataError, match="6 images of images/cats have none: put the images of each class"):
+        describe_dataset(load_config(config("generator"), ["dataset.params.train_folder=images/cats"]))
+
+
+def test_tokens_of_ones_own_images_bring_their_classes(folders):
+    """Over the configuration of garments."""
+    make_token_set(folders / "tokens/train", labels=[0, 1, 2, 0], classes=list(CLASSES))
+    found = load_config(ROOT / "configs/fashion/generator.yaml", ["dataset.params.token_set=tokens"])
+    describe_dataset(found)
+    assert found.dataset.class_names == list(CLASSES) and found.model.generator.condition_num_classes == 3
+    assert found.experiment.max_train_examples == 4
+
+
+def test_tokens_without_classes_stop_a_generator_before_its_first_step(folders):
+    make_token_set(folders / "tokens/train", labels=[0, -1, -1], classes=[])
+    config = load_config(ROOT / "configs/fashion/generator.yaml", ["dataset.params.token_set=tokens"])
+    with pytest.raises(DataError, match="2 of the 3 images of the token set tokens/train have none: put the images"):
+        describe_dataset(config)
+
+
+def make_token_set(folder, labels, classes):
+    keys = [str(number) for number in range(len(labels))]
+    part = {"tokens": np.zeros((len(labels), 1, 32), np.uint16), "labels": np.array(labels), "keys": np.array(keys)}
+    about = {"tokenizer": {}, "codebook_size": 512, "num_tokens": 32, "variants": ["centre"], "classes": classes}
+    folder.mkdir(parents=True)
+    write_token_set(folder, lambda: [part], about)
+
+
+def test_shards_of_ones_own_images_bring_their_counts_and_classes(folders):
+    make_shards(folders / "shards", [3, 2])
+    spec = shard_spec(folders / "shards", 2)
+    words = [f"dataset.params.{split}_shards_path_or_url={spec}" for split in ("train", "eval")]
+    found = load_config(ROOT / "configs/fashion/generator.yaml", ["dataset.type=shards", *words])
+    describe_dataset(found)
+    assert found.experiment.max_train_examples == 5
+    assert found.dataset.class_names == [str(number) for number in range(10)]
+    with pytest.raises(DataError, match="expected 10000 evaluation samples, got 5 .* of another data set"):
+        evaluation_loader(found, rank=0, world_size=1)
 
 
 def test_the_whole_way_from_images_to_samples(folders, monkeypatch, capsys):
@@ -71,6 +111,9 @@ def test_the_whole_way_from_images_to_samples(folders, monkeypatch, capsys):
     call(monkeypatch, scripts.pretokenize.main, *place, "dataset.params.num_workers_per_gpu=1")
     manifest = json.loads((folders / "own_tokens/train/manifest.json").read_text())
     assert manifest["num_images"] == 18 and manifest["classes"] == list(CLASSES)
+    from_tokens = ["dataset.type=tokens", "experiment.output_dir=from_tokens"]
+    call(monkeypatch, scripts.train_generator.main, f"config={config('generator')}", *small, *from_tokens)
+    assert load_config("from_tokens/config.yaml").dataset.class_names == list(CLASSES)
     call(
         monkeypatch,
         scripts.inference_generator.main,
@@ -84,3 +127,15 @@ def test_the_whole_way_from_images_to_samples(folders, monkeypatch, capsys):
     call(monkeypatch, scripts.evaluate_reconstruction.main, *score, "dataset.params.num_workers_per_gpu=0")
     record = json.loads((folders / "score/metrics.json").read_text())
     assert len(record["rows"]) == 2
+
+
+def test_images_without_classes_are_said_when_pretokenizing(folders, monkeypatch, capsys):
+    words = ["dataset.params.train_folder=images/cats", "dataset.params.num_workers_per_gpu=1"]
+    place = ("--config", config("generator"), "--output_dir", "own_tokens", "--device", "cpu", "--split", "train")
+    call(monkeypatch, scripts.pretokenize.main, *place, "--checkpoint", "one-d-piece_fashion", *words)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "images/cats has no subfolders, so its images have no classes" in first
+    assert last == (
+        "own_tokens/train: 6 images have no class, so a generator cannot be trained on them: put the images of each "
+        "class into a subfolder of its name"
+    )
