@@ -17,7 +17,9 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -95,11 +97,7 @@ def tokenize_split(
     split = Split(config, name, arguments.crops, encoder)
     folder = arguments.output_dir / name
     if (folder / MANIFEST).is_file():
-        there, plan = read_token_manifest(folder)["plan"], dict(split.plan)
-        if "fingerprint" in there:  # made before tokenizers had an identity
-            del plan["identity"]
-            plan["fingerprint"] = former_fingerprint(tokenizer)
-        check_plan(there, plan, folder)
+        check_finished(read_token_manifest(folder)["plan"], split.plan, tokenizer, folder)
         if processes.is_main:
             print(f"{folder} is there already")
         return
@@ -127,6 +125,14 @@ def tokenize_split(
         if written["num_unlabelled"]:
             print(f"{folder}: {written['num_unlabelled']:,} images have no class, {NO_CLASSES}")
     processes.wait()
+
+
+def check_finished(there: Mapping[str, Any], plan: Mapping[str, Any], tokenizer: TiTok, folder: Path) -> None:
+    """Refuse a finished token set of another plan."""
+    if "fingerprint" in there:  # made before tokenizers had an identity
+        plan = {name: value for name, value in plan.items() if name != "identity"}
+        plan["fingerprint"] = former_fingerprint(tokenizer)
+    check_plan(dict(there), dict(plan), folder)
 
 
 if __name__ == "__main__":
