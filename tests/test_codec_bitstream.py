@@ -208,7 +208,7 @@ def random_header(draws):
             tiles = Tiles(columns, rows, tuple(lengths))
         geometry = Geometry(draws.randrange(1, 9000), draws.randrange(1, 5000), fit, draws.randrange(1, 9), tiles)
     total = sum(geometry.tiles.lengths) if geometry and geometry.tiles else num_tokens
-    payload = draws.randbytes(draws.randrange(total // 250, 2 * total + 2))
+    payload = draws.randbytes(draws.randrange(total // 60, 2 * total + 2))
     return header_of(payload, num_tokens, geometry, mode), payload
 
 

@@ -38,7 +38,7 @@ def tokens():
 
 
 def network_of(**sizes):
-    settings = {"blocks": 1, "window": 0, "reach": 0, "dropout": 0.0} | SIZES | sizes
+    settings = {"blocks": 1, "window": 0, "reach": 0} | SIZES | sizes
     network = CausalTokenNetwork(OmegaConf.create({"model": {"entropy": settings}}))
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
