@@ -20,7 +20,7 @@ MAX_TILES = 1 << 16
 MAX_PAYLOAD = (1 << 28) - 1
 MAX_TOKEN_BYTES = 4  # of payload a token
 # An entropy model may make tokens nearly free. This keeps the work of reading in proportion to the file's size.
-TOKENS_PER_BYTE, FREE_BYTES = 256, 16
+TOKENS_PER_BYTE, FREE_BYTES = 64, 16
 VARINT_BYTES = 4
 
 REGISTER_BITS = 48  # of the range coder: with 32, frequencies of 20 bits would cost bytes over the ideal

@@ -20,8 +20,7 @@ class CausalTokenNetwork(Pretrained):
     `window` tokens just before p have one for each distance, of the ones before those the first `reach` one each.
 
     Args:
-        config: `model.entropy`: num_tokens N, codebook_size V, token_size D, width W, blocks, window, reach,
-            dropout (of hidden units, while training).
+        config: `model.entropy`: num_tokens N, codebook_size V, token_size D, width W, blocks, window, reach.
     """
 
     pipeline_tag = "other"
@@ -31,7 +30,7 @@ class CausalTokenNetwork(Pretrained):
         self.config = config
         size = config.model.entropy
         num_tokens, token_size, width = size.num_tokens, size.token_size, size.width
-        self.window, self.reach, self.dropout = size.window, size.reach, size.dropout
+        self.window, self.reach = size.window, size.reach
         self.register_buffer("codes", torch.zeros(size.codebook_size, token_size))
         self.register_buffer("tables", torch.zeros(num_tokens, size.codebook_size))
         std = 1 / math.sqrt(min(num_tokens, self.window + self.reach or num_tokens) / 2)
@@ -50,7 +49,6 @@ class CausalTokenNetwork(Pretrained):
         hidden = torch.relu(self.contexts(tokens) + self.position_bias)
         for weight, bias in zip(self.hidden, self.hidden_bias, strict=True):
             hidden = hidden + torch.relu(hidden @ weight + bias)
-        hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         return hidden @ self.head + self.tables
 
     def contexts(self, tokens: Tensor) -> Tensor:

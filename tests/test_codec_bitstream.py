@@ -208,7 +208,7 @@ def random_header(draws):
             tiles = Tiles(columns, rows, tuple(lengths))
         geometry = Geometry(draws.randrange(1, 9000), draws.randrange(1, 5000), fit, draws.randrange(1, 9), tiles)
     total = sum(geometry.tiles.lengths) if geometry and geometry.tiles else num_tokens
-    payload = draws.randbytes(draws.randrange(total // 250, 2 * total + 2))
+    payload = draws.randbytes(draws.randrange(total // 60, 2 * total + 2))
     return header_of(payload, num_tokens, geometry, mode), payload
 
 
@@ -235,20 +235,29 @@ def test_a_cut_file_keeps_its_header():
 
 
 @pytest.mark.parametrize("count", CASES)
-def test_every_flipped_bit_is_detected(count):
-    """By the check, or, where the file seems to be cut, by an entropy model that there is not."""
-    draws = random.Random(8)
+def test_a_flipped_bit_is_detected(count):
+    """By the check, or, where the file then seems to be cut, by an entropy model that there is not.
+
+    A header that reads differently from some bit on may be missed once in 256 times, as docs/format.md says.
+    """
+    draws, tried, missed = random.Random(8), 0, []
     for _ in range(count // 10):
         header, payload = random_header(draws)
         data = pack(header, payload)
         for bit in draws.sample(range(8 * len(data)), min(8 * len(data), 200)):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
+            tried += 1
             try:
                 file = unpack(bytes(flipped))
             except FormatError:
                 continue
-            assert file.is_cut and file.header.entropy != header.entropy
+            assert file.is_cut
+            if file.header.entropy == header.entropy:
+                missed.append(bit // 8)
+                assert file.header_size != len(data) - len(payload)
+    assert all(5 <= place < 24 for place in missed)  # in the fields of varying length
+    assert len(missed) <= tried / 20_000
 
 
 def with_check(fields, payload=b"", size=1):

@@ -9,7 +9,8 @@ import pytest
 
 from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, pack, unpack
 from codec.entropy import StaticTables, read_tokens, write_tokens
-from tests.codec_golden import VECTORS, models_of
+from tests import page_reader
+from tests.codec_golden import BUNDLED, VECTORS, models_of
 from utils.paths import ROOT
 
 SETS = sorted((ROOT / "tests/golden").glob("v*"))
@@ -70,7 +71,27 @@ def test_golden_shares_are_as_ever(folder):
             assert network.frequencies(tokens)[0].tolist() == case["shares"]
 
 
-# -------------------------------------------------------------------------------------------- the page's own examples
+# ---------------------------------------------------------------------------------------------------- the page itself
+
+
+def bytes_of_store(store, folder):
+    path = folder / f"{store}.safetensors"
+    return (path if path.is_file() else ROOT / "assets/models" / store / "entropy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("store", ["pairs", "shared", *BUNDLED])
+def test_a_reader_written_from_the_page_alone_reads_whole_and_cut_files(store):
+    folder, cases = SETS[0], vectors_of(SETS[0])["files"]
+    bundled = store in BUNDLED
+    model = page_reader.Store(bytes_of_store(store, folder))
+    for case in [case for case in cases.values() if case["store"] == store][: 6 if bundled else None]:
+        data = bytes.fromhex(case["hex"])
+        assert page_reader.read(data, model) == case["tokens"]
+        first = len(data) - len(case["certain_when_cut"])
+        for size in range(first, len(data), 7 if bundled else 1):
+            certain = case["certain_when_cut"][size - first]
+            expected = [row[:count] for row, count in zip(case["tokens"], certain, strict=True)]
+            assert page_reader.read(data[:size], model) == expected
 
 
 def test_the_page_shows_a_file_by_fixed_bits():
