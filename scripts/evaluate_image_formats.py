@@ -1,19 +1,24 @@
-"""Score JPEG, JPEG 2000, WebP and AVIF at given bytes per image, as a tokenizer's images are scored.
+"""Score JPEG, JPEG 2000, WebP, AVIF and our own files at given bytes per image, as a tokenizer's images are scored.
 
   python3 scripts/evaluate_image_formats.py --config configs/fashion/eval.yaml --features efficientnet_lite0 \\
       --beside output/evaluate_reconstruction/metrics.json
+  python3 scripts/evaluate_image_formats.py --codec one-d-piece_fashion --formats jpeg webp thumbhash blurhash \\
+      --budgets 16,20,24,32,48 --num_images 200
 
 Of each image and for each budget the best file (least squared error) that fits is taken: plainly, and after scaling
 the image down first, which is the fair way where headers take most of the budget. Bytes are those of whole files,
 headers included; the bytes of the headers are stated apart, and --free_headers adds a variant that does not count them.
-Grey images are stored as grey; JPEG 2000 as the bare codestream. A budget that does not hold every image has no
-scores. On several processes: torchrun --nproc_per_node N scripts/evaluate_image_formats.py ...
+Grey images are stored as grey; JPEG 2000 as the bare codestream. --codec adds compressed files of a tokenizer (.1dp).
+A budget that does not hold every image has no scores. Beside metrics.json go images.csv, the file of every image, and
+bench_SYSTEM.json, which CompressAI's plots read. On several processes:
+torchrun --nproc_per_node N scripts/evaluate_image_formats.py ...
 """
 
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
+from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,24 +27,36 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_overrides
 from utils.evaluation.format_budgets import (
-    Entry,
     FormatScores,
+    bench,
     best_files,
+    by_image,
     default_budgets,
     describe,
     entries_of,
     parse_budgets,
     record_of,
+    write_images,
 )
-from utils.evaluation.image_formats import FORMATS, available
+from utils.evaluation.image_formats import FORMATS, Format, available
+from utils.evaluation.placeholders import PLACEHOLDERS, placeholder
 from utils.evaluation.report import plot_curves, read_beside
 from utils.evaluation.session import Session
+from utils.files import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--config", default="configs/fashion/eval.yaml", help="of the images (default: %(default)s)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=[*FORMATS, *PLACEHOLDERS],
+        default=list(FORMATS),
+        help="default: all but the placeholders thumbhash and blurhash, whose packages requirements-dev.txt names",
+    )
+    parser.add_argument("--codec", metavar="TOKENIZER", help="also its compressed files: bundled name, folder, hub id")
+    parser.add_argument("--effort", type=int, default=0, metavar="0..3", help="of --codec (default: %(default)s)")
     parser.add_argument(
         "--budgets",
         help="bytes, such as 40,80,160 (default: those of the config's tokenizer, up to 16 times more)",
@@ -55,11 +72,15 @@ def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config, arguments.overrides)
     budgets = parse_budgets(arguments.budgets) if arguments.budgets else budgets_of(config)
-    for name in arguments.formats:
-        available(name)
-    entries = entries_of(arguments.formats, budgets, arguments.free_headers)
+    formats = {name: placeholder(name) if name in PLACEHOLDERS else available(name) for name in arguments.formats}
     with Session(arguments.device, arguments.output_dir) as session:
-        evaluate(arguments, config, entries, session)
+        if arguments.codec:
+            from codec.files import load_codec  # slow to import, too slow for --help
+            from codec.pillow import as_format
+
+            codec = load_codec(checkpoint=arguments.codec, device=session.device)
+            formats["1dp"] = as_format(codec, arguments.effort)
+        evaluate(arguments, config, formats, budgets, session)
 
 
 def budgets_of(config: DictConfig) -> list[int]:
@@ -69,12 +90,19 @@ def budgets_of(config: DictConfig) -> list[int]:
     return default_budgets(vq_model.num_latent_tokens, vq_model.codebook_size)
 
 
-def evaluate(arguments: argparse.Namespace, config: DictConfig, entries: list[Entry], session: Session) -> None:
+def evaluate(
+    arguments: argparse.Namespace,
+    config: DictConfig,
+    formats: dict[str, Format],
+    budgets: list[int],
+    session: Session,
+) -> None:
     from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
     from data.transforms import EvalTransform
 
     size = config.dataset.preprocessing.crop_size
+    entries = entries_of(list(formats.values()), budgets, arguments.free_headers)
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     comparison = judges.comparison(size)
     scores = FormatScores(entries, comparison, session.processes)
@@ -92,17 +120,22 @@ def evaluate(arguments: argparse.Namespace, config: DictConfig, entries: list[En
         preparation=EvalTransform(size).description,
         config=arguments.config,
         overrides=arguments.overrides,
-        **record_of(arguments.formats),
+        **record_of(formats),
         **judges.record(),
     )
     rows = scores.rows(size)
     fitting = [row for row in rows if row["fits"] == 1]
     shown = read_beside(arguments.beside, record["originals"]["sha256"]) + fitting
-    for line in describe(arguments.formats, rows):
+    for line in describe(list(formats.values()), rows):
         session.say(line)
     seen = f"{record['originals']['seen']:,} images"
-    curves = {"curves.png": lambda path: plot_curves(path, shown, seen)} if shown else {}
-    session.report(f"{seen} scored", {"rows": rows, "protocol": record}, shown, figures=curves)
+    files = by_image(session.processes.gather(scores.files))
+    written = {"images.csv": lambda path: write_images(path, files)}
+    for name, system in bench(rows, files).items():
+        written[name] = partial(write_json, value=system)
+    if shown:
+        written["curves.png"] = lambda path: plot_curves(path, shown, seen)
+    session.report(f"{seen} scored", {"rows": rows, "protocol": record}, shown, figures=written)
 
 
 if __name__ == "__main__":

@@ -416,6 +416,17 @@ def test_formats_stay_within_their_budgets_and_are_compared_at_equal_bytes(world
         assert scores[0] < scores[1]
 
 
+def test_compressed_files_are_one_of_the_formats_and_every_file_is_listed(world, evaluate):
+    flags = ("--config", world / "config.yaml", "--features", "none", "--num_images", 4)
+    flags = (*flags, "--formats", "webp", "--budgets", "10,400", "--codec", world / "tokenizer", "--free_headers")
+    status, out, _, results = evaluate(evaluate_image_formats, *flags)
+    assert status == 0 and "One-D-Piece (.1dp): header 8 bytes (grey), 8 (colour)" in out
+    rows = {(row["system"], row["budget"]): row for row in results["rows"]}
+    ours = rows["One-D-Piece (.1dp)", 400]
+    assert ours["fits"] == 1 and 9 <= ours["bytes_per_image"] < 40 and "psnr" in ours
+    assert rows["One-D-Piece (.1dp), header free", 400]["bytes_per_image"] == ours["bytes_per_image"] - 8
+
+
 @pytest.mark.long
 def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
     flags = ("--config", world / "config.yaml", "--budgets", "60,300", "--formats", "webp", "--features", "none")

@@ -17,6 +17,7 @@ from tests.apple_gpu import AppleGPU
 from utils.errors import UserError
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
 from utils.evaluation.metrics import ms_ssim, mse, psnr, psnr_of_mse, ssim, to_uint8
+from utils.evaluation.placeholders import placeholder
 from utils.evaluation.protocol import protocol
 from utils.evaluation.reconstruction_files import keys_text
 from utils.evaluation.report import plot_curves, plot_grid, read_results, table, write_results
@@ -408,12 +409,12 @@ def test_sizes_and_errors_are_those_of_real_files(name, photo):
     assert found.num_bytes == len(file)
     assert np.array_equal(found.pixels, decode(file))
     assert found.error == pytest.approx(np.square(decode(file).astype(float) - photo).mean(), rel=1e-5)
-    assert 0 < header_bytes(name, grey=False) <= len(file)
+    assert 0 < header_bytes(FORMATS[name], grey=False) <= len(file)
 
 
 def test_grey_images_are_stored_as_grey(photo):
     grey = np.repeat(photo[..., :1], 3, axis=2)
-    assert header_bytes("jpeg", grey=True) < header_bytes("jpeg", grey=False)
+    assert header_bytes(FORMATS["jpeg"], grey=True) < header_bytes(FORMATS["jpeg"], grey=False)
     for image_format in FORMATS.values():
         restored = decode(image_format.encode(grey, image_format.settings[-1]))
         assert restored.shape == grey.shape
@@ -424,6 +425,16 @@ def test_settings_go_from_small_files_to_good_images(photo):
     for name, image_format in FORMATS.items():
         sizes = [len(image_format.encode(photo, setting)) for setting in image_format.settings]
         assert sizes[0] < sizes[-1] / 2, name
+
+
+@pytest.mark.parametrize("name, least, most", [("thumbhash", 18, 26), ("blurhash", 6, 54)])
+def test_placeholders_are_files_of_a_few_bytes(name, least, most, photo):
+    pytest.importorskip(name)
+    found = list(candidates(placeholder(name), photo, (1.0,), limit=100))
+    assert [file.num_bytes for file in found] == sorted(file.num_bytes for file in found)
+    assert found[0].num_bytes == least and found[-1].num_bytes == most or name == "thumbhash"
+    assert all(file.pixels.shape == photo.shape and least <= file.num_bytes <= most for file in found)
+    assert found[-1].error < np.square(photo.astype(float) - photo.mean(axis=(0, 1))).mean()  # nearer than one colour
 
 
 def test_an_unknown_format_is_named():

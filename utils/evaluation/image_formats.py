@@ -1,6 +1,7 @@
 """JPEG, JPEG 2000, WebP and AVIF through Pillow: whole files in memory, the best one that fits a budget of bytes."""
 
 import io
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,14 +21,18 @@ class Format:
         title: Its name in tables.
         settings: From the smallest file to the best image.
         options: Pillow's arguments for a setting and the image's shorter side.
-        library: Pillow's name of the library behind it.
+        library: Pillow's name of the library behind it; None where it needs none.
+        header: Bytes of a file that say nothing of the image, where a file of a small image does not tell.
+        scales_down: Whether it is also tried on images that are scaled down first.
     """
 
     title: str
     pillow_name: str
     settings: Sequence[float]
     options: Callable[[float, int], dict]
-    library: str
+    library: str | None = None
+    header: int | None = None
+    scales_down: bool = True
 
     def encode(self, pixels: np.ndarray, setting: float) -> bytes:
         """The file of an image (H, W, 3) uint8; grey ones are stored as grey where the format can."""
@@ -37,6 +42,10 @@ class Format:
             image = image.convert("L")
         image.save(file, self.pillow_name, **self.options(setting, min(image.size)))
         return file.getvalue()
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """(H, W, 3) uint8 of a file."""
+        return decode(data)
 
 
 def is_grey(pixels: np.ndarray) -> bool:
@@ -76,18 +85,20 @@ def available(name: str) -> Format:
     """
     if name not in FORMATS:
         raise UserError(f"an image format is one of {', '.join(FORMATS)}, got {name}")
-    if not features.check(FORMATS[name].library):
+    if not features.check(FORMATS[name].library or "zlib"):
         raise UserError(f"this Pillow was built without {FORMATS[name].title}: install Pillow 11.3 or newer")
     return FORMATS[name]
 
 
 @cache
-def header_bytes(name: str, grey: bool) -> int:
+def header_bytes(image_format: Format, grey: bool) -> int:
     """Bytes of a file that say nothing of the image: those of one flat 8 x 8 image at the lowest setting."""
+    if image_format.header is not None:
+        return image_format.header
     flat = np.full((8, 8, 3), 128, np.uint8)
     if not grey:
         flat[..., 0] = 129
-    return len(FORMATS[name].encode(flat, FORMATS[name].settings[0]))
+    return len(image_format.encode(flat, image_format.settings[0]))
 
 
 @dataclass(frozen=True)
@@ -98,12 +109,15 @@ class Candidate:
         num_bytes: Size of the file, header included.
         error: Mean squared error of what it gives back.
         scale: Of the sides it was stored with; 1 is plainly.
+        encoding_time, decoding_time: In seconds.
     """
 
     num_bytes: int
     error: float
     scale: float
     pixels: np.ndarray
+    encoding_time: float = 0.0
+    decoding_time: float = 0.0
 
 
 def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float], limit: int) -> Iterator[Candidate]:
@@ -117,10 +131,12 @@ def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float]
     for scale in scales:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = _resized(pixels, size, Image.Resampling.LANCZOS)
-        for data in _fitting(image_format, small, limit):
-            restored = _resized(decode(data), (width, height), Image.Resampling.BICUBIC)
+        for data, encoding_time in _fitting(image_format, small, limit):
+            start = time.perf_counter()
+            restored = _resized(image_format.decode(data), (width, height), Image.Resampling.BICUBIC)
+            decoding_time = time.perf_counter() - start
             error = float(np.square(restored.astype(np.float32) - pixels.astype(np.float32)).mean())
-            yield Candidate(len(data), error, scale, restored)
+            yield Candidate(len(data), error, scale, restored, encoding_time, decoding_time)
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
@@ -130,13 +146,14 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resamp
     return np.array(Image.fromarray(pixels).resize(size, resampling))
 
 
-def _fitting(image_format: Format, pixels: np.ndarray, limit: int) -> Iterator[bytes]:
-    """The files of at most `limit` bytes, from the lowest setting up to where two are larger."""
+def _fitting(image_format: Format, pixels: np.ndarray, limit: int) -> Iterator[tuple[bytes, float]]:
+    """The files of at most `limit` bytes and the seconds they took, from the lowest setting to where two are larger."""
     misses = 0
     for setting in image_format.settings:
+        start = time.perf_counter()
         data = image_format.encode(pixels, setting)
         if len(data) <= limit:
-            yield data
+            yield data, time.perf_counter() - start
             continue
         misses += 1
         if misses == 2:  # sizes need not rise strictly with the setting
