@@ -171,7 +171,7 @@ def bench(rows: Sequence[Row], files: Sequence[tuple]) -> dict[str, dict[str, An
     Args:
         files: As `by_image` gives them.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system and row["fits"] == 1]
         results = {"bpp": [row["bits_per_pixel"] for row in own]}
