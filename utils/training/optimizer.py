@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.errors import UserError
 
@@ -76,12 +77,10 @@ class EMA:
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         ours, theirs = self.model.state_dict(), model.state_dict()
         averaged = [name for name in ours if name in trained]
-        copied = [name for name in ours if name not in trained]
-        torch._foreach_lerp_(
-            [ours[name] for name in averaged], [theirs[name] for name in averaged], 1.0 - ema_decay(num_updates)
-        )
-        if copied:
-            torch._foreach_copy_([ours[name] for name in copied], [theirs[name] for name in copied])
+        average = get_ema_multi_avg_fn(ema_decay(num_updates))
+        average([ours[name] for name in averaged], [theirs[name] for name in averaged], num_updates)
+        for name in ours.keys() - trained:
+            ours[name].copy_(theirs[name])
 
 
 def ema_decay(num_updates: int) -> float:
