@@ -103,16 +103,25 @@ class Loader:
         num_bad: Samples and shards that could not be used, since iteration began.
         bad_reasons: The same by reason.
         expected: Samples in the whole set, all ranks together; None where unknown.
+        preparation: What is done to the images of an evaluation, for its record.
 
     Args:
         loader: Gives batches as `collate` makes them.
         max_bad_fraction: A larger share of broken samples, of a thousand at least, is an error; None allows any.
     """
 
-    def __init__(self, loader: DataLoader, *, max_bad_fraction: float | None = None, expected: int | None = None):
+    def __init__(
+        self,
+        loader: DataLoader,
+        *,
+        max_bad_fraction: float | None = None,
+        expected: int | None = None,
+        preparation: str = "",
+    ):
         self.loader = loader
         self.max_bad_fraction = max_bad_fraction
         self.expected = expected
+        self.preparation = preparation
         self._start_counting()
 
     def _start_counting(self) -> None:

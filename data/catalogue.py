@@ -20,7 +20,7 @@ from data.image_sources import FolderSource
 from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
 from data.tar_samples import key_prefixes, manifest_facts
-from data.transforms import EvalTransform, TrainTransform
+from data.transforms import AS_PUBLISHED, AS_SHOWN, EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
 # What there is to do for a part; each call decodes one image, or raises SampleError.
@@ -90,6 +90,7 @@ class Catalogue:
         parts: The parts, in order. Example images are (variants, 3, P, P).
         classes: Class names by id; empty where unknown.
         folder: That of the images; None where they are in shards.
+        decoding: How they are made of their files, for records.
     """
 
     def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
@@ -98,6 +99,7 @@ class Catalogue:
             kind = "shards" if params.get(f"{split}_shards_path_or_url") else "folder"
         self.transform, self.folder = transform, None
         jobs = self._of_folder(config, split) if kind == "folder" else self._of_shards(config, split)
+        self.decoding = AS_SHOWN if kind == "folder" else AS_PUBLISHED
         self.parts = [Part(name, len(transform.names), list_jobs) for name, list_jobs in jobs]
 
     def _of_shards(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:

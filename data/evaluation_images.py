@@ -16,6 +16,7 @@ from data.catalogue import Catalogue, CentreCrop, decoded
 from data.image_folder import num_eval_examples
 from data.image_sets import ImageSet, Selected
 from data.loaders import evaluation_loader
+from data.transforms import EvalTransform
 from utils.config import load_config
 from utils.processes import Processes
 
@@ -44,11 +45,11 @@ class NumberedImages:
             raise DataError(
                 f"dataset.preprocessing.crop_size must be {image_size}, as the tokenizer takes it, got {crop_size}"
             )
-        crop = CentreCrop(config.dataset.preprocessing)
-        self.preparation = crop.transform.description
         self.strict = not params.get("eval_skip_broken", False)
         self.num_threads = params.num_workers_per_gpu
-        self.parts = Catalogue(config, "eval", crop).parts
+        catalogue = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing))
+        self.parts = catalogue.parts
+        self.preparation = EvalTransform(crop_size, catalogue.decoding).description
         faults = FaultLog(self.strict)
         mine = range(processes.rank, len(self.parts), processes.world_size)
         counts = {index: sum(1 for _ in self.parts[index].jobs(faults)) for index in mine}

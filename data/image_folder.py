@@ -1,4 +1,4 @@
-"""Training and evaluation directly on a folder of images."""
+"""Training and evaluation directly on a folder of images, which are taken as a viewer shows them."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from data import DataError
 from data.batches import NO_LABEL, Batch, Example, Fault, FaultLog, SampleError, collate, failure, faults_only, seeded
 from data.image_sources import FolderSource, subfolders
-from data.transforms import EvalTransform, TrainTransform, decode_image
+from data.transforms import EvalTransform, TrainTransform, decode_as_shown
 
 NUM_STAND_INS = 16  # tried in place of a broken image
 
@@ -112,7 +112,7 @@ def load(source: FolderSource, index: int, transform: Callable) -> Example:
     except OSError as error:
         raise SampleError("missing image", f"cannot be read ({error})") from error
     try:
-        image = transform(decode_image(data))
+        image = transform(decode_as_shown(data))
     except DataError as error:
         raise SampleError("broken image", str(error)) from error
     return Example(image, NO_LABEL if class_id is None else class_id, source.name(index))

@@ -15,10 +15,11 @@ from torch import Tensor
 from data import DataError
 from data.file_formats import is_image_name
 from data.image_sources import announced_images
-from data.transforms import decode_image
+from data.transforms import AS_SHOWN, decode_as_shown
 from utils.arrays import ARRAY_ERRORS
 from utils.evaluation.reconstruction_files import RECORD, read_keys
 
+AS_GIVEN = f"images as they are given, those of folders as {AS_SHOWN}"  # for records
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
 
 
@@ -126,7 +127,7 @@ class ArrayImages(ImageSet):
 
 
 class FolderImages(ImageSet):
-    """The images of a folder, sorted by name."""
+    """The images of a folder, sorted by name, as a viewer shows them."""
 
     def __init__(self, folder: Path):
         self.source, self.files = folder, announced_images(folder)
@@ -153,7 +154,7 @@ class FolderImages(ImageSet):
     def _load(self, index: int) -> np.ndarray:
         path = self.source / self.files[index]
         try:
-            pixels = np.array(decode_image(path.read_bytes()))
+            pixels = np.array(decode_as_shown(path.read_bytes()))
         except (DataError, OSError) as error:
             raise DataError(f"{path}: {error}") from error
         if index and pixels.shape[:2] != (self.height, self.width):

@@ -89,6 +89,16 @@ class FolderSource:
         return (self.folder / self.files[index]).read_bytes(), self.class_ids[index] if self.class_ids else None
 
 
+class OwnFolder(FolderSource):
+    """A person's own folder: what a viewer would not show as it is stored is given as it shows it, as a PNG."""
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        from data.transforms import bytes_as_shown  # imports torch, too slow for who only lists images
+
+        data, class_id = super().read(index)
+        return bytes_as_shown(data), class_id
+
+
 def list_images(folder: Path) -> list[str]:
     """Paths of all images below `folder`, relative to it with forward slashes, sorted.
 
@@ -273,7 +283,7 @@ def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSo
     if folder.is_dir():
         if streaming:
             raise DataError(f"--streaming is for data sets of the hub, and {source} is a folder: leave it out")
-        return imagenet_source(folder, split) if (folder / split).is_dir() else FolderSource(folder)
+        return imagenet_source(folder, split) if (folder / split).is_dir() else OwnFolder(folder)
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(f"--source {source} is neither a folder (from {Path.cwd()}) nor the id of a hub data set")
     return HubStream(source, split) if streaming else HubSource(source, split)

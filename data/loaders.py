@@ -23,7 +23,7 @@ from data.image_shards import EvaluationShards, TrainingShards
 from data.shard_urls import resolve_shards
 from data.tar_samples import key_prefixes, manifest_facts
 from data.token_loader import TokenBatches, token_loaders
-from data.transforms import EvalTransform, TrainTransform
+from data.transforms import AS_SHOWN, EvalTransform, TrainTransform
 from utils.processes import obey_only_the_parent
 
 
@@ -152,7 +152,11 @@ def evaluation_loader(
     else:
         dataset, found = _evaluation_shards(config, batch_size, most, rank=rank, world_size=world_size)
         num_workers = min(num_workers, len(dataset.shards))
-    return Loader(_data_loader(dataset, batches, num_workers, start_method), expected=_expected(config, found, most))
+    return Loader(
+        _data_loader(dataset, batches, num_workers, start_method),
+        expected=_expected(config, found, most),
+        preparation=dataset.transform.description,
+    )
 
 
 def _expected(config: DictConfig, found: int | None, most: int | None) -> int | None:
@@ -172,7 +176,8 @@ def _expected(config: DictConfig, found: int | None, most: int | None) -> int | 
 
 def _evaluation_folder(config: DictConfig) -> EvaluationFolder:
     skip_broken = config.dataset.params.get("eval_skip_broken", False)
-    return EvaluationFolder(open_folder(config, "eval"), _eval_transform(config), skip_broken)
+    transform = EvalTransform(config.dataset.preprocessing.crop_size, AS_SHOWN)
+    return EvaluationFolder(open_folder(config, "eval"), transform, skip_broken)
 
 
 def _evaluation_shards(
@@ -187,7 +192,7 @@ def _evaluation_shards(
         [shard for shard in shards if counts[shard] != 0][rank::world_size],
         counts,
         key_prefixes(shards),
-        _eval_transform(config),
+        EvalTransform(config.dataset.preprocessing.crop_size),
         batch_size=batch_size,
         num_classes=num_classes,
         skip_broken=params.get("eval_skip_broken", False),
@@ -207,10 +212,6 @@ def samples_of_each(shards: list[str], most: int) -> dict[str, int]:
         counts[shard] = fair if sizes[shard] is None else min(fair, sizes[shard])
         most -= counts[shard]
     return counts
-
-
-def _eval_transform(config: DictConfig) -> EvalTransform:
-    return EvalTransform(config.dataset.preprocessing.crop_size)
 
 
 def loaders(
@@ -236,8 +237,12 @@ def _training_from(config: DictConfig, start_batch: int, **arguments: int) -> Lo
 
 def _dataset_type(config: DictConfig) -> str:
     kind = config.dataset.get("type", "shards")
+    if kind == "tokens":
+        raise DataError(
+            "dataset.type is tokens, and images are needed: give a tokenizer's configuration in place of a generator's"
+        )
     if kind not in ("shards", "folder"):
-        raise DataError(f"dataset.type must be shards or folder, or tokens to train a generator, got {kind}")
+        raise DataError(f"dataset.type must be shards, folder or tokens, got {kind}")
     return kind
 
 

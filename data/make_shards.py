@@ -3,7 +3,8 @@
     python3 data/make_shards.py --source ./images --output_dir ./shards
     python3 data/make_shards.py --source OWNER/DATASET --split train --output_dir ./shards
 
-The files' own bytes are stored, nothing is re-encoded. Run it again after an interruption and it continues.
+The files' own bytes are stored. Only images of a folder of your own that have transparency or lie on their side, by
+their EXIF data, are stored as PNG, on white and upright. Run it again after an interruption and it continues.
 """
 
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on

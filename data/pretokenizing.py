@@ -62,6 +62,8 @@ class Split:
             "seed": seed,
             "identity": encoder.record["identity"],
         }
+        if self.source.folder is not None:  # shards keep the plan of the sets that are there
+            self.plan["decoding"] = self.source.decoding
 
     def tokenize(self, part: Part, batch_size: int, progress: tqdm) -> dict[str, np.ndarray]:
         """Tokens (n, variants, N), labels (n,), keys (n,) and what was skipped, of one part."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from data import DataError
 from data.file_formats import FORMATS
@@ -55,6 +55,20 @@ def decode_as_stored(data: bytes) -> Image.Image:
 def as_shown(image: Image.Image) -> Image.Image:
     """8-bit RGB of an image of any mode as a viewer shows it: upright, and transparency on white."""
     return _on_white(_upright(_with_eight_bits(image)))
+
+
+def bytes_as_shown(data: bytes) -> bytes:
+    """The file itself where `decode_image` gives what a viewer shows, and where it is broken; else that as a PNG."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if is_upright and not image.has_transparency_data:
+                return data
+        file = io.BytesIO()
+        decode_as_shown(data).save(file, "PNG")
+        return file.getvalue()
+    except Exception:  # whoever reads it says what is wrong
+        return data
 
 
 def check_size(width: int, height: int) -> None:

@@ -131,21 +131,21 @@ class MaskGIT(Pretrained):
         within rounding), on the same kind of device. Runs in evaluation mode, and leaves the mode as it was.
 
         Args:
-            condition: Class labels, (B,), in 0..classes-1.
+            condition: Class labels, (B,), in 0..classes-1; none give (0, N).
             guidance_scale, guidance_decay, guidance_scale_pow: Classifier-free guidance, see `guidance_weight`. Steps
                 where its weight is 0 leave the unconditional half of the batch out.
             randomize_temperature: Scale of the Gumbel noise at the start, falling linearly to 0; 0 samples greedily.
             softmax_temperature_annealing: Divide the logits by 1.3 at the start, falling linearly to 0.5.
             num_sample_steps: Number of forward passes, 1 or more.
             generator: Gives the images' seeds, in their order; by default torch's own generator on the CPU.
-            seeds: The images' seeds themselves, one each, in place of `generator`.
+            seeds: The images' seeds themselves, one each, 0..2**64 - 1, in place of `generator`.
             return_intermediate: Also give the tokens after each step.
             sampler: How tokens are chosen, a name in `modeling.samplers.SAMPLERS`.
 
         Returns:
             (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
         """
-        condition = _labels(torch.as_tensor(condition))
+        condition = _given_labels(condition)
         _require_range(condition, self.num_classes - 1, "class labels")
         settings = SamplerSettings(
             guidance_scale,
@@ -350,6 +350,15 @@ class UViTAttention(nn.Module):
 def generator_class(config: DictConfig) -> type[MaskGIT]:
     """The network that `model.generator.model_type` names (`ViT`, the default, or `UViT`)."""
     return class_named(GENERATOR, config.model.generator.get("model_type", "ViT"), MaskGIT)
+
+
+def _given_labels(condition: Tensor | Sequence[int]) -> Tensor:
+    """Class labels as (B,) int64, from whatever holds integers."""
+    try:
+        labels = torch.as_tensor(condition)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"class labels must be integers, one an image, got {condition!r}: {error}") from error
+    return _labels(labels if isinstance(condition, Tensor) or labels.numel() else labels.long())
 
 
 def _labels(condition: Tensor) -> Tensor:

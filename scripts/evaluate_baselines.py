@@ -109,7 +109,6 @@ def score(
     """Hold what the baselines give back of the evaluation images against these."""
     from data.batches import check_count
     from data.evaluation_images import evaluation_images
-    from data.transforms import EvalTransform
 
     size, device = config.dataset.preprocessing.crop_size, session.device
     comparison = judges.comparison(size)
@@ -120,7 +119,7 @@ def score(
         comparison.update(pixels.to(device), versions, batch["__key__"])
     record = session.record(
         originals=session.counted(comparison, check_count, batches.expected, batches.num_bad),
-        preparation=EvalTransform(size).description,
+        preparation=batches.preparation,
         config=arguments.config,
         overrides=arguments.overrides,
         **facts,

@@ -75,7 +75,7 @@ def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Sess
     from data import annotations  # torchvision is slow to import, too slow for --help
     from data.batches import check_count
     from data.evaluation_images import first_of
-    from data.image_sets import open_images, paired
+    from data.image_sets import AS_GIVEN, open_images, paired
 
     sets = paired([open_images(name) for name in (arguments.original, *arguments.target)])
     truth = getattr(annotations, TRUTHS[arguments.task])(arguments.truth, sets[0]) if arguments.truth else None
@@ -99,7 +99,7 @@ def evaluate(arguments: argparse.Namespace, network: ImageNetwork, session: Sess
 
     record = session.record(
         originals=session.counted(seen, check_count, len(originals)),
-        preparation="images as they are given",
+        preparation=AS_GIVEN,
         task=arguments.task,
         original=arguments.original,
         target=arguments.target,

@@ -218,8 +218,7 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
     """
     from data.batches import check_count
     from data.evaluation_images import reference_images
-    from data.image_sets import open_images, read_statistics
-    from data.transforms import EvalTransform
+    from data.image_sets import AS_GIVEN, open_images, read_statistics
 
     see = partial(reference_of, network, session, check_count)
     share = session.share(batch_size)
@@ -227,8 +226,8 @@ def load_reference(source: str, size: int, network: SetFeatures, batch_size: int
         loader = reference_images(source, size, **share)
         batches = ((batch["__key__"], batch["image"]) for batch in loader)
         reference = see(batches, loader.expected, lambda: loader.num_bad)
-        return reference.noting(source=source, preparation=EvalTransform(size).description)
-    facts = {"source": source, "preparation": "images as they are given"}
+        return reference.noting(source=source, preparation=loader.preparation)
+    facts = {"source": source, "preparation": AS_GIVEN}
     statistics = read_statistics(source) if network.key == INCEPTION else None
     if statistics is None or statistics.has_images:
         images = open_images(source)

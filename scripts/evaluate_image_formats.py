@@ -99,7 +99,6 @@ def evaluate(
 ) -> None:
     from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.transforms import EvalTransform
 
     size = config.dataset.preprocessing.crop_size
     entries = entries_of(list(formats.values()), budgets, arguments.free_headers)
@@ -117,7 +116,7 @@ def evaluate(
 
     record = session.record(
         originals=session.counted(comparison, check_count, batches.expected, batches.num_bad),
-        preparation=EvalTransform(size).description,
+        preparation=batches.preparation,
         config=arguments.config,
         overrides=arguments.overrides,
         **record_of(formats),

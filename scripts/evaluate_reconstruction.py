@@ -70,7 +70,6 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
     """A tokenizer's images at each length against the originals: the results, and what to say beneath the table."""
     from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.transforms import EvalTransform
 
     config = load_config(arguments.config, arguments.overrides)
     num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
@@ -101,7 +100,7 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
     bits = math.log2(model.codebook_size)
     record = session.record(
         originals=session.counted(comparison, check_count, batches.expected, batches.num_bad),
-        preparation=EvalTransform(size).description,
+        preparation=batches.preparation,
         **tokenizer_facts(arguments, located.name, located.weights),
         lengths=lengths,
         batch_size=batch_size,
@@ -132,7 +131,7 @@ def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict,
     """One set of images against another, as they are."""
     from data.batches import check_count
     from data.evaluation_images import first_of
-    from data.image_sets import open_images, paired
+    from data.image_sets import AS_GIVEN, open_images, paired
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     sets = paired([open_images(arguments.original), open_images(arguments.target)])
@@ -154,7 +153,7 @@ def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict,
             done(len(keys))
     record = session.record(
         originals=session.counted(comparison, check_count, len(originals)),
-        preparation="images as they are given",
+        preparation=AS_GIVEN,
         original=arguments.original,
         target=arguments.target,
         **judges.record(),

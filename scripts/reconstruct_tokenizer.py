@@ -232,7 +232,6 @@ def write_files(
     """Write all that was asked for: the keys, facts for the record, and the files."""
     from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
-    from data.transforms import EvalTransform
 
     size, output_dir = config.dataset.preprocessing.crop_size, session.output_dir
     lengths = [None] if instead else tokenizer.lengths if tokenizer else []
@@ -260,7 +259,7 @@ def write_files(
         written = files.write(labels=arguments.labels, tokens=arguments.tokens, png=arguments.png, **about)
     facts = {
         "images": {"expected": batches.expected, "written": len(keys), "skipped": num_bad},
-        "preparation": EvalTransform(size).description,
+        "preparation": batches.preparation,
         "batch_size": batch_size,
     }
     return keys, facts, written

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data.shard_files import Sample, write_manifest, write_shard
 
@@ -22,6 +22,27 @@ def png(number: int, width: int = SIDE, height: int = SIDE) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def lying_and_clear(folder: Path) -> None:
+    """Files a.jpg and b.png: lying on its side, its left half to be its upper; transparent over black on the right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lying, exif = Image.new("RGB", (SIDE, SIDE), "white"), Image.Exif()
+    lying.paste("black", (0, 0, SIDE // 2, SIDE))
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees, clockwise
+    lying.save(folder / "a.jpg", quality=100, subsampling=0, exif=exif)
+    clear = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 255))
+    clear.paste((0, 0, 0, 0), (SIDE // 2, 0, SIDE, SIDE))
+    clear.save(folder / "b.png")
+
+
+def is_as_shown(images: list | np.ndarray) -> bool:
+    """Whether pixels (2, 3, P, P) of those files are what a viewer shows: dark above, dark on the left."""
+    lying, clear = (np.asarray(image, dtype=int)[0] for image in images)
+    half = SIDE // 2
+    return bool(
+        lying[:half].max() < 50 < 200 < lying[half:].min() and clear[:, :half].max() < 50 < 200 < clear[:, half:].min()
+    )
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -13,11 +13,11 @@ from huggingface_hub import constants, errors
 
 from modeling.checkpoints import WeightsError, published
 from modeling.checkpoints import locate as locating
-from modeling.checkpoints.locate import locate
+from modeling.checkpoints.locate import locate, locate_configured
 from modeling.checkpoints.published import BUNDLED
 from modeling.one_d_piece import OneDPiece
 from tests.checkpoint_data import Toy, same, toy
-from utils.config import load_config
+from utils.config import ConfigError, load_config
 from utils.paths import ROOT
 
 REPOSITORY = "turing-motors/One-D-Piece-S-256"
@@ -110,6 +110,11 @@ def test_a_damaged_config_is_named(tmp_path):
         Toy.from_pretrained(tmp_path)
 
 
+def test_a_configuration_that_is_no_models_is_one_sentence():
+    with pytest.raises(ConfigError, match="no experiment.output_dir, which is read here: give one of a whole model"):
+        locate_configured(load_config(ROOT / "configs/data/emoji.yaml"))
+
+
 def test_every_published_checkpoint_has_a_configuration():
     for path in [*published.PUBLISHED.values(), *published.TITOK_FILES.values()]:
         assert "model" in load_config(ROOT / path)
@@ -171,7 +176,7 @@ def test_offline_without_a_cached_copy_is_one_sentence(offline):
 def test_the_offline_variable_is_honoured_in_a_fresh_process(tmp_path):
     cache(tmp_path / "hub", "owner/toy", toy().save_pretrained)
     code = """
-from modeling.checkpoints.locate import locate
+from modeling.checkpoints.locate import locate, locate_configured
 from modeling.checkpoints import WeightsError
 print(locate("owner/toy").config)
 try:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import errno
+import importlib
 import io
 import os
 import signal
@@ -54,6 +55,41 @@ def test_what_a_disk_refuses_is_one_sentence(monkeypatch, capsys, error, sentenc
 def test_errors_of_files_that_are_faults_of_ours_keep_their_traceback(monkeypatch, capsys):
     with pytest.raises(FileNotFoundError):
         command(monkeypatch, capsys, fail(FileNotFoundError(errno.ENOENT, "No such file", "x")))
+
+
+OTHER_KINDS = {
+    "evaluate_baselines": "--config={}",
+    "evaluate_image_formats": "--config={} --budgets=16",
+    "evaluate_reconstruction": "--config={} --features=none",
+    "export_onnx": "--config={} --output_dir=o",
+    "generate_token_contribution_data": "--config={}",
+    "inference_generator": "--config={} --output_dir=o",
+    "inference_tokenizer": "--config={} --output_dir=o --image=%s" % (ROOT / "assets/fashion/bag.png"),
+    "pretokenize": "--config={} --output_dir=o",
+    "reconstruct_tokenizer": "--config={} --output_dir=o",
+    "sample_imagenet": "--config={} --num_images=1 --output_dir=o",
+    "train_generator": "config={}",
+    "train_teacher": "config={}",
+    "train_tokenizer": "config={}",
+}
+
+
+@pytest.mark.parametrize("file", ["models/one-d-piece_fashion", "ablations/fashion_tail_drop"])
+@pytest.mark.parametrize("script", OTHER_KINDS)
+def test_a_configuration_of_another_kind_is_one_sentence(monkeypatch, capsys, tmp_path, script, file):
+    monkeypatch.chdir(tmp_path)
+    words = OTHER_KINDS[script].format(ROOT / f"configs/{file}.yaml").split()
+    main = importlib.import_module(f"scripts.{script}").main
+    status, _, said = command(monkeypatch, capsys, main, *words)
+    assert status == 1 and said.startswith("error: ") and said.count("\n") == 1, said
+    assert "give one of a whole model or run" in said or "has no" in said
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_keys_that_no_configuration_is_asked_for_keep_their_traceback(monkeypatch, capsys):
+    for error in (AttributeError("x"), KeyError("x")):
+        with pytest.raises(type(error)):
+            command(monkeypatch, capsys, fail(error))
 
 
 def test_text_that_a_terminal_cannot_print_does_not_end_a_command(monkeypatch):

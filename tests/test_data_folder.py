@@ -2,19 +2,22 @@
 
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import DataError
+from data.evaluation_images import NumberedImages
 from data.file_formats import FILE_FORMATS, image_extension
 from data.image_sets import open_images
 from data.image_sources import FolderSource, list_images
 from data.loaders import evaluation_loader, training_loader
 from data.shard_files import Sample, write_shard
 from data.tar_samples import FIELDS, image_of
-from data.transforms import decode_image
-from tests.shard_data import keys, make_config, png, same, take
+from data.transforms import AS_PUBLISHED, AS_SHOWN, decode_image
+from tests.shard_data import SIDE, is_as_shown, keys, lying_and_clear, make_config, png, same, take
+from utils.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,35 @@ def test_evaluation_sees_every_image_once(folder, num_workers):
         f"{('cat', 'emu')[number % 2]}/{number:02d}.png" for number in range(11)
     )
     assert loaders[0].expected == 11
+
+
+def test_a_folders_images_are_what_a_viewer_shows_in_training_evaluation_and_pretokenizing(tmp_path):
+    for split in ("train", "eval"):
+        lying_and_clear(tmp_path / split)
+    config = config_of(tmp_path)
+    config.dataset.preprocessing |= {"crop_size": SIDE, "random_flip": False}
+    (batch,) = take(train(config), 1)
+    images = dict(zip(batch["__key__"], batch["image"], strict=True))
+    assert is_as_shown([images["a.jpg"], images["b.png"]])
+    loader = evaluation_loader(config, rank=0, world_size=1)
+    assert is_as_shown(next(iter(loader))["image"]) and AS_SHOWN in loader.preparation
+    numbered = NumberedImages(config, SIDE, Processes("cpu"))
+    ((_, pixels),) = numbered.batches(np.arange(2), 2)
+    assert is_as_shown(pixels) and AS_SHOWN in numbered.preparation
+    assert is_as_shown(open_images(tmp_path / "eval").read(0, 2).transpose(0, 3, 1, 2))
+
+
+def test_shards_stay_as_published_and_say_so(tmp_path):
+    lying_and_clear(tmp_path)
+    samples = [Sample(path.stem, path.read_bytes(), None) for path in sorted(tmp_path.iterdir())]
+    write_shard(tmp_path / "s.tar", samples)
+    config = make_config(eval_shards_path_or_url=str(tmp_path / "s.tar"))
+    config.dataset.preprocessing.crop_size = SIDE
+    loader = evaluation_loader(config, rank=0, world_size=1)
+    lying, clear = next(iter(loader))["image"]
+    assert lying[:, 0].min() < 50 < 200 < lying[:, 0].max() and clear.max() == 0
+    numbered = NumberedImages(config, SIDE, Processes("cpu"))
+    assert loader.preparation == numbered.preparation and AS_PUBLISHED in loader.preparation
 
 
 def test_class_ids_are_those_of_the_training_folder(folder):

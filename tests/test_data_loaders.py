@@ -217,7 +217,7 @@ def test_a_wrong_list_of_shards_is_an_error(spec, message):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("type", "tar", "dataset.type must be shards or folder, or tokens to train a generator, got tar"),
+        ("type", "tar", "dataset.type must be shards, folder or tokens, got tar"),
         ("per_gpu_batch_size", 0, "training.per_gpu_batch_size must be a whole number of at least 1, got 0"),
         ("num_workers_per_gpu", -1, "num_workers_per_gpu must be a whole number of at least 0, got -1"),
         ("shuffle_buffer_size", 0, "shuffle_buffer_size must be a whole number of at least 1, got 0"),

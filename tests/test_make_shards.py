@@ -19,9 +19,22 @@ from data.batches import check_count
 from data.image_sources import FolderSource, HubSource, HubStream, imagenet_source, open_source
 from data.loaders import evaluation_loader
 from data.shard_files import MANIFEST, read_manifest, write_shard
-from tests.shard_data import make_config, png
+from data.transforms import decode_image, to_tensor
+from tests.shard_data import is_as_shown, lying_and_clear, make_config, png
 from utils.files import sha256_of
 from utils.paths import ROOT
+
+
+def test_own_images_are_stored_as_a_viewer_shows_them_and_others_byte_for_byte(tmp_path):
+    lying_and_clear(tmp_path / "images")
+    (tmp_path / "images/c.png").write_bytes(png(1))
+    (tmp_path / "images/d.jpg").write_bytes(b"\xff\xd8\xff broken")
+    own = members(made_of(open_source(str(tmp_path / "images"), "train"), tmp_path / "own"))
+    assert is_as_shown([to_tensor(decode_image(own[f"0000000{number}.png"])) for number in (0, 1)])
+    as_stored = members(made_of(FolderSource(tmp_path / "images"), tmp_path / "as_stored"))
+    stored = {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    assert sorted(as_stored.values()) == sorted(stored.values())
+    assert {name for name in own if own[name] != as_stored.get(name)} == {"00000000.png", "00000001.png"}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,11 @@ def images(tmp_path_factory):
 def make(source, folder, **options):
     defaults = {"prefix": "train", "max_samples_per_shard": 4, "num_workers": 0, "seed": 1}
     return make_shards.make_shards(source, folder, **(defaults | options))
+
+
+def made_of(source, folder) -> Path:
+    make(source, folder)
+    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

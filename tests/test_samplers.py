@@ -4,6 +4,7 @@ import argparse
 import math
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -168,18 +169,58 @@ def test_a_flag_of_a_wrong_kind_is_refused(capsys):
     [
         ({"num_sample_steps": 0}, "num_sample_steps must be an integer of 1 or more, got 0"),
         ({"num_sample_steps": 2.5}, "got 2.5"),
+        ({"num_sample_steps": "8"}, "num_sample_steps must be an integer, got '8'"),
+        ({"softmax_temperature_annealing": "false"}, "must be true or false, got 'false'"),
+        ({"randomize_temperature": float("inf")}, "randomize_temperature must be a finite number"),
+        ({"randomize_temperature": None}, "randomize_temperature must be a finite number .*, got None"),
+        ({"randomize_temperature": torch.ones(2)}, "randomize_temperature must be a finite number"),
+        ({"guidance_scale": 1e300}, "guidance_scale must be a finite number of float32, got 1e"),
+        ({"guidance_scale": True}, "guidance_scale must be a finite number of float32, got True"),
+        ({"guidance_decay": ["linear"]}, "guidance_decay must be a name"),
         ({"guidance_decay": "cosine"}, "guidance_decay must be one of constant, linear, power-cosine"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"guidance_scale_pow": -1}, "guidance_scale_pow must be a finite number of 0 or more"),
         ({"randomize_temperature": -1}, "randomize_temperature must be a finite number of 0 or more"),
         ({"sampler": "guess"}, "sampler must be one of confidence, got guess"),
+        ({"sampler": []}, r"sampler must be a name, got \[\]"),
         ({"seeds": [1, 2]}, "one an image, got 2 for 1"),
+        ({"seeds": [2**64]}, r"seeds must be in 0..2\*\*64 - 1, got 18446744073709551616"),
+        ({"seeds": [-1]}, r"seeds must be in 0..2\*\*64 - 1, got -1"),
+        ({"seeds": [1.5]}, "seeds must be integers, one an image"),
+        ({"seeds": 1}, "seeds must be integers, one an image, got 1"),
+        ({"generator": 1}, "generator must be a torch.Generator, got 1"),
         ({"seeds": [1], "generator": torch.Generator()}, "got both"),
     ],
 )
 def test_wrong_sampler_settings_are_errors(settings, message):
     with pytest.raises(UserError, match=message):
         small().generate([1], **settings)
+
+
+@pytest.mark.parametrize("labels", [None, "abc", ["a"], [2**70], [[1], [1, 2]], [1.0], 3])
+def test_labels_that_are_no_row_of_integers_are_refused(labels):
+    with pytest.raises(UserError, match="class labels must"):
+        small().generate(labels)
+
+
+@every_sampler
+@pytest.mark.parametrize("network", [ImageBert, UViTBert])
+def test_no_labels_give_no_images(network, sampler):
+    for labels in ([], torch.empty(0, dtype=torch.int64)):
+        tokens, after = small(network).generate(labels, num_sample_steps=3, return_intermediate=True, sampler=sampler)
+        assert tokens.shape == (0, 32) and tokens.dtype == torch.int64
+        assert after.shape == (3, 0, 32)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    settings = SamplerSettings(
+        guidance_scale=np.float32(2), randomize_temperature=torch.tensor(1.5), num_sample_steps=np.int64(3)
+    )
+    assert str(settings) == str(SamplerSettings(guidance_scale=2.0, randomize_temperature=1.5, num_sample_steps=3))
+    model = small()
+    expected = model.generate([1, 2], seeds=[3, 2**64 - 1])
+    for seeds in (np.array([3, 2**64 - 1], dtype=np.uint64), [torch.tensor(3), 2**64 - 1]):
+        assert torch.equal(model.generate(np.array([1, 2]), seeds=seeds), expected)
 
 
 def test_sampling_masks_the_arccos_share_of_tokens():

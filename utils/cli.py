@@ -62,7 +62,9 @@ def _name_of(word: str) -> str | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's `main`; a `UserError`, or an error of a disk, becomes one line on stderr and exit status 1.
+    """Call a command's `main`; what a user can mend becomes one line on stderr and exit status 1.
+
+    That is a `UserError`, an error of a disk, or a key that the command reads of a configuration that lacks it.
 
     Errors of any other class are bugs of ours and keep their traceback. What a terminal cannot print is escaped. In the
     command line `~` is expanded wherever a path may begin, and an empty argument is an error.
@@ -78,6 +80,13 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (AttributeError, KeyError) as error:
+        if not (key := getattr(error, "full_key", None)):  # OmegaConf's has one
+            raise
+        from utils.config import without
+
+        print(f"error: {without(key)}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if (sentence := disk_error(error)) is None:

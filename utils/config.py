@@ -124,6 +124,26 @@ def check_kind(config: DictConfig, source: str | os.PathLike, *kinds: str) -> st
     return kind
 
 
+def without(key: str) -> str:
+    """What is said of a configuration that lacks a key: it is one of another kind."""
+    return (
+        f"the configuration has no {key}, which is read here: give one of a whole model or run, as in configs/fashion, "
+        "configs/emoji and configs/eval, or a file that has such a list under defaults:"
+    )
+
+
+def value_of(config: DictConfig, key: str) -> Any:
+    """The value under a dotted key.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    value = OmegaConf.select(config, key)
+    if value is None:
+        raise ConfigError(without(key))
+    return value
+
+
 def keep_changed(config: DictConfig, path: Path, kept_as: str) -> tuple[list[str], Path]:
     """Keep a run's configuration file beside itself where `config`, which is to take its place, differs from it.
 

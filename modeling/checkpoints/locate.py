@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.published import BUNDLED, PUBLISHED, TITOK_FILES, TITOK_REPOSITORY
 from utils.checkpoint import checkpoints
-from utils.config import RUN_CONFIG, load_config, to_plain
+from utils.config import RUN_CONFIG, lenient_config, load_config, to_plain, value_of
 from utils.paths import ROOT
 
 log = logging.getLogger(__name__)
@@ -114,9 +114,10 @@ def locate_configured(
     not what the configuration makes.
 
     Raises:
+        ConfigError: It has no such key: it is no model's.
         WeightsError: As `locate`, or there is none of the three.
     """
-    output_dir = Path(config.experiment.output_dir)
+    output_dir = Path(value_of(lenient_config(config), "experiment.output_dir"))
     if checkpoint is not None:
         return locate(checkpoint, output_dir=output_dir)
     if output_dir.is_dir() and (_weights_file(output_dir) or checkpoints(output_dir)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -54,13 +55,21 @@ def draw_seeds(count: int, generator: torch.Generator | None = None) -> list[int
 
 
 def seeds_of(count: int, generator: torch.Generator | None = None, seeds: Sequence[int] | None = None) -> Sequence[int]:
-    """The seeds of `count` images: those given, or drawn from the generator."""
+    """The seeds of `count` images, 0..2**64 - 1: those given, or drawn from the generator."""
     if seeds is None:
+        if not isinstance(generator, torch.Generator | None):
+            raise UserError(f"generator must be a torch.Generator, got {generator!r}; integers are given as seeds")
         return draw_seeds(count, generator)
     if generator is not None:
         raise UserError("generate takes either a generator or seeds, got both")
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UserError(f"seeds must be integers, one an image, got {seeds!r}") from error
     if len(seeds) != count:
         raise UserError(f"seeds must be one an image, got {len(seeds)} for {count} labels")
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**64]:
+        raise UserError(f"seeds must be in 0..2**64 - 1, got {wrong[0]}")
     return seeds
 
 
@@ -71,11 +80,15 @@ class ImageNoise:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
+        self.device = device
         self.generators = [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
 
     def uniform(self, *shape: int) -> Tensor:
         """(images, *shape) float32 in [0, 1)."""
-        return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in self.generators])
+        noise = torch.empty(len(self.generators), *shape, device=self.device)
+        for own, generator in zip(noise, self.generators, strict=True):
+            torch.rand(shape, generator=generator, out=own)
+        return noise
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a sampler can be told, and the schedules that follow from it: guidance by step, masked tokens by step."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from omegaconf import DictConfig
@@ -9,6 +9,13 @@ from omegaconf import DictConfig
 from utils.errors import UserError
 
 GUIDANCE_DECAYS = ("constant", "linear", "power-cosine")
+FLOAT32_MAX = 3.4e38  # logits and noise are float32
+KINDS: dict[Any, tuple[Any, str]] = {  # a field's type: what is taken for it, and in words
+    bool: (bool, "true or false"),
+    float: ((int, float), "a finite number of float32"),
+    int: (int, "an integer"),
+    str: (str, "a name"),
+}
 SAMPLER_FLAGS = "sampler (default: as the generator's configuration says)"  # what they are called in --help
 
 
@@ -24,8 +31,10 @@ def _setting(default: Any, about: str, **metadata: Any) -> Any:
 class SamplerSettings:
     """The settings of `MaskGIT.generate`; `model.generator` and the flags of the commands set them.
 
+    Numbers of NumPy and torch become Python's.
+
     Raises:
-        UserError: A value is outside its range.
+        UserError: A value is of another type than its field, or outside its range.
     """
 
     guidance_scale: float = _setting(3.0, "strength of classifier-free guidance")
@@ -37,13 +46,13 @@ class SamplerSettings:
     sampler: str = _setting("confidence", "which tokens are kept at a step (modeling/samplers)")
 
     def __post_init__(self) -> None:
-        steps = self.num_sample_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError(f"num_sample_steps must be an integer of 1 or more, got {steps!r}")
-        for name, lowest in (("guidance_scale", -math.inf), ("guidance_scale_pow", 0), ("randomize_temperature", 0)):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < lowest:
-                raise UserError(f"{name} must be a finite number{' of 0 or more' if lowest == 0 else ''}, got {value}")
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _typed(setting, getattr(self, setting.name)))
+        if self.num_sample_steps < 1:
+            raise UserError(f"num_sample_steps must be an integer of 1 or more, got {self.num_sample_steps}")
+        for name in ("guidance_scale_pow", "randomize_temperature"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")
         self.guidance_weight(0)  # raises for a decay that is none
 
     def __str__(self) -> str:
@@ -54,6 +63,16 @@ class SamplerSettings:
         return guidance_weight(
             self.guidance_decay, self.guidance_scale, self.guidance_scale_pow, step, self.num_sample_steps
         )
+
+
+def _typed(setting: Field, value: Any) -> Any:
+    """The value of a setting, as Python's type."""
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's and torch's
+    accepted, wanted = KINDS[setting.type]
+    fits = isinstance(plain, accepted) and isinstance(plain, bool) == (setting.type is bool)
+    if not fits or (setting.type is float and not abs(plain) <= FLOAT32_MAX):  # so written that NaN is refused
+        raise UserError(f"{setting.name} must be {wanted}, got {value!r}")
+    return plain
 
 
 def sampler_settings(config: DictConfig, **changes: Any) -> SamplerSettings:
