@@ -1,6 +1,7 @@
 """The images that commands evaluate: all of a configuration, some of them, or the reference of generated ones."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -14,11 +15,17 @@ from data import DataError
 from data.batches import FaultLog, Loader, check_count
 from data.catalogue import Catalogue, CentreCrop, decoded
 from data.image_folder import num_eval_examples
-from data.image_sets import ImageSet, Selected
+from data.image_sets import AS_GIVEN, ImageSet, Selected, open_images, read_statistics
 from data.loaders import evaluation_loader
 from data.transforms import EvalTransform
 from utils.config import load_config
+from utils.evaluation.feature_set import FeatureNetwork
+from utils.evaluation.generation import Reference, reference_of
+from utils.evaluation.session import Session
+from utils.evaluation.statistics import Gaussian
 from utils.processes import Processes
+
+INCEPTION = "fid"  # the `key` of its network
 
 
 class NumberedImages:
@@ -150,3 +157,32 @@ def reference_images(source: str, size: int, **share: int) -> Loader:
     if config_size != size:
         raise DataError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
     return evaluation_loader(config, **share)
+
+
+def load_reference(source: str, size: int, network: FeatureNetwork, batch_size: int, session: Session) -> Reference:
+    """The reference set of generated images as `network` sees it.
+
+    Args:
+        source: A configuration or shards, as of `reference_images`, or a .npy or .npz file or a folder. Of an archive
+            of the ADM evaluator the statistics are taken, if the network is Inception.
+        size: Pixels a side of the samples, to which shards are cropped.
+    """
+    see = partial(reference_of, network, session, check_count)
+    share = session.share(batch_size)
+    if source.endswith((".yaml", ".yml")) or ".tar" in source:
+        loader = reference_images(source, size, **share)
+        batches = ((batch["__key__"], batch["image"]) for batch in loader)
+        reference = see(batches, loader.expected, lambda: loader.num_bad)
+        return reference.noting(source=source, preparation=loader.preparation)
+    facts = {"source": source, "preparation": AS_GIVEN}
+    statistics = read_statistics(source) if network.key == INCEPTION else None
+    if statistics is None or statistics.has_images:
+        images = open_images(source)
+        reference = see(images.batches(**share), len(images))
+    else:
+        reference = Reference(None, None, {})
+    if statistics is not None:
+        facts["statistics"] = "mu and sigma of the file, of the Inception in TensorFlow"
+        gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
+        reference = replace(reference, gaussian=gaussian)
+    return reference.noting(**facts)

@@ -23,11 +23,9 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from modeling.checkpoints.locate import Located
@@ -40,11 +38,10 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
-from utils.evaluation.generation import Reference, Sweep, reference_of, report, score, seen_by, versions_seen_by
+from utils.evaluation.generation import Reference, Sweep, report, score, seen_by, versions_seen_by
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import Gaussian
 from utils.files import sha256_of
 from utils.flags import add_fields, given_fields
 from utils.inference import (
@@ -53,8 +50,6 @@ from utils.inference import (
     parse_lengths,
     prepared,
 )
-
-INCEPTION = "fid"
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def rows_of_samples(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """The row of samples that are there, the reference, and facts for the record."""
-    from data.evaluation_images import first_of  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import first_of, load_reference  # torchvision is slow to import, too slow for --help
     from data.image_sets import open_images
 
     batch_size = arguments.batch_size or 64
@@ -148,6 +143,8 @@ def rows_of_generator(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """A row for each point of the sweep or each length, the reference, and facts for the record."""
+    from data.evaluation_images import load_reference
+
     source = load_source(arguments, session)
     lengths = lengths_of(source.tokenizer, arguments.lengths)
     batch_size, expected = arguments.batch_size or 64, arguments.num_images or 50_000
@@ -208,37 +205,6 @@ def generated(
         indices = mine[done : done + len(images[lengths[0]])]
         done += len(indices)
         yield [f"{index:08d}" for index in indices], images
-
-
-def load_reference(source: str, size: int, network: SetFeatures, batch_size: int, session: Session) -> Reference:
-    """The reference set as the network sees it; of an ADM archive its statistics, if the network is Inception.
-
-    Args:
-        size: Pixels a side of the samples, to which shards are cropped.
-    """
-    from data.batches import check_count
-    from data.evaluation_images import reference_images
-    from data.image_sets import AS_GIVEN, open_images, read_statistics
-
-    see = partial(reference_of, network, session, check_count)
-    share = session.share(batch_size)
-    if source.endswith((".yaml", ".yml")) or ".tar" in source:
-        loader = reference_images(source, size, **share)
-        batches = ((batch["__key__"], batch["image"]) for batch in loader)
-        reference = see(batches, loader.expected, lambda: loader.num_bad)
-        return reference.noting(source=source, preparation=loader.preparation)
-    facts = {"source": source, "preparation": AS_GIVEN}
-    statistics = read_statistics(source) if network.key == INCEPTION else None
-    if statistics is None or statistics.has_images:
-        images = open_images(source)
-        reference = see(images.batches(**share), len(images))
-    else:
-        reference = Reference(None, None, {})
-    if statistics is not None:
-        facts["statistics"] = "mu and sigma of the file, of the Inception in TensorFlow"
-        gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
-        reference = replace(reference, gaussian=gaussian)
-    return reference.noting(**facts)
 
 
 if __name__ == "__main__":

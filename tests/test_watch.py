@@ -7,9 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from scripts.watch import CLEAR, duration, main, read_metrics, summary
+from scripts.watch import CLEAR, main
 from tests.generator_data import call
 from utils.errors import UserError
+from utils.training.progress import duration, read_metrics, summary
 
 TRAINING = {
     "loss/model": 3.21,
