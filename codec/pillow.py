@@ -19,7 +19,6 @@ from codec.known_models import described, known_by
 
 if TYPE_CHECKING:
     from codec.files import Codec
-    from utils.evaluation.image_formats import Format
 
 FORMAT, MIME = "1DP", "image/x-one-d-piece"
 _codecs: dict[bytes, "Codec"] = {}
@@ -59,24 +58,6 @@ class CompressedImage(ImageFile.ImageFile):
             self.im = decompress(self._data, self._codec).im
             self._data = None
         return Image.Image.load(self)
-
-
-def as_format(codec: "Codec", effort: int = 0) -> "Format":
-    """The files of a codec as one of the image formats that are compared at equal bytes."""
-    from codec.files import header_bytes
-    from utils.evaluation.image_formats import Format
-
-    use(codec)
-    most = codec.tokenizer.num_latent_tokens
-    lengths = tuple(length for length in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192) if length < most)
-    return Format(
-        title="One-D-Piece (.1dp)" + f", effort {effort}" * (effort > 0),
-        pillow_name=FORMAT,
-        settings=(*lengths, most),
-        options=lambda length, side: {"tokens": int(length), "model": codec, "effort": effort},
-        header=header_bytes(most, most, None),
-        scales_down=False,
-    )
 
 
 def _codec_of(file: Compressed) -> "Codec | None":

@@ -31,11 +31,15 @@ from utils.evaluation.format_budgets import (
     bench,
     best_files,
     by_image,
+    bytes_at_psnr,
     default_budgets,
     describe,
     entries_of,
+    lines_at_psnr,
     parse_budgets,
+    parse_levels,
     record_of,
+    without_repeats,
     write_images,
 )
 from utils.evaluation.image_formats import FORMATS, Format, available
@@ -56,7 +60,16 @@ def parse_arguments() -> argparse.Namespace:
         help="default: all but the placeholders thumbhash and blurhash, whose packages requirements-dev.txt names",
     )
     parser.add_argument("--codec", metavar="TOKENIZER", help="also its compressed files: bundled name, folder, hub id")
-    parser.add_argument("--effort", type=int, default=0, metavar="0..3", help="of --codec (default: %(default)s)")
+    parser.add_argument(
+        "--effort",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="0..3",
+        help="of --codec, one or more (default: 0)",
+    )
+    parser.add_argument("--fit", choices=("crop", "tile"), default="crop", help="of --codec (default: %(default)s)")
+    parser.add_argument("--psnr", metavar="DB", help="such as 18,20: say how many bytes each takes for it in the mean")
     parser.add_argument(
         "--budgets",
         help="bytes, such as 40,80,160 (default: those of the config's tokenizer, up to 16 times more)",
@@ -75,11 +88,12 @@ def main() -> None:
     formats = {name: placeholder(name) if name in PLACEHOLDERS else available(name) for name in arguments.formats}
     with Session(arguments.device, arguments.output_dir) as session:
         if arguments.codec:
-            from codec.files import load_codec  # slow to import, too slow for --help
-            from codec.pillow import as_format
+            from codec.files import FITS, load_codec  # slow to import, too slow for --help
+            from codec.image_format import as_format
 
-            codec = load_codec(checkpoint=arguments.codec, device=session.device)
-            formats["1dp"] = as_format(codec, arguments.effort)
+            codec, side = load_codec(None, arguments.codec, session.device), config.dataset.preprocessing.crop_size
+            for effort in arguments.effort:
+                formats[f"1dp_{effort}"] = as_format(codec, budgets, side, effort=effort, fit=FITS[arguments.fit])
         evaluate(arguments, config, formats, budgets, session)
 
 
@@ -123,7 +137,7 @@ def evaluate(
         **judges.record(),
     )
     rows = scores.rows(size)
-    fitting = [row for row in rows if row["fits"] == 1]
+    fitting = without_repeats(rows)
     shown = read_beside(arguments.beside, record["originals"]["sha256"]) + fitting
     for line in describe(list(formats.values()), rows):
         session.say(line)
@@ -134,7 +148,8 @@ def evaluate(
         written[name] = partial(write_json, value=system)
     if shown:
         written["curves.png"] = lambda path: plot_curves(path, shown, seen)
-    session.report(f"{seen} scored", {"rows": rows, "protocol": record}, shown, figures=written)
+    notes = lines_at_psnr(bytes_at_psnr(rows, parse_levels(arguments.psnr))) if arguments.psnr else []
+    session.report(f"{seen} scored", {"rows": rows, "protocol": record}, shown, notes=notes, figures=written)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from codec.bitstream import Fit, FormatError, Header, Mode, pack, unpack
 from codec.canvas import to_canvas
 from codec.entropy import FILE
 from codec.files import Codec, Settings, chosen, codec_for, compress, decompress, header_bytes, load_codec
+from codec.image_format import as_format
 from codec.length import FILE as LENGTH_FILE
 from codec.length import fit
 from codec.rate import Goal
 from tests.codec_images import CODEBOOK, NUM_TOKENS, SIDE, photo, pixels, save_codec, tiny_tokenizer
 from utils.errors import UserError
+from utils.evaluation.image_formats import candidates
 from utils.evaluation.metrics import psnr, to_uint8
 
 FITS = pytest.mark.parametrize("fit", list(Fit), ids=[fit.name.lower() for fit in Fit])
@@ -255,6 +257,25 @@ def test_entropy_models_of_another_tokenizer_are_refused(tmp_path):
     (folder / FILE).write_bytes((foreign / FILE).read_bytes())
     with pytest.raises(UserError, match="belongs to another tokenizer"):
         load_codec(checkpoint=str(folder))
+
+
+def test_as_an_image_format_it_gives_the_best_file_within_each_number_of_bytes(codec):
+    image = photo(41, 41)
+    budgets = [20, 40, 60, 200]
+    for how in (Fit.CROP, Fit.TILE):
+        form = as_format(codec, budgets, 41, fit=how)
+        found = list(candidates(form, np.asarray(image), (1.0,), limit=1000))
+        sizes = [file.num_bytes for file in found]
+        assert sizes == sorted(set(sizes)) and all(file.pixels.shape == (41, 41, 3) for file in found)
+        for budget in budgets:
+            try:
+                (written,) = codec.compress([image], Settings(Goal("max_bytes", budget), how))
+            except UserError:
+                assert min(sizes) > budget
+                continue
+            assert len(written.data) == max(size for size in sizes if size <= budget)
+        header = unpack(codec.compress([image], Settings(fit=how))[0].data).header_size
+        assert 0 <= header - form.header <= 3  # that of tiles of one length, and these have some
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The commands that evaluate: their numbers, on one process and two, and their errors."""
 
+import csv
 import json
 import os
 import re
@@ -416,15 +417,28 @@ def test_formats_stay_within_their_budgets_and_are_compared_at_equal_bytes(world
         assert scores[0] < scores[1]
 
 
-def test_compressed_files_are_one_of_the_formats_and_every_file_is_listed(world, evaluate):
-    flags = ("--config", world / "config.yaml", "--features", "none", "--num_images", 4)
-    flags = (*flags, "--formats", "webp", "--budgets", "10,400", "--codec", world / "tokenizer", "--free_headers")
+def test_compressed_files_are_one_of_the_formats_and_every_file_is_listed(world, evaluate, tmp_path):
+    flags = ("--config", world / "config.yaml", "--features", "none", "--num_images", 4, "--psnr", "5,99")
+    flags = (*flags, "--formats", "webp", "--budgets", "10,400,800", "--codec", world / "tokenizer", "--free_headers")
     status, out, _, results = evaluate(evaluate_image_formats, *flags)
     assert status == 0 and "One-D-Piece (.1dp): header 8 bytes (grey), 8 (colour)" in out
     rows = {(row["system"], row["budget"]): row for row in results["rows"]}
     ours = rows["One-D-Piece (.1dp)", 400]
     assert ours["fits"] == 1 and 9 <= ours["bytes_per_image"] < 40 and "psnr" in ours
     assert rows["One-D-Piece (.1dp), header free", 400]["bytes_per_image"] == ours["bytes_per_image"] - 8
+    assert "| One-D-Piece (.1dp), 400 bytes" in out and "| One-D-Piece (.1dp), 800 bytes" not in out
+    assert f"| One-D-Piece (.1dp) | <= {rows['One-D-Piece (.1dp)', 10]['bytes_per_image']:.1f} |  |" in out
+
+    with open(tmp_path / "out/images.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    files = [row for row in found if row["system"] == "One-D-Piece (.1dp)" and row["budget"] == "400"]
+    assert len({row["image"] for row in files}) == len(files) == 4
+    assert np.mean([int(row["bytes"]) for row in files]) == ours["bytes_per_image"]
+    assert np.mean([float(row["psnr"]) for row in files]) == pytest.approx(ours["psnr"], abs=1e-3)
+    assert all(float(row["encoding_time"]) > 0 and float(row["decoding_time"]) > 0 for row in files)
+    system = json.loads((tmp_path / "out/bench_one_d_piece_1dp.json").read_text())
+    assert system["results"]["psnr-rgb"][-1] == ours["psnr"]
+    assert {len(values) for values in system["results"].values()} == {len(system["results"]["bpp"])}
 
 
 @pytest.mark.long

@@ -57,7 +57,7 @@ def entries_of(formats: Sequence[Format], budgets: Sequence[int], free_headers: 
     variants = []
     for one in formats:
         variants += [Variant(one, scales, False) for scales in sorted({False, one.scales_down})]
-        variants += [Variant(one, one.scales_down, True)] * free_headers
+        variants += [Variant(one, one.scales_down, True)] * (free_headers and one.header != 0)
     return [Entry(variant, budget) for variant in variants for budget in budgets]
 
 
@@ -70,6 +70,14 @@ def parse_budgets(text: str) -> list[int]:
     if budgets[0] < 1:
         raise UserError(f"--budgets must be 1 byte or more, got {budgets[0]}")
     return budgets
+
+
+def parse_levels(text: str) -> list[float]:
+    """The decibels of --psnr."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--psnr takes numbers such as 18,20.5,22, got {text}") from error
 
 
 def default_budgets(num_tokens: int, codebook_size: int) -> list[int]:
@@ -146,6 +154,46 @@ class FormatScores:
                 row |= scores[entry.name]
             rows.append(row)
         return rows
+
+
+def without_repeats(rows: Sequence[Row]) -> list[Row]:
+    """The rows of budgets that hold every image, without those whose files are the same as of a smaller budget."""
+    kept: list[Row] = []
+    for row in rows:
+        scores = {name: value for name, value in row.items() if name not in ("name", "budget")}
+        if row["fits"] == 1 and not any(scores.items() <= other.items() for other in kept):
+            kept.append(row)
+    return kept
+
+
+def bytes_at_psnr(rows: Sequence[Row], levels: Sequence[float]) -> dict[str, dict[float, str]]:
+    """{system: {level: bytes an image}} where the mean PSNR is that level, in dB, interpolated between budgets.
+
+    "<= 180" where the least budget that holds every image reaches more, and "" where none reaches it.
+    """
+    found = {}
+    for system in dict.fromkeys(row["system"] for row in rows):
+        curve = [(row["psnr"], row["bytes_per_image"]) for row in rows if row["system"] == system and "psnr" in row]
+        curve = sorted(point for point in curve if math.isfinite(point[0]))
+        if curve:
+            found[system] = {level: _bytes_at(*np.array(curve).T, level) for level in levels}
+    return found
+
+
+def _bytes_at(psnr: np.ndarray, num_bytes: np.ndarray, level: float) -> str:
+    if level > psnr[-1]:
+        return ""
+    value = 2 ** np.interp(level, psnr, np.log2(num_bytes))
+    return f"<= {num_bytes[0]:.1f}" if level < psnr[0] else f"{value:.1f}"
+
+
+def lines_at_psnr(found: Mapping[str, Mapping[float, str]]) -> list[str]:
+    """What `bytes_at_psnr` gives, as a Markdown table."""
+    if not found or not (levels := list(next(iter(found.values())))):
+        return []
+    head = ["bytes at a mean PSNR of", *(f"{level:g} dB" for level in levels)]
+    body = [[system, *row.values()] for system, row in found.items()]
+    return ["", *(f"| {' | '.join(cells)} |" for cells in [head, [":--", *["--:"] * len(levels)], *body]), ""]
 
 
 def by_image(shares: Sequence[Sequence[tuple]]) -> list[tuple[str, str, int, int, float, float, float]]:

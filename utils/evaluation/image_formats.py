@@ -28,7 +28,7 @@ class Format:
 
     title: str
     pillow_name: str
-    settings: Sequence[float]
+    settings: tuple[float, ...]
     options: Callable[[float, int], dict]
     library: str | None = None
     header: int | None = None
@@ -46,6 +46,19 @@ class Format:
     def decode(self, data: bytes) -> np.ndarray:
         """(H, W, 3) uint8 of a file."""
         return decode(data)
+
+    def files(self, pixels: np.ndarray, limit: int) -> Iterator[tuple[bytes, float]]:
+        """Files of at most `limit` bytes and the seconds each took, from the lowest setting to where two are larger."""
+        misses = 0
+        for setting in self.settings:
+            start = time.perf_counter()
+            data = self.encode(pixels, setting)
+            if len(data) <= limit:
+                yield data, time.perf_counter() - start
+                continue
+            misses += 1
+            if misses == 2:  # sizes need not rise strictly with the setting
+                return
 
 
 def is_grey(pixels: np.ndarray) -> bool:
@@ -131,7 +144,7 @@ def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float]
     for scale in scales:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = _resized(pixels, size, Image.Resampling.LANCZOS)
-        for data, encoding_time in _fitting(image_format, small, limit):
+        for data, encoding_time in image_format.files(small, limit):
             start = time.perf_counter()
             restored = _resized(image_format.decode(data), (width, height), Image.Resampling.BICUBIC)
             decoding_time = time.perf_counter() - start
@@ -144,20 +157,6 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resamp
     if pixels.shape[1::-1] == size:
         return pixels
     return np.array(Image.fromarray(pixels).resize(size, resampling))
-
-
-def _fitting(image_format: Format, pixels: np.ndarray, limit: int) -> Iterator[tuple[bytes, float]]:
-    """The files of at most `limit` bytes and the seconds they took, from the lowest setting to where two are larger."""
-    misses = 0
-    for setting in image_format.settings:
-        start = time.perf_counter()
-        data = image_format.encode(pixels, setting)
-        if len(data) <= limit:
-            yield data, time.perf_counter() - start
-            continue
-        misses += 1
-        if misses == 2:  # sizes need not rise strictly with the setting
-            return
 
 
 def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:

@@ -31,12 +31,14 @@ class ThumbHash(Format):
 
 @dataclass(frozen=True)
 class BlurHash(Format):
-    """BlurHash: a text of as many colour waves across and down as the setting says."""
+    """BlurHash: a text of colour waves; the setting's tens say how many across, its ones how many down."""
 
     def encode(self, pixels: np.ndarray, setting: float) -> bytes:
         import blurhash
 
-        return blurhash.encode(pixels, int(setting), int(setting)).encode("ascii")
+        image = Image.fromarray(pixels)
+        image.thumbnail((SIDE, SIDE))  # as its authors advise: waves so long lose nothing
+        return blurhash.encode(np.asarray(image), *divmod(int(setting), 10)).encode("ascii")
 
     def decode(self, data: bytes) -> np.ndarray:
         import blurhash
@@ -44,9 +46,12 @@ class BlurHash(Format):
         return np.array(blurhash.decode(data.decode("ascii"), SIDE, SIDE), dtype=np.uint8)
 
 
+WAVES = tuple(
+    sorted((10 * x + y for x in range(1, 6) for y in range(1, 6)), key=lambda both: (both // 10) * (both % 10))
+)
 PLACEHOLDERS = {
     "thumbhash": ThumbHash("ThumbHash", "", (0,), lambda setting, side: {}, header=0, scales_down=False),
-    "blurhash": BlurHash("BlurHash", "", (1, 2, 3, 4, 5), lambda setting, side: {}, header=0, scales_down=False),
+    "blurhash": BlurHash("BlurHash", "", WAVES, lambda setting, side: {}, header=0, scales_down=False),
 }
 
 
