@@ -176,7 +176,8 @@ def bytes_at_psnr(rows: Sequence[Row], levels: Sequence[float]) -> dict[str, dic
         curve = [(row["psnr"], row["bytes_per_image"]) for row in rows if row["system"] == system and "psnr" in row]
         curve = sorted(point for point in curve if math.isfinite(point[0]))
         if curve:
-            found[system] = {level: _bytes_at(*np.array(curve).T, level) for level in levels}
+            psnr, num_bytes = np.array(curve).T
+            found[system] = {level: _bytes_at(psnr, num_bytes, level) for level in levels}
     return found
 
 
