@@ -179,7 +179,8 @@ function show() {
   $("no-original").hidden = Boolean(original);
   if (original) draw($("original"), original);
   const [width, height] = source ? [source.size.width, source.size.height] : geometry ? shownSize(geometry) : [32, 32];
-  $("original-caption").textContent = source ? `${width} × ${height}, ${bytesOf(source.bytes)}` : image.name;
+  $("original-caption").textContent = source ? `${width} × ${height}${geometry ? " seen at 32 × 32" : ""}, ${bytesOf(source.bytes)}` : image.name;
+  for (const button of $("examples").children) button.setAttribute("aria-pressed", String(button.dataset.name === (source?.isExample && image.name)));
   showLength();
 }
 
@@ -239,6 +240,7 @@ function showDecoded(decoded) {
   if (button) button.dataset.isDrawn = "yes";
   if (decoded === length) {
     draw($("shown"), shown);
+    $("shown").dataset.tokens = length;
     $("shown-caption").textContent = `${length} of ${total()} tokens`;
     $("psnr").textContent = shown.psnr === undefined ? "–" : shown.psnr.toFixed(2);
     showBusy(false);
@@ -260,7 +262,7 @@ function showFile() {
   const area = original ? areaOf(original) : geometry?.fit === 1 ? areaOf({ box: paddedBox(...shownSize(geometry), 32) }) : width * height;
   $("size").textContent = size.toLocaleString("en");
   $("rate").textContent = ((8 * size) / area).toFixed(3);
-  $("ratio").textContent = ((3 * area) / size).toFixed(0);
+  $("ratio").textContent = `${((3 * area) / size).toFixed(0)} ×`;
   showBytes(file);
 }
 
@@ -378,6 +380,7 @@ function selectModel(name) {
     button.type = "button";
     button.setAttribute("aria-label", title.replaceAll("_", " "));
     Object.assign(picture, { src: `${examples}${title}.png`, alt: "", width: 44, height: 44 });
+    button.dataset.name = `${title}.png`;
     button.append(picture);
     button.onclick = () => openExample(`${examples}${title}.png`);
     return button;
