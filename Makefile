@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_IMAGE ?= assets/fashion
 DEMO_DIR ?= output/demo
+PAGE_DIR ?= output/page
+PAGE_MODELS := one-d-piece_fashion one-d-piece_emoji
 # Two test processes of one thread each: fits the smallest machine. Tests of one xdist_group share what they set up.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-.PHONY: help demo install test test-long lint
+.PHONY: help demo page install test test-long lint
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +20,15 @@ demo: $(VENV)/.installed  ## Tokenize images and show them at 1, 2, 4, ... token
 	@echo "The contact sheet is in $(DEMO_DIR): open its PNG."
 	$(BIN)/python scripts/compress.py assets/fashion/sneaker.png --output $(DEMO_DIR)/sneaker.1dp --force
 	$(BIN)/python scripts/inspect_compressed.py $(DEMO_DIR)/sneaker.1dp
+
+page:  ## Assemble the page that compresses in a browser, for any static host
+	mkdir -p $(PAGE_DIR)/examples
+	cp page/*.html page/*.css page/*.js page/*.svg $(PAGE_DIR)
+	for model in $(PAGE_MODELS); do mkdir -p $(PAGE_DIR)/models/$$model && \
+	    cp assets/models/$$model/config.json assets/models/$$model/*.safetensors $(PAGE_DIR)/models/$$model || exit 1; done
+	for set in fashion emoji; do mkdir -p $(PAGE_DIR)/examples/$$set && cp assets/$$set/* $(PAGE_DIR)/examples/$$set || exit 1; done
+	@echo
+	@echo "The page is in $(PAGE_DIR). To see it: python3 -m http.server --bind 127.0.0.1 --directory $(PAGE_DIR) 8000"
 
 install: $(VENV)/.installed  ## Make .venv and install what the code needs
 

@@ -31,6 +31,9 @@ export class Tokenizer {
     this.matrices = {}; // name: {place, depth, columns} of a packed matrix
     this.buffers = {};
     this.#load();
+    const widths = ["encoder", "decoder"].map((half) => this.arrays[`${half}.ln_pre.weight`].shape[0]);
+    this.widest = Math.max(...widths);
+    this.mostRows = rounded(1 + Math.max(this.grid ** 2, (this.side / this.patch) ** 2) + this.numTokens, 8) + 8;
     delete this.arrays;
   }
 
@@ -98,12 +101,15 @@ export class Tokenizer {
     return values;
   }
 
-  /** Room of at least so many numbers under a name, to be used again. */
+  /** Room of so many numbers under a name, always as many, to be used again. */
   #buffer(name, size) {
-    const known = this.buffers[name];
-    if (known && known.size >= size) return known.place;
-    this.buffers[name] = { place: this.#reserve(size), size };
-    return this.buffers[name].place;
+    this.buffers[name] ??= this.#reserve(size);
+    return this.buffers[name];
+  }
+
+  /** Rows of `channels` numbers, as many as a transformer ever has, and those that are computed to full steps. */
+  #rows(name, channels) {
+    return this.#buffer(name, this.mostRows * channels);
   }
 
   #linear(input, rows, name, output) {
@@ -128,9 +134,8 @@ export class Tokenizer {
   }
 
   #transformer(half, x, rows) {
-    const { kernels, width } = this, room = rounded(rows, 4);
-    const normed = this.#buffer("normed", room * width), mixed = this.#buffer("mixed", room * width);
-    const wide = this.#buffer("wide", room * 4 * width);
+    const { kernels, width, widest } = this;
+    const normed = this.#rows("normed", widest), mixed = this.#rows("mixed", widest), wide = this.#rows("wide", 4 * widest);
     this.#layerNorm(x, rows, `${half}.ln_pre`, x);
     for (let layer = 0; `${half}.transformer.${layer}.ln_1.weight` in this.vectors; layer++) {
       const block = `${half}.transformer.${layer}`;
@@ -150,8 +155,8 @@ export class Tokenizer {
   /** From rows of queries, keys and values, (rows, 3 width), to (rows, width). */
   #attention(qkv, rows, output) {
     const { kernels, width } = this, room = rounded(rows, 8);
-    const keys = this.#buffer("keys", room * HEAD), values = this.#buffer("values", room * HEAD);
-    const scores = this.#buffer("scores", room * room), zeros = this.#buffer("zeros", room);
+    const keys = this.#rows("keys", HEAD), values = this.#rows("values", HEAD);
+    const scores = this.#rows("scores", this.mostRows), zeros = this.#rows("zeros", HEAD);
     for (let head = 0; head < width; head += HEAD) {
       const { floats } = kernels, at = (row, part) => qkv + (3 * row + part) * width + head;
       kernels.pack(keys, rows, floats, Array.from({ length: HEAD }, (_, k) => at(0, 1) + k), 3 * width);
@@ -174,7 +179,7 @@ export class Tokenizer {
     const rows = 1 + patches + numTokens, depth = patch * patch * 3;
     this.width = this.matrices["encoder.patch_embed.weight"].columns;
     const { width } = this;
-    const x = this.#buffer("x", rounded(rows, 8) * width), cut = this.#buffer("patches", rounded(patches, 4) * depth);
+    const x = this.#rows("x", this.widest), cut = this.#buffer("patches", rounded(patches, 4) * depth);
     for (let index = 0; index < patches; index++) {
       const top = Math.floor(index / across) * patch, left = (index % across) * patch;
       for (let row = 0; row < patch; row++) {
@@ -196,7 +201,7 @@ export class Tokenizer {
   /** Vectors (N, C) of the encoder's last features, (N, width). */
   #encoded(latents) {
     const { kernels, width, numTokens } = this;
-    const normed = this.#buffer("normed", 0), turned = this.#buffer("wide", 0);
+    const normed = this.#rows("normed", this.widest), turned = this.#rows("wide", 4 * this.widest);
     this.#layerNorm(latents, numTokens, "encoder.ln_post", normed);
     let last = normed;
     if (this.isLegacy) { // the published weights read the memory of (N, width) as (width, N)
@@ -234,7 +239,7 @@ export class Tokenizer {
     const { kernels, tokenSize, grid } = this, cells = grid ** 2, rows = 1 + cells + tokens.length;
     this.width = this.matrices["decoder.decoder_embed.weight"].columns;
     const { width, vectors } = this;
-    const x = this.#buffer("x", rounded(rows, 8) * width), codes = this.#buffer("codes", rounded(tokens.length, 4) * tokenSize);
+    const x = this.#rows("x", this.widest), codes = this.#rows("codes", tokenSize);
     tokens.forEach((token, row) =>
       kernels.floats.set(this.codebook.subarray(token * tokenSize, (token + 1) * tokenSize), codes + row * tokenSize));
     const latents = x + (1 + cells) * width;
@@ -252,7 +257,7 @@ export class Tokenizer {
 
   /** Of the features of the grid's cells the expected vectors of the pixel codes, (cells, channels). */
   #pixelVectors(features, cells) {
-    const { kernels } = this, normed = this.#buffer("normed", 0);
+    const { kernels } = this, normed = this.#rows("normed", this.widest);
     const hidden = this.matrices["decoder.ffn.0.weight"].columns, codes = this.matrices["decoder.ffn.2.weight"].columns;
     const first = this.#buffer("ffn", cells * hidden), logits = this.#buffer("logits", cells * codes);
     const output = this.#buffer("pixels", cells * this.matrices["pixel_quantize.embedding.weight"].columns);

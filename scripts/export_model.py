@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from modeling.checkpoints.locate import is_public, locate
+from modeling.checkpoints.locate import SAFETENSORS, is_public, locate
 from modeling.checkpoints.registry import model_class
 from utils.errors import UserError
 
@@ -47,7 +47,7 @@ def main() -> None:
     model = model_class(config).from_pretrained(located, config=config)
     card = Path(arguments.card).read_text(encoding="utf-8") if arguments.card else None
     model.save_pretrained(arguments.output_dir, card=card, dtype=DTYPES[arguments.dtype])
-    size = sum(path.stat().st_size for path in Path(arguments.output_dir).iterdir())
+    size = (Path(arguments.output_dir) / SAFETENSORS).stat().st_size
     print(f"{type(model).__name__} of {located.name} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
 
 

@@ -13,6 +13,7 @@ from tests.fill import fill
 from tests.generator_data import call, small_config
 from utils.config import to_plain
 from utils.errors import UserError
+from utils.files import write_json
 
 START = "experiment.init_weight"
 TEACHER = "model.vq_model.pretrained_tokenizer_weight"
@@ -35,6 +36,39 @@ def export(tmp_path, monkeypatch):
         return tmp_path / "shared"
 
     return export
+
+
+def test_files_of_others_stay(export, tmp_path, caplog):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "README.md").write_text("# My repository\n")
+    export(OneDPiece)
+    assert (shared / "README.md").read_text() == "# My repository\n" and "stays as it is" in caplog.text
+    assert OneDPiece.from_pretrained(shared).eval()
+    (shared / "README.md").unlink()
+    export(OneDPiece, "--dtype", "float32")
+    assert "library_name: one-d-piece" in (shared / "README.md").read_text()
+    export(OneDPiece)  # ours is replaced
+
+
+@pytest.mark.parametrize("files", [{"config.json": "{}"}, {"config.json": "["}, {"model.safetensors": "weights"}])
+def test_a_model_of_another_program_stays(export, tmp_path, files):
+    (tmp_path / "shared").mkdir()
+    for name, text in files.items():
+        (tmp_path / "shared" / name).write_text(text)
+    with pytest.raises(UserError, match="is there and not of ours: move it away, or name another folder"):
+        export(OneDPiece)
+    assert {path.name: path.read_text() for path in (tmp_path / "shared").iterdir()} == files
+
+
+def test_a_home_folder_is_expanded_in_python_too(export, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    export(OneDPiece)
+    model = OneDPiece.from_pretrained("shared")
+    model.save_pretrained("~/model")
+    write_json("~/notes/x.json", {})
+    assert (tmp_path / "home/model/model.safetensors").is_file() and (tmp_path / "home/notes/x.json").is_file()
+    assert OneDPiece.from_pretrained("~/model").eval() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.paths import expanded
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -18,7 +20,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     The path has the name's ending, so that libraries choose the right format. The folder is made where it is missing.
     """
-    path = Path(path)
+    path = Path(expanded(os.fspath(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
@@ -36,7 +38,7 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
     A new folder appears whole or not at all. In one that exists each file is replaced whole, in the order of `names`,
     and other files stay.
     """
-    folder = Path(folder)
+    folder = Path(expanded(os.fspath(folder)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)

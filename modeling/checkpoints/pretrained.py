@@ -1,6 +1,7 @@
 """What models share: from_pretrained, save_pretrained and the model card."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ from modeling.checkpoints.state import (
 from utils.config import lenient_config, to_plain
 from utils.errors import UserError
 from utils.files import replacing_files
+from utils.paths import expanded
+
+logger = logging.getLogger(__name__)
 
 
 class Pretrained(nn.Module):
@@ -70,24 +74,45 @@ class Pretrained(nn.Module):
         """Write `config.json` (resolved), `model.safetensors` and a model card; `from_pretrained` reads them back.
 
         A new folder appears whole or not at all. In a folder that exists each file is replaced whole, the weights
-        last, and other files stay.
+        last, and other files stay; so does a README.md that is no card of ours.
 
         Args:
             card: Text of the model card below its title; a short description of the sizes when not given.
             dtype: Store floating-point weights in this precision, for example torch.float16; as they are by default.
 
         Raises:
-            WeightsError: A weight is no number, or is beyond what `dtype` can hold.
+            WeightsError: A weight is no number, or is beyond what `dtype` can hold, or the folder holds the model of
+                another program.
         """
-        folder = Path(folder)
+        folder = Path(expanded(os.fspath(folder)))
         if folder.exists() and not folder.is_dir():
             raise WeightsError(f"save_pretrained needs a folder, but {folder} is a file")
-        with replacing_files(folder, (CONFIG, CARD, SAFETENSORS)) as aside:
+        _check_ours(folder)
+        names = [CONFIG, CARD, SAFETENSORS]
+        if _is_foreign_card(folder / CARD):
+            logger.warning("%s is no model card of ours and stays as it is: the model goes without one", folder / CARD)
+            names.remove(CARD)
+        with replacing_files(folder, names) as aside:
             (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
             (aside / CARD).write_text(_model_card(self, folder.resolve().name, card), encoding="utf-8")
             safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
             # safetensors lets the owner alone read; a folder to share is as readable as its other files.
             (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder with a configuration or weights that were not saved here."""
+    there = [name for name in (CONFIG, SAFETENSORS) if (folder / name).exists()]
+    try:
+        ours = not there or "model" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise WeightsError(f"{folder / there[0]} is there and not of ours: move it away, or name another folder")
+
+
+def _is_foreign_card(path: Path) -> bool:
+    return path.exists() and "\nlibrary_name: one-d-piece\n" not in path.read_text(encoding="utf-8", errors="replace")
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
