@@ -139,6 +139,10 @@ class Codec:
         sizes = tokenizer.num_latent_tokens, tokenizer.codebook_size
         self.models = entropy_models_of(folder, self.identity, *sizes)
 
+    @property
+    def has_predictor(self) -> bool:
+        return self.folder is not None and (self.folder / LENGTH_FILE).is_file()
+
     @cached_property
     def predictor(self) -> LengthPredictor:
         return load_length_predictor((self.folder or Path()) / LENGTH_FILE, self.identity)
@@ -194,11 +198,7 @@ class Codec:
         goal = settings.goal
         most = int(goal.value) if goal.measure == "tokens" and goal.value else None
         lengths = np.array(tried_lengths(self.tokenizer, most))
-        if settings.effort:
-            searched = searched_lengths(int(lengths[-1])) if len(lengths) > 1 else lengths.tolist()
-            bits = token_bits(self.models.best())
-            tokens = search(self.tokenizer, encoded, searched, EFFORTS[settings.effort], weights, bits)
-            encoded = replace(encoded, tokens=tokens)
+        encoded = self.searched(encoded, lengths, settings.effort, weights)
         tokens = encoded.tokens.cpu().numpy()
         if settings.is_fast:
             fitting, errors, _ = lengths_reaching(self.tokenizer, encoded, self.predictor, goal.value, weights)
@@ -207,6 +207,18 @@ class Codec:
         errors, scores = curves(self.tokenizer, encoded, lengths.tolist(), weights, self._score(goal))
         for row in range(len(tokens)):
             yield Square(tokens[row], lengths, errors[row], None if scores is None else scores[row])
+
+    def searched(self, encoded: Encoded, lengths: np.ndarray, effort: int, weights: Tensor | None = None) -> Encoded:
+        """With better tokens for prefixes up to the last of `lengths`, as `effort` says.
+
+        Args:
+            weights: Of pixels, as of `codec.rate.squared_error`.
+        """
+        if not effort:
+            return encoded
+        several = searched_lengths(int(lengths[-1])) if len(lengths) > 1 else lengths.tolist()
+        bits = token_bits(self.models.best())
+        return replace(encoded, tokens=search(self.tokenizer, encoded, several, EFFORTS[effort], weights, bits))
 
     def _score(self, goal: Goal) -> Score | None:
         """The measure of a goal that squared errors do not tell."""

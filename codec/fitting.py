@@ -1,7 +1,8 @@
 """From a token set to an entropy model of integers: the tables by position, and a trained network rounded to 8 bits."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from codec.entropy import HIDDEN_LIMIT, LOGIT_STEPS, SCALE_BITS, TABLE_STEPS, CausalNetwork, StaticTables
+from data.batches import FaultLog
+from data.catalogue import Catalogue, CentreCrop, Part, check_skipped, decoded
 from data.token_loader import check_token_sets, token_loaders
 from modeling.causal_network import CausalTokenNetwork
 from modeling.identity import identities
@@ -16,6 +19,7 @@ from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
 from utils.training.loop import make_accelerator, train
 
+BATCH = 64  # images at once
 MAX_TABLES = 32  # positions beyond share them, so that 256 positions of 4,096 codes fit into a megabyte
 NUM_ROUNDING = 2000  # images that tell the range of the hidden units
 PRIOR_WEIGHT = 30  # images, that the frequencies over all positions count for at each
@@ -144,3 +148,23 @@ def to_scale(factors: np.ndarray) -> np.ndarray:
 
 def empty(codes: np.ndarray, width: int) -> np.ndarray:
     return np.zeros((0, codes.shape[1], width), dtype=np.int8)
+
+
+def training_images(config: DictConfig, num_images: int) -> Iterator[Tensor]:
+    """Batches (B, 3, P, P) uint8 of training images, cropped as those to be compressed; as many of every shard.
+
+    Raises:
+        DataError: The images are not there, or too many of them are broken.
+    """
+    parts = Catalogue(config, "train", CentreCrop(config.dataset.preprocessing)).parts
+    faults, num_read = FaultLog(strict=False), 0
+    for part in parts:
+        some = first_images(part, -(-num_images // len(parts)))
+        for examples in decoded(some, batch_size=BATCH, num_threads=1, faults=faults):
+            num_read += len(examples)
+            yield torch.cat([example.image for example in examples])
+    check_skipped(num_read, [str(fault) for fault in faults.take()], config.dataset.get("max_bad_fraction", 0.01))
+
+
+def first_images(part: Part, count: int) -> Part:
+    return part._replace(jobs=lambda faults: islice(part.jobs(faults), count))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from utils.files import replacing
 
 FILE = "length.safetensors"  # beside the tokenizer and its entropy models
 ABOUT, VERSION = "length", 1
-MOST_LENGTHS = 12  # whose PSNR is predicted; those between are interpolated
+MOST_LENGTHS = 8  # whose PSNR is predicted; those between are interpolated
 HELD_OUT = 5  # every so many-th image is kept apart, to tell how far the guesses are off
 RIDGE_STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-MARGIN = 0.25  # of its usual error, that a first guess adds to the target
 CORRECTION = 0.8  # of the error that decoding has shown, which the next guess takes as its own
+SHORTER = 0.75  # of a length that reaches the target: one that is longer is not worth another decoding
+Look = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LengthPredictor:
 
     Args:
         lengths: (G,), whose PSNR is predicted.
-        weights: (F + 1, G) float32, of the features of `features` and of 1.
+        weights: (F + 1, G) float16, of the features of `features` and of 1.
         deviations: (G,) float32, standard deviation of the errors on images that it was not fitted to, in dB.
         explained: (G,) float32, share of the variance of the PSNR (R2) that it explains on those.
     """
@@ -42,12 +43,18 @@ class LengthPredictor:
     deviations: np.ndarray
     explained: np.ndarray
 
-    def predict(self, tokenizer: TiTok, encoded: Encoded, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """PSNR in dB (B, L) to expect of prefixes of `lengths`, and the usual errors (L,) of that."""
-        guesses = with_one(features(tokenizer, encoded)) @ self.weights.astype(np.float64)
-        places, known = np.log2(lengths), np.log2(self.lengths)
-        expected = np.stack([np.interp(places, known, row) for row in guesses])
-        return expected, np.interp(places, known, self.deviations)
+    def expected(self, known: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+        """PSNR in dB (B, L) to expect of images of whom `features` (B, F) are known."""
+        guesses = with_one(known) @ self.weights.astype(np.float64)
+        return np.stack([np.interp(np.log2(lengths), np.log2(self.lengths), row) for row in guesses])
+
+    def describe(self) -> list[str]:
+        """Lines that say how far the guesses are off, on images held out."""
+        rows = zip(self.lengths, self.deviations, self.explained, strict=True)
+        return [
+            f"{'tokens':>6} {'off, dB':>9} {'R2':>9}",
+            *(f"{length:>6} {off:9.3f} {share:9.3f}" for length, off, share in rows),
+        ]
 
     def save(self, path: str | os.PathLike, tokenizer: bytes) -> None:
         """Write it for the tokenizer of an identity."""
@@ -113,7 +120,7 @@ def fit(tokenizer: TiTok, batches: Iterable[Tensor]) -> LengthPredictor:
     deviations = np.sqrt(np.square(wrong[best]).mean(axis=0))
     return LengthPredictor(
         lengths=lengths.astype(np.int64),
-        weights=ridge(known, psnr, RIDGE_STRENGTHS[best]).astype(np.float32),
+        weights=ridge(known, psnr, RIDGE_STRENGTHS[best]).astype(np.float16),
         deviations=deviations.astype(np.float32),
         explained=(1 - np.square(deviations) / psnr[held_out].var(axis=0).clip(1e-12)).astype(np.float32),
     )
@@ -163,7 +170,7 @@ def pixel_statistics(pixels: Tensor) -> Tensor:
 def lengths_reaching(
     tokenizer: TiTok, encoded: Encoded, predictor: LengthPredictor, target: float, weights: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """A length (B,) for each image whose PSNR is at least `target` dB, found by guessing, decoding and stepping up.
+    """A length (B,) for each image whose PSNR is at least `target` dB, found by guessing and decoding.
 
     Args:
         weights: Of pixels, as of `codec.rate.squared_error`.
@@ -172,26 +179,47 @@ def lengths_reaching(
         The lengths, all tokens where that is not enough; the squared errors (B,) there; how many images were decoded.
     """
     lengths = np.array(tried_lengths(tokenizer))
-    expected, deviations = predictor.predict(tokenizer, encoded, lengths.tolist())
-    wanted = target + MARGIN * deviations
-    places = first_reaching(expected, wanted, np.zeros(len(encoded), dtype=np.int64))
-    errors = np.empty(len(encoded))
-    open_rows, num_decoded = np.arange(len(encoded)), 0
-    while len(open_rows):
-        errors[open_rows] = errors_at(tokenizer, encoded, open_rows, lengths[places[open_rows]], weights)
-        num_decoded += len(open_rows)
-        reached = psnr_of(errors[open_rows])
-        open_rows = open_rows[(reached < target) & (places[open_rows] < len(lengths) - 1)]
-        off = psnr_of(errors[open_rows]) - expected[open_rows, places[open_rows]]
-        corrected = expected[open_rows] + CORRECTION * off[:, None]
-        places[open_rows] = first_reaching(corrected, wanted, places[open_rows] + 1)
+    expected = predictor.expected(features(tokenizer, encoded), lengths.tolist())
+
+    def look(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return errors_at(tokenizer, encoded, rows, lengths[places], weights)
+
+    places, errors, num_decoded = places_reaching(expected, lengths, target, look)
     return lengths[places], errors, num_decoded
 
 
-def first_reaching(expected: np.ndarray, wanted: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """(B,) the first place from `least` (B,) on where `expected` (B, L) is as `wanted` (L,); else the last one."""
-    allowed = np.arange(expected.shape[1]) >= least[:, None]
-    reaching = (expected >= wanted) & allowed
+def places_reaching(
+    expected: np.ndarray, lengths: np.ndarray, target: float, look: Look
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """As `lengths_reaching`, with places among `lengths` (L,), at which `expected` (B, L) dB are expected.
+
+    From a length that is too short it goes up until one reaches the target, and from one that reaches it down, where
+    a length that is worth a decoding is expected to do so, too.
+
+    Args:
+        look: Called with the numbers of some images (n,) and their places; returns their squared errors.
+    """
+    rows, last, num_decoded = np.arange(len(expected)), len(lengths) - 1, 0
+    least = np.zeros(len(expected), dtype=np.int64)  # shorter ones have been seen to be too short
+    found, errors = np.full(len(expected), -1), np.empty(len(expected))
+    places = first_reaching(expected, target, least)
+    while len(rows):
+        at = places[rows]
+        seen = look(rows, at)
+        num_decoded += len(rows)
+        psnr = psnr_of(seen)
+        taken = (psnr >= target) | ((at == last) & (found[rows] < 0))
+        found[rows[taken]], errors[rows[taken]] = at[taken], seen[taken]
+        least[rows[~taken]] = at[~taken] + 1
+        corrected = expected[rows] + CORRECTION * (psnr - expected[rows, at])[:, None]
+        places[rows] = first_reaching(corrected, target, least[rows])
+        rows = rows[(found[rows] < 0) | (lengths[places[rows]] <= SHORTER * lengths[found[rows]])]
+    return found, errors, num_decoded
+
+
+def first_reaching(expected: np.ndarray, target: float, least: np.ndarray) -> np.ndarray:
+    """(B,) the first place from `least` (B,) on where `expected` (B, L) is at least `target`; else the last one."""
+    reaching = (expected >= target) & (np.arange(expected.shape[1]) >= least[:, None])
     return np.where(reaching.any(axis=1), reaching.argmax(axis=1), expected.shape[1] - 1)
 
 

@@ -1,12 +1,17 @@
-"""Fit the entropy model of a tokenizer's compressed files to a token set: tables by position, then a causal network.
+"""Fit what a tokenizer's compressed files need: the entropy model to a token set, the length predictor to images.
 
     python3 scripts/pretokenize.py --config configs/fashion/generator.yaml --output_dir fashion_mnist_tokens
-    python3 scripts/fit_entropy_model.py --token_set fashion_mnist_tokens --tokenizer checkpoints/fashion_stage2
+    python3 scripts/fit_entropy_model.py --token_set fashion_mnist_tokens --tokenizer checkpoints/fashion_stage2 \\
+        --images configs/fashion/generator.yaml
 
 The network is trained in floats (configs/entropy.yaml; arguments a.b=c change it), rounded to integers of 8
 bits, and stored with the tables as entropy.safetensors, in the tokenizer's folder or as --output. Then the tokens of
 the evaluation split are written and read back with what was stored. The bits of each position and the bytes of each
 length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was.
+
+With --images a predictor of the PSNR at each length, which --fast of scripts/compress.py starts from, is fitted to
+some training images of a configuration, and stored as length.safetensors beside the entropy model. Without --token_set
+it is all that is fitted.
 """
 
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
@@ -14,10 +19,12 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 # isort: split
 import argparse
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.config import load_config
 from utils.errors import UserError
@@ -26,7 +33,10 @@ from utils.files import write_json
 from utils.paths import ROOT
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from codec.entropy import EntropyModels
+    from modeling.titok import TiTok
 
 CONFIG = ROOT / "configs/entropy.yaml"
 NUM_TIMED = 100
@@ -35,18 +45,52 @@ NUM_TIMED = 100
 def main() -> None:
     arguments = parse_arguments()
     # Slow to import, too slow for --help.
-    from codec.entropy import FILE, load_entropy_models, save_entropy_models
-    from codec.fitting import fit
-    from data.token_sets import TokenSet
+    from codec.entropy import FILE
+    from codec.length import FILE as LENGTH_FILE
     from modeling.checkpoints.locate import locate
-    from modeling.identity import identity
     from modeling.tokenizers import frozen_tokenizer
 
-    located = locate(arguments.tokenizer)
-    output = arguments.output or located.weights.parent / FILE
-    if output.exists() and not arguments.force:
-        raise UserError(f"{output} is there already: give --force to replace it, or another place as --output")
+    entropy = arguments.output or locate(arguments.tokenizer).weights.parent / FILE
+    lengths = entropy.with_name(LENGTH_FILE)
+    fitted = [path for path, given in ((entropy, arguments.token_set), (lengths, arguments.images)) if given]
+    if not fitted:
+        raise UserError("nothing to fit to: give --token_set for the entropy model, --images for the length predictor")
+    for path in fitted:
+        if path.exists() and not arguments.force:
+            raise UserError(f"{path} is there already: give --force to replace it, or another place as --output")
     tokenizer = frozen_tokenizer(arguments.tokenizer)
+    if arguments.images:
+        fit_lengths(arguments, tokenizer, lengths)
+    if arguments.token_set:
+        fit_entropy(arguments, tokenizer, entropy)
+
+
+def fit_lengths(arguments: argparse.Namespace, tokenizer: "TiTok", output: Path) -> None:
+    from codec.fitting import training_images
+    from codec.length import fit
+    from modeling.identity import identity
+
+    config = load_config(arguments.images, arguments.overrides if not arguments.token_set else [])
+    with tqdm(total=arguments.num_images, unit="image", desc="lengths", dynamic_ncols=True) as progress:
+
+        def told(batches: Iterable["Tensor"]) -> Iterator["Tensor"]:
+            for batch in batches:
+                yield batch
+                progress.update(len(batch))
+
+        predictor = fit(tokenizer, told(training_images(config, arguments.num_images)))
+    predictor.save(output, bytes.fromhex(identity(tokenizer)))
+    print("how far a PSNR that is guessed from the encoder's output is off, on images held out")
+    print(*predictor.describe(), sep="\n")
+    print(f"wrote {output} ({output.stat().st_size:,} bytes)")
+
+
+def fit_entropy(arguments: argparse.Namespace, tokenizer: "TiTok", output: Path) -> None:
+    from codec.entropy import load_entropy_models, save_entropy_models
+    from codec.fitting import fit
+    from data.token_sets import TokenSet
+    from modeling.identity import identity
+
     settings = {
         "experiment.tokenizer_checkpoint": arguments.tokenizer,
         "experiment.output_dir": arguments.output_dir / "training",
@@ -70,11 +114,13 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
+    parser.add_argument("--token_set", type=Path, metavar="SET", help="what scripts/pretokenize.py wrote")
+    parser.add_argument("--images", metavar="CONFIG", help="whose training images the length predictor is fitted to")
     parser.add_argument(
-        "--token_set", type=Path, required=True, metavar="SET", help="what scripts/pretokenize.py wrote"
+        "--num_images", type=int, default=3000, metavar="N", help="of --images, of every shard alike (default: 3000)"
     )
     parser.add_argument(
-        "--tokenizer", required=True, help="that made it: bundled name, folder, training output or hub id"
+        "--tokenizer", required=True, help="what is fitted to: bundled name, folder, training output or hub id"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where the model goes (default: beside the tokenizer)"

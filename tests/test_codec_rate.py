@@ -210,15 +210,29 @@ def test_guessed_lengths_reach_the_target_wherever_some_length_does(tokenizer, p
     assert 40 <= num_decoded <= 40 * NUM_TOKENS
 
 
+def test_a_guess_steps_up_until_it_reaches_and_down_where_that_saves_much():
+    lengths, psnr = np.arange(1, 9), np.linspace(10.0, 24.0, 8)[None]
+    looked = []
+
+    def look(rows, places):
+        looked.append(int(places[0]) + 1)
+        return 10 ** (-psnr[rows, places] / 10)
+
+    for off, target, path in ((0, 16, [4]), (5, 16, [2, 4]), (-4, 16, [6, 4]), (-2, 22, [8]), (0, 30, [8])):
+        looked.clear()
+        places, errors, num_decoded = length.places_reaching(psnr + off, lengths, target, look)
+        assert looked == path and num_decoded == len(path)
+        assert psnr_of(errors)[0] == pytest.approx(psnr[0, places[0]])
+        assert lengths[places[0]] == path[-1]
+
+
 def test_a_predictor_comes_back_from_its_file_for_its_own_tokenizer_alone(tokenizer, predictor, tmp_path):
     identity = bytes(range(32))
     predictor.save(tmp_path / "length.safetensors", identity)
     loaded = length.load_length_predictor(tmp_path / "length.safetensors", identity)
     encoded = encode(tokenizer, pixels(4))
-    for ours, theirs in zip(
-        predictor.predict(tokenizer, encoded, [1, 6]), loaded.predict(tokenizer, encoded, [1, 6]), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    known = length.features(tokenizer, encoded)
+    np.testing.assert_array_equal(predictor.expected(known, [1, 6]), loaded.expected(known, [1, 6]))
     with pytest.raises(UserError, match="belongs to the tokenizer 000102030405.*fit it again"):
         length.load_length_predictor(tmp_path / "length.safetensors", bytes(32))
     with pytest.raises(UserError, match="is not there: scripts/fit_entropy_model.py makes it"):

@@ -1,0 +1,185 @@
+"""What rate control and searched tokens come to on many images: every prefix is measured once, then goals choose."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.files import Codec
+from codec.length import LengthPredictor, features, places_reaching
+from codec.rate import Encoded, Goal, Options, choose, curves, decoded, encode, psnr_of, spread, tried_lengths
+from codec.search import searched_lengths
+from utils.evaluation.metrics import ssim
+from utils.evaluation.report import Row, tokens_text
+
+TARGETS = (17.0, 18.0, 19.0, 20.0, 21.0, 22.0)  # dB that are asked for, to draw a curve
+BUDGETS = (3, 5, 7, 10, 13, 16, 20)  # bytes an image
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What the prefixes of n images come to; L lengths are tried, and the images of D of them looked at closely.
+
+    Args:
+        sizes: (n, L) bytes of the payload.
+        errors: (n, L) mean squared errors of values in [0, 1].
+        features: (n, F), what the length predictor knows.
+        ssim: (n, D), at 1, 2, 4, ... tokens; D is 0 where only the errors count.
+        perceptual: (n, D), the distance.
+        seconds: (n,) of one thread, in the mean of a batch, to encode, to search and to decode every length.
+    """
+
+    sizes: np.ndarray
+    errors: np.ndarray
+    features: np.ndarray
+    ssim: np.ndarray
+    perceptual: np.ndarray
+    seconds: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence["Prefixes"]) -> "Prefixes":
+        return cls(**{one.name: np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)})
+
+
+def measured(codec: Codec, pixels: Tensor, effort: int, looks_closely: bool = True) -> Prefixes:
+    """Images (B, 3, P, P) uint8, compressed and compared.
+
+    Args:
+        looks_closely: Take SSIM and the perceptual distance, too.
+    """
+    lengths = np.array(tried_lengths(codec.tokenizer))
+    started = time.process_time()
+    plain = encode(codec.tokenizer, pixels)
+    encoded = codec.searched(plain, lengths, effort)
+    tokens = encoded.tokens.cpu().numpy()
+    errors, _ = curves(codec.tokenizer, encoded, lengths.tolist())
+    sizes = np.min([model.prefix_bytes(tokens) for model in codec.models.by_mode.values()], axis=0)
+    seconds = (time.process_time() - started) / len(pixels)
+    similar = distant = np.empty((len(pixels), 0))
+    if looks_closely:
+        similar, distant = closer(codec, encoded, searched_lengths(int(lengths[-1])))
+    return Prefixes(
+        sizes=sizes[:, lengths - 1],
+        errors=errors,
+        features=features(codec.tokenizer, plain).astype(np.float32),
+        ssim=similar,
+        perceptual=distant,
+        seconds=np.full(len(pixels), seconds),
+    )
+
+
+@torch.inference_mode()
+def closer(codec: Codec, encoded: Encoded, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """SSIM and the perceptual distance (B, D) of prefixes."""
+    originals = encoded.pixels.float() / 255
+    distance = codec.distance.distance_to(originals)
+    looks = []
+    for images in decoded(codec.tokenizer, encoded.tokens, lengths):
+        images = images.float() / 255
+        looks.append(torch.stack([ssim(images, originals), distance(images)]))
+    similar, distant = torch.stack(looks, dim=2).cpu().numpy()
+    return similar, distant
+
+
+class Results:
+    """The choices that goals make among the prefixes of one effort.
+
+    Args:
+        lengths: (L,), those that were tried.
+    """
+
+    def __init__(self, prefixes: Prefixes, lengths: np.ndarray, effort: int):
+        self.prefixes, self.lengths, self.effort = prefixes, lengths, effort
+        self.sizes, self.errors = prefixes.sizes, prefixes.errors
+        self.psnr = psnr_of(prefixes.errors)
+        self.mean_bytes = self.sizes.mean(axis=0)
+        self.rows = np.arange(len(self.sizes))
+
+    def of_lengths(self) -> list[Row]:
+        """A row for each length that was looked at closely: all images have so many tokens."""
+        rows = []
+        for column, length in enumerate(searched_lengths(int(self.lengths[-1]))):
+            place = int(np.flatnonzero(self.lengths == length)[0])
+            row = self._row(tokens_text(length), "one length", np.full(len(self.rows), place))
+            if self.prefixes.ssim.shape[1]:
+                row["ssim"] = float(self.prefixes.ssim[:, column].mean())
+                row["perceptual_efficientnet_lite0"] = float(self.prefixes.perceptual[:, column].mean())
+            rows.append(row)
+        return rows
+
+    def of_psnr(self, target: float) -> Row:
+        """Each image has the smallest prefix of so many dB, or its best one."""
+        goal = Goal("psnr", target)
+        choices = [
+            choose(Options(self.lengths[:, None], *of), goal) for of in zip(self.sizes, self.errors, strict=True)
+        ]
+        places = np.array([choice.option for choice in choices])
+        reached = float(np.mean([choice.is_reached for choice in choices]))
+        return self._row(f"{target:g} dB", "PSNR asked for", places) | {"reached": reached}
+
+    def of_budget(self, bytes_per_image: float) -> Row:
+        """So many bytes in the mean are spread over the images."""
+        budget = int(bytes_per_image * len(self.rows))
+        places = spread(self.sizes, self.errors, budget)
+        unspent = budget - int(self.sizes[self.rows, places].sum())
+        return self._row(f"{bytes_per_image:g} bytes", "budget", places) | {"unspent_bytes": unspent}
+
+    def of_guesses(self, target: float, predictor: LengthPredictor) -> Row:
+        """As `of_psnr`, where lengths are guessed and few of them decoded."""
+
+        def look(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+            return self.errors[rows, places]
+
+        expected = predictor.expected(self.prefixes.features, self.lengths)
+        places, errors, num_decoded = places_reaching(expected, self.lengths, target, look)
+        row = self._row(f"{target:g} dB, fast", "PSNR guessed", places)
+        searched = self.of_psnr(target)["bytes_per_image"]
+        return row | {
+            "reached": float((psnr_of(errors) >= target).mean()),
+            "decodes": num_decoded / len(places),
+            "more_bytes": row["bytes_per_image"] / searched - 1,
+        }
+
+    def at_equal_bytes(self, num_bytes: float) -> dict[str, float]:
+        """Statistics of the PSNR of one length for all, between the two lengths of about so many bytes."""
+        statistics = np.stack([statistics_of(psnr) for psnr in self.psnr.T])  # (L, 3)
+        return named([np.interp(num_bytes, self.mean_bytes, column) for column in statistics.T])
+
+    def _row(self, name: str, how: str, places: np.ndarray) -> Row:
+        """A row for plots and tables of the prefix at a place among the lengths that each image has."""
+        psnr = self.psnr[self.rows, places]
+        return {
+            "name": f"{name}, effort {self.effort}",
+            "system": f"effort {self.effort}, {how}",
+            "bytes_per_image": float(self.sizes[self.rows, places].mean()),
+            **named(statistics_of(psnr)),
+            "tokens": float(self.lengths[places].mean()),
+        }
+
+
+def statistics_of(psnr: np.ndarray) -> tuple[float, float, float]:
+    return float(psnr.mean()), float(psnr.std()), float(np.percentile(psnr, 5))
+
+
+def named(statistics: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("psnr", "psnr_deviation", "psnr_5th_percentile"), map(float, statistics), strict=True))
+
+
+def gains(better: Results, plain: Results) -> dict[str, Any]:
+    """What an effort gains over another on the same images.
+
+    Returns:
+        "at_equal_tokens", dB at each length; "at_equal_bytes", dB at each length, beside the plain curve between its
+        lengths; "more_bytes" there; all in the mean.
+    """
+    mean = plain.psnr.mean(axis=0)
+    beside = np.interp(np.log(better.mean_bytes), np.log(plain.mean_bytes), mean)
+    return {
+        "at_equal_tokens": (better.psnr.mean(axis=0) - mean).tolist(),
+        "at_equal_bytes": (better.psnr.mean(axis=0) - beside).tolist(),
+        "more_bytes": (better.mean_bytes - plain.mean_bytes).tolist(),
+    }

@@ -1,0 +1,146 @@
+"""Measure rate control and effort of a tokenizer's compressed files: quality against bytes, choice by choice.
+
+    python3 scripts/evaluate_codec.py --config configs/fashion/eval.yaml --checkpoint one-d-piece_fashion
+    python3 scripts/evaluate_codec.py --config configs/fashion/eval.yaml --checkpoint one-d-piece_fashion \\
+        --efforts 0 1 2 3 --num_images 200
+
+Every prefix of every image is written and decoded once. Then lengths are chosen: one for all images, what a PSNR that
+is asked for needs (also guessed, as --fast does), and a budget spread over all images. Bytes are those of the payload;
+a file has a header of 7 or 8 more. Seconds are of one thread. metrics.json has all rows, curves.png is drawn from them.
+A run that was killed goes on where it was; --num_images draws images by the configuration's training.seed.
+"""
+
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
+import argparse
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.config import load_config
+from utils.evaluation.arguments import add_common_arguments, add_num_images_argument, add_tokenizer_arguments
+from utils.evaluation.report import plot_curves
+from utils.evaluation.session import Session
+from utils.parts import Parts
+
+if TYPE_CHECKING:
+    from codec.evaluation import Results
+
+CHUNK = 50  # images of a part of the work
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from codec.files import load_codec  # slow to import, too slow for --help
+    from data.evaluation_images import NumberedImages, choose
+
+    config = load_config(arguments.config, arguments.overrides)
+    with Session(arguments.device, arguments.output_dir) as session:
+        codec = load_codec(arguments.config, arguments.checkpoint, session.device)
+        images = NumberedImages(config, codec.side, session.processes)
+        numbers = choose(len(images), images.most(arguments.num_images), config.training.seed)
+        plan = {
+            "tokenizer": codec.identity.hex(),
+            "entropy_model": codec.models.best().identity.hex(),
+            "images": numbers.tolist(),
+            "efforts": arguments.efforts,
+            "psnr_only": arguments.psnr_only,
+        }
+        results = measured_results(arguments, session, codec, images, numbers, plan)
+        if results:
+            report(arguments, session, codec, results, plan | {"images": len(numbers)})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add_tokenizer_arguments(parser, required=True)
+    parser.add_argument(
+        "--efforts", type=int, nargs="+", default=[0], choices=range(4), help="to compare (default: the plain encoder)"
+    )
+    parser.add_argument("--psnr", type=float, default=19.0, metavar="DB", help="that is asked for (default: 19)")
+    parser.add_argument("--least", type=float, default=18.0, metavar="DB", help="that most are to have (default: 18)")
+    parser.add_argument("--budget", type=float, default=10.0, metavar="BYTES", help="an image (default: 10)")
+    parser.add_argument("--psnr_only", action="store_true", help="no SSIM and perceptual distance: a fifth less work")
+    add_num_images_argument(parser)
+    add_common_arguments(parser, "output/evaluate_codec")
+    return parser.parse_args()
+
+
+def measured_results(
+    arguments: argparse.Namespace, session: Session, codec: Any, images: Any, numbers: np.ndarray, plan: dict[str, Any]
+) -> "list[Results]":
+    """Those of each effort, on the main process."""
+    from codec.evaluation import Prefixes, Results, measured
+    from codec.rate import tried_lengths
+
+    chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
+    jobs = [(effort, chunk) for effort in arguments.efforts for chunk in chunks]
+    parts = Parts(session.output_dir, plan, len(jobs), session.processes)
+    todo = list(parts.mine())
+    looks_closely = not arguments.psnr_only
+    with session.progress(sum(len(jobs[index][1]) for index in todo) * session.processes.world_size) as done:
+        for index in todo:
+            effort, chunk = jobs[index]
+            batches = images.batches(chunk, arguments.batch_size or CHUNK)
+            prefixes = Prefixes.joined([measured(codec, pixels, effort, looks_closely) for _, pixels in batches])
+            parts.write(index, **vars(prefixes))
+            done(len(chunk))
+    session.processes.wait()
+    if not session.processes.is_main:
+        return []
+    found = [Prefixes(**part) for part in parts.read()]
+    lengths = np.array(tried_lengths(codec.tokenizer))
+    each = [found[first : first + len(chunks)] for first in range(0, len(found), len(chunks))]
+    return [
+        Results(Prefixes.joined(some), lengths, effort) for some, effort in zip(each, arguments.efforts, strict=True)
+    ]
+
+
+def report(
+    arguments: argparse.Namespace, session: Session, codec: Any, results: "list[Results]", plan: dict[str, Any]
+) -> None:
+    from codec.evaluation import BUDGETS, TARGETS, gains
+
+    rows, asked = [], []
+    for one in results:
+        rows += one.of_lengths()
+        rows += [one.of_psnr(target) for target in TARGETS] + [one.of_budget(size) for size in BUDGETS]
+        asked += [one.of_psnr(arguments.psnr), one.of_psnr(arguments.least), one.of_budget(arguments.budget)]
+        if codec.has_predictor:
+            asked += [one.of_guesses(target, codec.predictor) for target in (arguments.psnr, arguments.least)]
+    plain = results[0]
+    beside = [plain.at_equal_bytes(row["bytes_per_image"]) for row in asked]
+    efforts = {one.effort: {"seconds": float(one.prefixes.seconds.mean()), **gains(one, plain)} for one in results}
+    record = session.record(config=arguments.config, checkpoint=codec.name, overrides=arguments.overrides, **plan)
+    told = {"rows": rows, "asked": asked, "one_length_at_equal_bytes": beside, "efforts": efforts, "protocol": record}
+    notes = [*map(comparison, asked, beside), *(gain_of(effort, gain, plain) for effort, gain in efforts.items())]
+    seen = f"{plan['images']:,} images"
+    session.report(
+        f"{seen} measured", told, rows, notes=notes, figures={"curves.png": lambda path: plot_curves(path, rows, seen)}
+    )
+
+
+def comparison(row: dict[str, Any], one_length: dict[str, float]) -> str:
+    """A choice, beside one length for all at equal bytes."""
+    facts = [f"{row['name']}: {row['bytes_per_image']:.2f} bytes"]
+    for name in ("psnr", "psnr_deviation", "psnr_5th_percentile"):
+        facts.append(f"{name} {row[name]:.2f} (one length: {one_length[name]:.2f})")
+    facts += [
+        f"{name} {row[name]:.4g}" for name in ("reached", "decodes", "more_bytes", "unspent_bytes") if name in row
+    ]
+    return ", ".join(facts)
+
+
+def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:
+    places = [int(np.flatnonzero(plain.lengths == length)[0]) for length in (8, 32) if length in plain.lengths]
+    at = ", ".join(
+        f"{gain['at_equal_tokens'][place]:+.2f} dB at {plain.lengths[place]} tokens "
+        f"({gain['at_equal_bytes'][place]:+.2f} at equal bytes)"
+        for place in places
+    )
+    return f"effort {effort}: {gain['seconds']:.2f} s an image, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""What rate control and searched tokens come to: prefixes measured once, choices among them, and the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from codec.evaluation import Prefixes, Results, gains, measured
+from codec.files import load_codec
+from codec.length import LengthPredictor
+from codec.rate import psnr_of
+from scripts import evaluate_codec
+from tests.codec_images import NUM_TOKENS, pixels, save_codec
+from tests.evaluation_data import make_world, small_config
+from utils.config import save_config
+
+LENGTHS = np.arange(1, 5)
+SIZES = np.array([[2, 3, 4, 5], [2, 4, 6, 9]])
+PSNR = np.array([[18.0, 20, 19, 21], [14.0, 16, 18, 20]])
+
+
+def results(psnr=PSNR, sizes=SIZES, effort=0, features=None):
+    empty = np.zeros((len(psnr), 0))
+    features = empty if features is None else features
+    return Results(Prefixes(sizes, 10 ** (-psnr / 10), features, empty, empty, np.ones(len(psnr))), LENGTHS, effort)
+
+
+def test_lengths_that_double_get_a_row_each():
+    rows = results().of_lengths()
+    assert [row["name"] for row in rows] == ["1 token, effort 0", "2 tokens, effort 0", "4 tokens, effort 0"]
+    assert [row["bytes_per_image"] for row in rows] == [2, 3.5, 7]
+    assert [row["psnr"] for row in rows] == pytest.approx([16, 18, 20.5])
+    assert rows[1]["psnr_deviation"] == pytest.approx(2)
+
+
+def test_a_psnr_that_is_asked_for_is_reached_with_the_fewest_bytes():
+    row = results().of_psnr(18)
+    assert (row["bytes_per_image"], row["tokens"], row["reached"]) == (4, 2, 1)
+    assert results().of_psnr(20.5)["reached"] == 0.5
+
+
+def test_a_budget_is_spent_where_it_helps():
+    row = results().of_budget(4)
+    assert row["bytes_per_image"] <= 4 and row["unspent_bytes"] == 8 - 2 * row["bytes_per_image"]
+    assert row["tokens"] == 2  # not 4 of the first image
+
+
+def test_guesses_that_are_right_are_decoded_once():
+    weights = np.concatenate([np.eye(4), np.zeros((1, 4))]).astype(np.float16)
+    predictor = LengthPredictor(LENGTHS, weights, np.zeros(4, np.float32), np.ones(4, np.float32))
+    row = results(features=PSNR).of_guesses(17.9, predictor)
+    assert (row["decodes"], row["more_bytes"], row["reached"]) == (1, 0, 1)
+    low = results(features=PSNR - 3).of_guesses(17.9, predictor)
+    high = results(features=PSNR + 3).of_guesses(17.9, predictor)
+    assert low["decodes"] == 1 and low["more_bytes"] > 0
+    assert high["decodes"] > 1 and high["reached"] == 1
+
+
+def test_one_length_for_all_stands_between_two_lengths_of_about_as_many_bytes():
+    beside = results().at_equal_bytes(4.25)
+    assert beside["psnr"] == pytest.approx((18 + 18.5) / 2)
+
+
+def test_gains_are_those_of_equal_tokens_and_of_equal_bytes():
+    found = gains(results(PSNR + 1, SIZES * 2, effort=1), results())
+    assert found["at_equal_tokens"] == pytest.approx([1, 1, 1, 1])
+    assert found["more_bytes"] == pytest.approx([2, 3.5, 5, 7])
+    assert found["at_equal_bytes"][0] < 1 - 1.5
+
+
+def test_prefixes_have_the_sizes_and_errors_of_the_files(tmp_path):
+    codec = load_codec(checkpoint=str(save_codec(tmp_path)))
+    prefixes = measured(codec, pixels(3), effort=1)
+    assert prefixes.sizes.shape == prefixes.errors.shape == (3, NUM_TOKENS)
+    assert prefixes.ssim.shape == prefixes.perceptual.shape == (3, 4)  # of 1, 2, 4, 6 tokens
+    assert (psnr_of(prefixes.errors) > 0).all() and (prefixes.perceptual > 0).all() and (prefixes.seconds > 0).all()
+    assert measured(codec, pixels(3), effort=0, looks_closely=False).ssim.shape == (3, 0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = make_world(tmp_path_factory.mktemp("world"))
+    save_config(small_config(folder), folder / "eval.yaml")
+    return folder
+
+
+def test_the_command_measures_and_goes_on_where_it_was(world, tmp_path, monkeypatch, capsys):
+    arguments = ["--config", world / "eval.yaml", "--checkpoint", world / "tokenizer", "--efforts", 0, 1]
+    arguments += ["--num_images", 12, "--psnr", 10, "--device", "cpu", "--output_dir", tmp_path, "--psnr_only"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_codec.py", *map(str, arguments)])
+    for _ in range(2):  # the second time all parts are there
+        evaluate_codec.main()
+        report = json.loads((tmp_path / "metrics.json").read_text())
+        assert {row["system"] for row in report["rows"]} == {
+            f"effort {effort}, {how}" for effort in (0, 1) for how in ("one length", "PSNR asked for", "budget")
+        }
+        assert report["efforts"]["1"]["at_equal_tokens"][-1] > 0 == report["efforts"]["0"]["at_equal_tokens"][-1]
+    assert (tmp_path / "curves.png").is_file()
+    assert "effort 1:" in capsys.readouterr().out
