@@ -1,6 +1,9 @@
 """MaskGIT generators: class in, latent tokens out, many tokens a step (arXiv 2202.04200; 2406.07550, section 4)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,6 +15,7 @@ from modeling.checkpoints.registry import GENERATOR, class_named, register
 from modeling.modules.blocks import Linear, attention
 from modeling.modules.masking import ImageNoise, random_drop, rows_at, seeds_of
 from modeling.samplers import sampler_class
+from modeling.samplers.sampler import Sampler, State
 from modeling.samplers.settings import SamplerSettings
 from utils.errors import UserError
 
@@ -72,6 +76,7 @@ class MaskGIT(Pretrained):
         condition: Tensor,
         cond_drop_prob: float | Tensor = 0.1,
         positions: Tensor | None = None,
+        num_tokens: int | None = None,
     ) -> Tensor:
         """Predict every image token from the known ones and the class.
 
@@ -82,6 +87,7 @@ class MaskGIT(Pretrained):
         Args:
             input_ids: Image tokens, (B, N) or (B, 1, N), in 0..V-1, or V where masked.
             condition: Class labels, (B,), in 0..classes-1. Not changed.
+            num_tokens: There are only the first so many tokens, N above; the network does without the others.
             cond_drop_prob: Probability that an image loses its class, in training and evaluation mode alike; or
                 which images do, (B,) bool.
             positions: Where predictions are wanted, (B, M) in 0..N-1; everywhere by default.
@@ -90,12 +96,13 @@ class MaskGIT(Pretrained):
             Logits, (B, N, V), or (B, M, V) with `positions`.
         """
         condition = _labels(condition)
+        num_tokens = self.num_tokens if num_tokens is None else num_tokens
         if input_ids.ndim not in (2, 3) or tuple(input_ids.shape) not in (
-            (len(condition), self.num_tokens),
-            (len(condition), 1, self.num_tokens),
+            (len(condition), num_tokens),
+            (len(condition), 1, num_tokens),
         ):
             raise UserError(
-                f"image tokens must have the shape (B, {self.num_tokens}) or (B, 1, {self.num_tokens}) with one label "
+                f"image tokens must have the shape (B, {num_tokens}) or (B, 1, {num_tokens}) with one label "
                 f"an image, got {tuple(input_ids.shape)} and {len(condition)} labels"
             )
         _require_integers(input_ids, "image tokens")
@@ -113,7 +120,7 @@ class MaskGIT(Pretrained):
     @torch.no_grad()
     def generate(
         self,
-        condition: Tensor | Sequence[int],
+        condition: Tensor | Sequence[int] | None,
         guidance_scale: float = 3.0,
         guidance_decay: str = "constant",
         guidance_scale_pow: float = 3.0,
@@ -124,14 +131,18 @@ class MaskGIT(Pretrained):
         seeds: Sequence[int] | None = None,
         return_intermediate: bool = False,
         sampler: str = "confidence",
+        *,
+        num_tokens: int | None = None,
+        prefix: Tensor | None = None,
+        **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Sample image tokens for the given classes: all masked at first, all known at last.
+        """Sample image tokens for the given classes: all masked at first, or all but a prefix; all known at last.
 
         Each image draws its noise from its own seed, so that it comes out the same alone and in a batch (up to ties
         within rounding), on the same kind of device. Runs in evaluation mode, and leaves the mode as it was.
 
         Args:
-            condition: Class labels, (B,), in 0..classes-1; none give (0, N).
+            condition: Class labels, (B,), in 0..classes-1; none give (0, N). None, with a prefix: unknown.
             guidance_scale, guidance_decay, guidance_scale_pow: Classifier-free guidance, see `guidance_weight`. Steps
                 where its weight is 0 leave the unconditional half of the batch out.
             randomize_temperature: Scale of the Gumbel noise at the start, falling linearly to 0; 0 samples greedily.
@@ -141,12 +152,15 @@ class MaskGIT(Pretrained):
             seeds: The images' seeds themselves, one each, 0..2**64 - 1, in place of `generator`.
             return_intermediate: Also give the tokens after each step.
             sampler: How tokens are chosen, a name in `modeling.samplers.SAMPLERS`.
+            num_tokens: A draft: the first so many tokens alone, 1..N, as if an image had no others. In at most as many
+                passes, each over as many tokens.
+            prefix: First tokens that are known, (B, K) in 0..V-1, K under N. They stay, and the others are sampled in
+                at most as many passes as there are.
+            options: Further `SamplerSettings`.
 
         Returns:
             (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
         """
-        condition = _given_labels(condition)
-        _require_range(condition, self.num_classes - 1, "class labels")
         settings = SamplerSettings(
             guidance_scale,
             guidance_decay,
@@ -155,38 +169,74 @@ class MaskGIT(Pretrained):
             softmax_temperature_annealing,
             num_sample_steps,
             sampler,
+            **options,
         )
-        after = self._sampled(condition, settings, seeds_of(len(condition), generator, seeds))
+        num_tokens = self._checked_length(num_tokens)
+        labels = None if condition is None and prefix is not None else self._checked_labels(condition)
+        known = self._checked_prefix(prefix, len(prefix if labels is None else labels), num_tokens)
+        num_open = num_tokens - known.shape[1]
+        if num_open < self.num_tokens:  # the published sampler may take more steps than tokens
+            settings = replace(settings, num_sample_steps=min(settings.num_sample_steps, num_open))
+        method = sampler_class(settings.sampler)(settings, num_tokens, self.codebook_size, known.shape[1])
+        after = self._sampled(labels, method, known, seeds_of(len(known), generator, seeds))
         return (after[-1], after) if return_intermediate else after[-1]
 
-    def _sampled(self, condition: Tensor, settings: SamplerSettings, seeds: Sequence[int]) -> Tensor:
+    def _sampled(self, labels: Tensor | None, sampler: Sampler, known: Tensor, seeds: Sequence[int]) -> Tensor:
         """The tokens after each step, (steps, B, N), in evaluation mode."""
         device = next(self.parameters()).device
+        labels = labels if labels is None else labels.to(device)
+        state = sampler.start(known.to(device), ImageNoise(seeds, device))
         was_training = self.training
         self.eval()
         try:
-            return torch.stack(list(self._sampling_steps(condition.to(device), settings, ImageNoise(seeds, device))))
+            return torch.stack(list(self._sampling_steps(labels, sampler, state)))
         finally:
             self.train(was_training)
 
-    def _sampling_steps(self, condition: Tensor, settings: SamplerSettings, noise: ImageNoise) -> Iterator[Tensor]:
+    def _sampling_steps(self, labels: Tensor | None, sampler: Sampler, state: State) -> Iterator[Tensor]:
         """The tokens after each step, (B, N), with the mask token where still masked."""
-        sampler = sampler_class(settings.sampler)(settings, self.num_tokens, self.codebook_size)
-        state = sampler.start(len(condition), noise, condition.device)
-        for step in range(settings.num_sample_steps):
-            weight = settings.guidance_weight(step)
-            logits = self._guided_logits(state.tokens, condition, weight, state.positions)  # (B, M, V)
-            state = sampler.step(logits, state)
+        for step in range(sampler.settings.num_sample_steps):
+            weight = sampler.settings.guidance_weight(step)
+            state = sampler.step(self._guided_logits(state, labels, weight), state)
             yield state.tokens
 
-    def _guided_logits(self, tokens: Tensor, condition: Tensor, weight: float, positions: Tensor) -> Tensor:
+    def _guided_logits(self, state: State, labels: Tensor | None, weight: float) -> Tensor:
         """Logits in float32, (B, M, V), with the conditional and unconditional halves in one forward pass."""
-        keep = torch.zeros_like(condition, dtype=torch.bool)
+        tokens, positions = state.tokens, state.positions
+        logits = partial(self, num_tokens=tokens.shape[1])
+        kept = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        if labels is None:
+            return logits(tokens, kept.long(), ~kept, positions).float()
         if weight == 0:
-            return self(tokens, condition, keep, positions).float()
-        both = self(tokens.repeat(2, 1), condition.repeat(2), torch.cat([keep, ~keep]), positions.repeat(2, 1)).float()
+            return logits(tokens, labels, kept, positions).float()
+        classes = torch.cat([kept, ~kept])
+        both = logits(tokens.repeat(2, 1), labels.repeat(2), classes, positions.repeat(2, 1)).float()
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, 1 + weight)  # conditional + weight (conditional - unconditional)
+
+    def _checked_length(self, num_tokens: int | None) -> int:
+        if num_tokens is None:
+            return self.num_tokens
+        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 1 <= num_tokens <= self.num_tokens:
+            raise UserError(f"num_tokens must be an integer in 1..{self.num_tokens}, got {num_tokens!r}")
+        return num_tokens
+
+    def _checked_labels(self, condition: Tensor | Sequence[int] | None) -> Tensor:
+        labels = _given_labels(condition)
+        _require_range(labels, self.num_classes - 1, "class labels")
+        return labels
+
+    def _checked_prefix(self, prefix: Tensor | None, num_images: int, num_tokens: int) -> Tensor:
+        """The tokens that are given, (B, K) int64, on the CPU or wherever they are."""
+        if prefix is None:
+            return torch.empty(num_images, 0, dtype=torch.long)
+        _require_integers(prefix, "tokens of a prefix")
+        if prefix.ndim != 2 or len(prefix) != num_images or prefix.shape[1] >= num_tokens:
+            raise UserError(
+                f"a prefix must have the shape ({num_images}, K), K under {num_tokens}, got {tuple(prefix.shape)}"
+            )
+        _require_range(prefix, self.codebook_size - 1, "tokens of a prefix")
+        return prefix.long()
 
 
 @register(GENERATOR, "ViT")
@@ -230,7 +280,8 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.word_embeddings(tokens) + self.position_embeddings.weight + self.token_type_embeddings.weight[0]
+        positions = self.position_embeddings.weight[: tokens.shape[1]]
+        x = self.word_embeddings(tokens) + positions + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x))
 
 
@@ -302,7 +353,7 @@ class UViTBert(MaskGIT):
                 nn.init.zeros_(module.bias)
 
     def logits(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        x = self.embeddings(tokens) + self.pos_embed  # (B, 1 + N, W)
+        x = self.embeddings(tokens) + self.pos_embed[:, : tokens.shape[1]]  # (B, 1 + N, W)
         skips = []
         for block in self.in_blocks:
             x = block(x)

@@ -12,56 +12,72 @@ from modeling.maskgit import ImageBert, UViTBert
 from modeling.modules.masking import ImageNoise
 from modeling.samplers import SAMPLERS, sampler_class
 from modeling.samplers.settings import (
+    ORDERS,
+    REMASKINGS,
     SAMPLER_FLAGS,
     SamplerSettings,
     guidance_weight,
     masked_counts,
     sampler_settings,
 )
+from tests.fill import integers
 from tests.test_maskgit import CLASSES, CONFIGS, MASK, nested, small
 from utils.errors import UserError
 from utils.flags import add_fields, given_fields
 
 CPU = torch.device("cpu")
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+OPTIONS = {"top_p": 0.9, "mask_schedule": "exponential", "guidance_from": 0.3, "guidance_until": 0.8}
+SETTINGS = [
+    {"sampler": "confidence"},
+    {"sampler": "confidence", "temperature_decay": "constant", **OPTIONS},
+    {"sampler": "choose", "order": "random", **OPTIONS},
+    {"sampler": "choose", "order": "front"},
+    {"sampler": "choose", "order": "moment"},
+    {"sampler": "remasking", "remasking": "cap", "order": "front"},
+    {"sampler": "remasking", "remasking": "rescale", "remasking_strength": 0.5, "order": "moment"},
+    {"sampler": "remasking", "remasking": "loop", **OPTIONS},
+]
+every_sampler = pytest.mark.parametrize("sampler", SETTINGS, ids=lambda each: "-".join(map(str, each.values()))[:24])
+both_networks = pytest.mark.parametrize("network", [ImageBert, UViTBert])
 
 
 # The contract
 
 
 @every_sampler
-@pytest.mark.parametrize("network", [ImageBert, UViTBert])
+@both_networks
 def test_an_image_is_the_same_alone_and_in_a_batch(network, sampler):
     model = small(network)
-    labels = [0, 3, 4, 7, 8, 9, 9, 2]
-    seeds = list(range(100, 108))
-    together = model.generate(labels, seeds=seeds, sampler=sampler)
-    alone = [model.generate([label], seeds=[seed], sampler=sampler) for label, seed in zip(labels, seeds, strict=True)]
+    labels = [0, 3, 7, 9, 9]
+    seeds = list(range(100, 105))
+    together = model.generate(labels, seeds=seeds, **sampler)
+    alone = [model.generate([label], seeds=[seed], **sampler) for label, seed in zip(labels, seeds, strict=True)]
     assert torch.equal(together, torch.cat(alone))
 
-    together = model.generate(labels, generator=torch.Generator().manual_seed(0), sampler=sampler)
+    together = model.generate(labels, generator=torch.Generator().manual_seed(0), **sampler)
     one_by_one = torch.Generator().manual_seed(0)
-    alone = [model.generate([label], generator=one_by_one, sampler=sampler) for label in labels]
+    alone = [model.generate([label], generator=one_by_one, **sampler) for label in labels]
     assert torch.equal(together, torch.cat(alone))
-    assert not torch.equal(together[5], together[6])  # the same class, other noise
+    assert not torch.equal(together[3], together[4])  # the same class, other noise
 
 
 @every_sampler
-def test_sampling_repeats_from_the_global_seed_and_differs_without_it(sampler):
-    model = small()
+@both_networks
+def test_sampling_repeats_from_the_global_seed_and_differs_without_it(network, sampler):
+    model = small(network)
     torch.manual_seed(3)
-    first, second = (model.generate([1, 2], sampler=sampler) for _ in range(2))
+    first, second = (model.generate([1, 2], **sampler) for _ in range(2))
     torch.manual_seed(3)
-    assert torch.equal(first, model.generate([1, 2], sampler=sampler))
+    assert torch.equal(first, model.generate([1, 2], **sampler))
     assert not torch.equal(first, second)
 
 
 @every_sampler
-def test_without_noise_the_seed_does_not_matter(sampler):
-    model = small()
+@both_networks
+def test_without_noise_the_seed_does_not_matter(network, sampler):
+    model = small(network)
     first, second = (
-        model.generate(CLASSES, seeds=range(start, start + 6), randomize_temperature=0, sampler=sampler)
-        for start in (0, 100)
+        model.generate(CLASSES, seeds=range(start, start + 6), randomize_temperature=0, **sampler) for start in (0, 100)
     )
     assert torch.equal(first, second)
 
@@ -75,7 +91,7 @@ def test_every_position_is_filled_after_the_last_step(steps, temperature, sample
         num_sample_steps=steps,
         randomize_temperature=temperature,
         return_intermediate=True,
-        sampler=sampler,
+        **sampler,
     )
     assert tokens.shape == (6, 32) and tokens.dtype == torch.int64
     assert tokens.min() >= 0 and tokens.max() < MASK
@@ -87,19 +103,20 @@ def test_every_position_is_filled_after_the_last_step(steps, temperature, sample
 def test_sampling_neither_changes_the_mode_nor_its_inputs_nor_keeps_gradients(sampler):
     model = small().train()
     labels = torch.tensor([1, 2])
-    first, second = (model.generate(labels, seeds=[0, 1], sampler=sampler) for _ in range(2))
+    first, second = (model.generate(labels, seeds=[0, 1], **sampler) for _ in range(2))
     assert torch.equal(first, second)  # no dropout
     assert model.training and all(module.training for module in model.modules())
     assert labels.tolist() == [1, 2] and not first.requires_grad
     with pytest.raises(UserError):
-        model.generate(labels, guidance_decay="none", sampler=sampler)
+        model.generate(labels, guidance_decay="none", **sampler)
     assert model.training
 
 
 @every_sampler
 def test_a_step_leaves_logits_and_the_state_before_it_as_they_were(sampler):
-    method = sampler_class(sampler)(SamplerSettings(num_sample_steps=4), num_tokens=8, codebook_size=16)
-    state = method.start(2, ImageNoise([0, 1], CPU), CPU)
+    settings = SamplerSettings(num_sample_steps=4, **sampler)
+    method = sampler_class(settings.sampler)(settings, num_tokens=8, codebook_size=16)
+    state = method.start(torch.empty(2, 0, dtype=torch.long), ImageNoise([0, 1], CPU))
     while state.step < 4:
         logits = torch.randn(*state.positions.shape, 16)
         before = [logits.clone(), state.tokens.clone(), state.positions.clone()]
@@ -107,6 +124,109 @@ def test_a_step_leaves_logits_and_the_state_before_it_as_they_were(sampler):
         assert all(map(torch.equal, before, [logits, state.tokens, state.positions]))
         assert after.step == state.step + 1 and (after.positions.diff(dim=1) > 0).all()
         state = after
+
+
+@every_sampler
+@both_networks
+def test_a_prefix_stays_and_the_rest_is_sampled(network, sampler):
+    model = small(network)
+    prefix = integers(3, "prefix", (4, 5), 0, MASK)
+    seeds = range(4)
+    for labels in ([1, 2, 3, 3], None):
+        tokens, after = model.generate(labels, seeds=seeds, prefix=prefix, return_intermediate=True, **sampler)
+        assert (after[..., :5] == prefix).all() and (tokens < MASK).all()
+        one = None if labels is None else labels[2:3]
+        assert torch.equal(model.generate(one, seeds=[2], prefix=prefix[2:3], **sampler), tokens[2:3])
+    assert len(torch.unique(tokens[:, 5:], dim=0)) == 4
+
+
+@every_sampler
+@both_networks
+def test_a_draft_has_the_first_tokens_alone(network, sampler):
+    model = small(network)
+    drafts = model.generate([1, 2], seeds=[0, 1], num_tokens=5, **sampler)
+    assert drafts.shape == (2, 5) and drafts.max() < MASK
+    whole = model.generate([1, 2], seeds=[0, 1], prefix=drafts, **sampler)
+    assert whole.shape == (2, 32) and torch.equal(whole[:, :5], drafts)
+    longer = model.generate([1, 2], seeds=[0, 1], prefix=drafts, num_tokens=9, **sampler)
+    assert longer.shape == (2, 9) and torch.equal(longer[:, :5], drafts)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_code_of_no_probability_is_drawn(sampler):
+    settings = SamplerSettings(num_sample_steps=4, top_p=1e-6, randomize_temperature=100, sampler=sampler)
+    method = sampler_class(sampler)(settings, num_tokens=8, codebook_size=16)
+    state = method.start(torch.empty(2, 0, dtype=torch.long), ImageNoise([0, 1], CPU))
+    while state.step < 4:
+        logits = torch.zeros(*state.positions.shape, 16)
+        logits[..., 3] = 0.01
+        state = method.step(logits, state)
+    assert (state.tokens == 3).all()
+
+
+# Choose, then sample
+
+
+def test_front_to_back_sets_the_first_tokens_first():
+    _, after = small().generate(CLASSES, sampler="choose", order="front", return_intermediate=True)
+    for tokens in after:
+        masked = tokens == MASK
+        assert (masked.sum(dim=1) == masked[0].sum()).all() and masked[:, 32 - masked[0].sum() :].all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_plain_sampling_draws_codes_as_often_as_their_softmax_says(order):
+    settings = SamplerSettings(
+        sampler="choose", order=order, num_sample_steps=1, randomize_temperature=2, temperature_decay="constant"
+    )
+    method = sampler_class("choose")(settings, num_tokens=1, codebook_size=4)
+    state = method.start(torch.empty(2000, 0, dtype=torch.long), ImageNoise(range(2000), CPU))
+    shares = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    tokens = method.step(shares.log().expand(2000, 1, 4), state).tokens
+    found = torch.bincount(tokens.flatten(), minlength=4) / 2000
+    torch.testing.assert_close(found, shares, atol=0.03, rtol=0)
+
+
+def test_the_moment_order_draws_as_the_published_sampler_does():
+    """The first token of 64, of which every other one is surer: where and what it is."""
+    rows = torch.tensor([[3.0, 0, 0, 0], [1.0, 0.5, 0, 0]]).log_softmax(-1)
+    options = {"num_sample_steps": 60, "randomize_temperature": 1.5, "temperature_decay": "constant"}
+    found = {}
+    for sampler in ("confidence", "choose"):
+        settings = SamplerSettings(sampler=sampler, order="moment", **options)
+        method = sampler_class(sampler)(settings, num_tokens=64, codebook_size=4)
+        state = method.start(torch.empty(2000, 0, dtype=torch.long), ImageNoise(range(2000), CPU))
+        tokens = method.step(rows.repeat(32, 1).expand(2000, 64, 4), state).tokens
+        positions = (tokens < 4).nonzero()[:, 1]
+        assert len(positions) == 2000
+        codes = tokens[tokens < 4]
+        found[sampler] = torch.bincount(positions % 2 * 4 + codes, minlength=8) / 2000
+    torch.testing.assert_close(found["choose"], found["confidence"], atol=0.03, rtol=0)
+
+
+# Remasking
+
+
+@pytest.mark.parametrize("kind", REMASKINGS)
+def test_remasking_draws_known_tokens_again_and_no_more_than_are_to_be_masked(kind):
+    settings = {"sampler": "remasking", "remasking": kind, "remasking_strength": 0.5, "num_sample_steps": 12}
+    _, after = small().generate(CLASSES, seeds=range(6), return_intermediate=True, **settings)
+    masked = after == MASK
+    forgotten = masked[1:] & ~masked[:-1]
+    assert forgotten.any() and not masked[-1].any()
+    counts = masked.sum(dim=2)
+    assert (counts == counts[:, :1]).all()  # as many in each image
+    assert (forgotten.sum(dim=2) <= counts[1:]).all()
+    if kind == "loop":
+        assert not forgotten[:5].any() and (counts[5:-1] == 3).all()
+    else:
+        assert counts[:, 0].tolist() == masked_counts(32, 12)
+
+
+def test_without_strength_remasking_is_choose_then_sample():
+    model = small()
+    chosen = model.generate(CLASSES, seeds=range(6), sampler="choose")
+    assert torch.equal(chosen, model.generate(CLASSES, seeds=range(6), sampler="remasking", remasking_strength=0))
 
 
 # The published sampler
@@ -181,7 +301,17 @@ def test_a_flag_of_a_wrong_kind_is_refused(capsys):
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
         ({"guidance_scale_pow": -1}, "guidance_scale_pow must be a finite number of 0 or more"),
         ({"randomize_temperature": -1}, "randomize_temperature must be a finite number of 0 or more"),
-        ({"sampler": "guess"}, "sampler must be one of confidence, got guess"),
+        ({"top_p": 0}, "top_p must be more than 0"),
+        ({"top_p": 1.5}, r"top_p must be in 0\.\.1, got 1.5"),
+        ({"guidance_from": -1}, r"guidance_from must be in 0\.\.1"),
+        ({"order": "back"}, "order must be one of random, front, moment, got 'back'"),
+        ({"num_tokens": 33}, r"num_tokens must be an integer in 1\.\.32, got 33"),
+        ({"num_tokens": 0}, "got 0"),
+        ({"prefix": torch.zeros(1, 32, dtype=torch.long)}, r"shape \(1, K\), K under 32, got \(1, 32\)"),
+        ({"prefix": torch.zeros(2, 3, dtype=torch.long)}, r"shape \(1, K\), K under 32, got \(2, 3\)"),
+        ({"prefix": torch.full((1, 3), MASK)}, r"tokens of a prefix must be in 0\.\.63"),
+        ({"prefix": torch.zeros(1, 3)}, "tokens of a prefix must be integers"),
+        ({"sampler": "guess"}, "sampler must be one of confidence, choose, remasking, got guess"),
         ({"sampler": []}, r"sampler must be a name, got \[\]"),
         ({"seeds": [1, 2]}, "one an image, got 2 for 1"),
         ({"seeds": [2**64]}, r"seeds must be in 0..2\*\*64 - 1, got 18446744073709551616"),
@@ -207,7 +337,7 @@ def test_labels_that_are_no_row_of_integers_are_refused(labels):
 @pytest.mark.parametrize("network", [ImageBert, UViTBert])
 def test_no_labels_give_no_images(network, sampler):
     for labels in ([], torch.empty(0, dtype=torch.int64)):
-        tokens, after = small(network).generate(labels, num_sample_steps=3, return_intermediate=True, sampler=sampler)
+        tokens, after = small(network).generate(labels, num_sample_steps=3, return_intermediate=True, **sampler)
         assert tokens.shape == (0, 32) and tokens.dtype == torch.int64
         assert after.shape == (3, 0, 32)
 
@@ -237,6 +367,17 @@ def test_sampling_fixes_a_token_in_every_step_while_there_are_enough():
     assert masked_counts(4, 1) == [0]
     assert masked_counts(4, 4) == [3, 2, 1, 0]
     assert masked_counts(2, 5) == [1, 1, 1, 1, 0]
+
+
+def test_the_exponential_schedule_leaves_more_for_the_end():
+    assert masked_counts(32, 8, "exponential") == [31, 30, 29, 28, 27, 22, 14, 0]
+    published = masked_counts(32, 8)
+    assert all(later >= early for later, early in zip(masked_counts(32, 8, "exponential"), published, strict=True))
+
+
+def test_guidance_acts_in_its_interval_alone():
+    settings = SamplerSettings(guidance_scale=4, num_sample_steps=4, guidance_from=0.25, guidance_until=0.75)
+    assert [settings.guidance_weight(step) for step in range(4)] == [0, 4, 4, 0]
 
 
 def test_guidance_weights_in_closed_form():

@@ -74,21 +74,34 @@ def seeds_of(count: int, generator: torch.Generator | None = None, seeds: Sequen
 
 
 class ImageNoise:
-    """Uniform noise with a stream of its own for each image, so that no image depends on who shares its batch.
-
-    Drawn on `device`: the same seed gives other noise on another kind of device, the same on the same kind.
-    """
+    """Uniform noise with a stream of its own for each image, so that no image depends on who shares its batch."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.device = device
         self.generators = [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+        self.generators_of_doubles = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def uniform(self, *shape: int) -> Tensor:
-        """(images, *shape) float32 in [0, 1)."""
+        """(images, *shape) float32 in [0, 1), drawn on the device: each kind of device gives a seed other noise."""
         noise = torch.empty(len(self.generators), *shape, device=self.device)
         for own, generator in zip(noise, self.generators, strict=True):
             torch.rand(shape, generator=generator, out=own)
         return noise
+
+    def uniform_doubles(self, *shape: int) -> Tensor:
+        """(images, *shape) in [0, 1), drawn as float64 on the CPU: a seed gives the same noise on every device.
+
+        An Apple GPU, which has no float64, gets it rounded down to float32.
+        """
+        noise = torch.empty(len(self.generators_of_doubles), *shape, dtype=torch.float64)
+        for own, generator in zip(noise, self.generators_of_doubles, strict=True):
+            torch.rand(shape, generator=generator, dtype=torch.float64, out=own)
+        return noise.to(self.device, widest_float(self.device))
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -1,10 +1,16 @@
 """How a generator's logits become tokens: the samplers by name. One is a file here, and a line below."""
 
+from modeling.samplers.choose import ChooseThenSample
 from modeling.samplers.confidence import Confidence
+from modeling.samplers.remasking import Remasking
 from modeling.samplers.sampler import Sampler
 from utils.errors import UserError
 
-SAMPLERS: dict[str, type[Sampler]] = {"confidence": Confidence}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "confidence": Confidence,
+    "choose": ChooseThenSample,
+    "remasking": Remasking,
+}
 
 
 def sampler_class(name: str) -> type[Sampler]:

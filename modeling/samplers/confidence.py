@@ -4,7 +4,6 @@ from torch import Tensor
 
 from modeling.modules.masking import gumbel, rows_at
 from modeling.samplers.sampler import Sampler, State
-from modeling.samplers.settings import SamplerSettings, masked_counts
 
 
 class Confidence(Sampler):
@@ -13,14 +12,9 @@ class Confidence(Sampler):
     A token that was kept never changes. The noise falls linearly to 0 at the last step.
     """
 
-    def __init__(self, settings: SamplerSettings, num_tokens: int, codebook_size: int):
-        super().__init__(settings, num_tokens, codebook_size)
-        self.counts = masked_counts(num_tokens, settings.num_sample_steps)
-
     def step(self, logits: Tensor, state: State) -> State:
-        remaining = 1 - (state.step + 1) / self.settings.num_sample_steps  # of the steps, after this one
-        logits = logits / (0.5 + 0.8 * remaining if self.settings.softmax_temperature_annealing else 1.0)
-        noise_scale = self.settings.randomize_temperature * remaining
+        logits = self.sharpened(logits, state.step)
+        noise_scale = self.noise_scale(state.step)
         masked = state.positions
 
         noisy = logits

@@ -9,6 +9,10 @@ from omegaconf import DictConfig
 from utils.errors import UserError
 
 GUIDANCE_DECAYS = ("constant", "linear", "power-cosine")
+TEMPERATURE_DECAYS = ("linear", "constant")
+MASK_SCHEDULES = ("arccos", "exponential")
+ORDERS = ("random", "front", "moment")
+REMASKINGS = ("cap", "rescale", "loop")
 FLOAT32_MAX = 3.4e38  # logits and noise are float32
 KINDS: dict[Any, tuple[Any, str]] = {  # a field's type: what is taken for it, and in words
     bool: (bool, "true or false"),
@@ -43,7 +47,15 @@ class SamplerSettings:
     randomize_temperature: float = _setting(4.5, "noise at the first step; 0: none")
     softmax_temperature_annealing: bool = _setting(False, "sharpen the prediction over the steps")
     num_sample_steps: int = _setting(8, "forward passes", key="num_steps")
-    sampler: str = _setting("confidence", "which tokens are kept at a step (modeling/samplers)")
+    sampler: str = _setting("confidence", "confidence (published), choose or remasking (modeling/samplers)")
+    guidance_from: float = _setting(0.0, "share of the steps before guidance begins")
+    guidance_until: float = _setting(1.0, "share of the steps after which it ends")
+    temperature_decay: str = _setting("linear", "whether the noise falls to 0", choices=TEMPERATURE_DECAYS)
+    top_p: float = _setting(1.0, "draw of the likeliest codes alone that hold so much of the probability")
+    mask_schedule: str = _setting("arccos", "tokens by step; exponential: fewer at first", choices=MASK_SCHEDULES)
+    order: str = _setting("random", "which tokens first (choose and remasking)", choices=ORDERS)
+    remasking: str = _setting("cap", "how much is drawn again (remasking)", choices=REMASKINGS)
+    remasking_strength: float = _setting(0.1, "its share of the known tokens, or of the most")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -53,13 +65,19 @@ class SamplerSettings:
         for name in ("guidance_scale_pow", "randomize_temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")
-        self.guidance_weight(0)  # raises for a decay that is none
+        for name in ("guidance_from", "guidance_until", "top_p", "remasking_strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        if not self.top_p:
+            raise UserError("top_p must be more than 0: randomize_temperature 0 draws the likeliest code alone")
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
     def guidance_weight(self, step: int) -> float:
-        """The weight of classifier-free guidance at a step, see `guidance_weight`."""
+        """The weight of classifier-free guidance at a step, see `guidance_weight`; 0 outside its interval."""
+        if not self.guidance_from <= step / self.num_sample_steps < self.guidance_until:
+            return 0.0
         return guidance_weight(
             self.guidance_decay, self.guidance_scale, self.guidance_scale_pow, step, self.num_sample_steps
         )
@@ -72,6 +90,9 @@ def _typed(setting: Field, value: Any) -> Any:
     fits = isinstance(plain, accepted) and isinstance(plain, bool) == (setting.type is bool)
     if not fits or (setting.type is float and not abs(plain) <= FLOAT32_MAX):  # so written that NaN is refused
         raise UserError(f"{setting.name} must be {wanted}, got {value!r}")
+    choices = setting.metadata.get("choices", [plain])
+    if plain not in choices:
+        raise UserError(f"{setting.name} must be one of {', '.join(choices)}, got {value!r}")
     return plain
 
 
@@ -104,21 +125,28 @@ def guidance_weight(decay: str, scale: float, power: float, step: int, num_steps
     raise UserError(f"guidance_decay must be one of {', '.join(GUIDANCE_DECAYS)}, got {decay!r}")
 
 
-def masked_counts(num_tokens: int, num_steps: int) -> list[int]:
+def masked_counts(num_tokens: int, num_steps: int, schedule: str = "arccos") -> list[int]:
     """How many tokens are still masked after each sampling step, the last count being 0.
 
-    The arccos schedule, rounded down, but every step fixes at least one token and leaves at least one for the next.
-    With more steps than tokens, the last token is therefore drawn again until the last step.
+    The share of the schedule, rounded down, but every step fixes at least one token and leaves at least one for the
+    next. With more steps than tokens, the last token is therefore drawn again until the last step.
     """
     counts = []
     masked = num_tokens
     for step in range(1, num_steps):
-        scheduled = math.floor(num_tokens * masked_share(step / num_steps))
+        scheduled = math.floor(num_tokens * masked_share(step / num_steps, schedule))
         masked = max(1, min(masked - 1, scheduled))
         counts.append(masked)
     return [*counts, 0]
 
 
-def masked_share(progress: float) -> float:
-    """Share of the tokens that are masked at `progress` 0..1: acos(progress) * 2 / pi, from 1 down to 0."""
+def masked_share(progress: float, schedule: str = "arccos") -> float:
+    """Share of the tokens that are masked at `progress` 0..1, from 1 down to 0.
+
+    Args:
+        schedule: "arccos": acos(progress) * 2 / pi, as published. "exponential": 1 - exp(-5 (1 - progress)), over its
+            highest value, which leaves most for the end (eMIGM, arXiv 2503.07197).
+    """
+    if schedule == "exponential":
+        return math.expm1(-5 * (1 - progress)) / math.expm1(-5)
     return math.acos(progress) * 2 / math.pi
