@@ -52,7 +52,7 @@ async function openImage(source) {
   const given = { model, image: source.image, size: source.size, fit: Number($("fit").value) };
   const { square, box, ...result } = await call("encode", given);
   const side = Math.sqrt(square.length / 3);
-  start({ ...result, name: source.name, source, original: { width: side, height: side, pixels: square, box } });
+  start({ ...result, fit: given.fit, name: source.name, source, original: { width: side, height: side, pixels: square, box } });
 }
 
 function openFile(bytes, name) {
@@ -240,7 +240,7 @@ function showDecoded(decoded) {
   if (button) button.dataset.isDrawn = "yes";
   if (decoded === length) {
     draw($("shown"), shown);
-    $("shown").dataset.tokens = length;
+    Object.assign($("shown").dataset, { tokens: length, name: image.name, fit: image.source ? FITS[image.fit] : "" });
     $("shown-caption").textContent = `${length} of ${total()} tokens`;
     $("psnr").textContent = shown.psnr === undefined ? "–" : shown.psnr.toFixed(2);
     showBusy(false);

@@ -1,0 +1,259 @@
+"""The static page in a real browser: images in, files out, files in, and no word to another host."""
+
+import functools
+import io
+import re
+import shutil
+import subprocess
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codec.bitstream import Fit, Mode
+from codec.canvas import to_canvas
+from codec.entropy import read_tokens
+from codec.files import Settings, load_codec
+from codec.rate import goal_of
+from modeling.tokenizers import encode_tokens
+from utils.paths import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
+    pytest.mark.xdist_group("page"),
+]
+PHOTO = ROOT / "assets/photos/coffee.png"  # nothing like it was in training
+EMOJI = ROOT / "assets/emoji/pizza.png"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the page as `make page` assembles it."""
+    folder = tmp_path_factory.mktemp("page")
+    subprocess.run(["make", "-s", "page", f"PAGE_DIR={folder}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Open the page at an address behind its own; what it says on its console, and to whom, is checked at the end."""
+    contexts, said, asked = [], [], []
+
+    def visit(address="", **options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(120_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(site + address)
+        page.wait_for_selector("#shown[data-tokens]")
+        return page
+
+    visit.said = said
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not said
+    assert [url for url in asked if not url.startswith((site, "blob:", "data:"))] == []
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return load_codec(checkpoint="one-d-piece_emoji")
+
+
+def show(page, length):
+    page.locator("#slider").fill(str(length))
+    page.wait_for_selector(f"#shown[data-tokens='{length}']")
+
+
+def choose(page, path_or_file, name):
+    """Give the page a file, and wait until it is shown."""
+    page.locator("#chooser").set_input_files(path_or_file)
+    page.wait_for_selector(f"#shown[data-name='{name}']")
+
+
+def as_file(data, name="given.1dp"):
+    return {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+
+
+def saved(page, button="#save"):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.path().read_bytes()
+
+
+def tokens_of(codec, path, fit=Fit.CROP):
+    square = torch.tensor(to_canvas(Image.open(path), fit, codec.side).squares).permute(0, 3, 1, 2)
+    return encode_tokens(codec.tokenizer, square / 255)[0].tolist()
+
+
+def test_a_photograph_is_saved_as_a_file_that_python_reads_to_the_same_tokens(visit, codec):
+    page = visit()
+    choose(page, PHOTO, PHOTO.name)
+    for length in (12, 1, 32):
+        show(page, length)
+        data = saved(page)
+        read = read_tokens(data, codec.models)
+        assert read.tokens[0].tolist() == tokens_of(codec, PHOTO)[:length]
+        assert page.locator("#size").inner_text() == str(len(data))
+        assert page.locator("#bytes").inner_text().split() == [f"{byte:02x}" for byte in data]
+        assert (read.header.geometry.width, read.header.geometry.height) == Image.open(PHOTO).size
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_an_image_that_is_no_square_is_fitted_as_python_fits_it(visit, codec, tmp_path, fit):
+    path = tmp_path / "wide.png"
+    Image.open(PHOTO).crop((0, 40, 250, 140)).save(path)
+    page = visit()
+    choose(page, path, path.name)
+    page.locator("#fit").select_option(fit)
+    page.wait_for_selector("#shown[data-name='wide.png'][data-fit='%s']" % fit)
+    show(page, 32)
+    read = read_tokens(saved(page), codec.models)
+    assert read.tokens[0].tolist() == tokens_of(codec, path, Fit[fit.upper()])
+    assert read.header.geometry.fit == Fit[fit.upper()] and read.header.geometry.width == 250
+    assert Image.open(io.BytesIO(saved(page, "#save-image"))).size == (250, 100)
+
+
+def test_pythons_numbers_and_images_are_shown(visit, codec, tmp_path):
+    path = tmp_path / "small.png"
+    Image.open(EMOJI).convert("RGB").resize((32, 32)).save(path)
+    page = visit()
+    choose(page, path, path.name)
+    show(page, 32)
+    settings = Settings(goal_of(tokens=32), mode=Mode.NETWORK)
+    (written,) = codec.compress([Image.open(path)], settings)
+    lengths = [written.num_tokens, 32]  # the best of at most 32
+    show(page, lengths[0])
+    assert float(page.locator("#psnr").inner_text()) == pytest.approx(written.psnr, abs=0.02)
+    assert float(page.locator("#rate").inner_text()) == pytest.approx(8 * len(written.data) / 32**2, abs=6e-4)
+    found = np.asarray(Image.open(io.BytesIO(saved(page, "#save-image"))).convert("RGB"))
+    (expected,) = codec.decompress([written.data])
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_a_file_of_the_other_model_brings_it_along(visit):
+    garments = load_codec(checkpoint="one-d-piece_fashion")
+    (written,) = garments.compress([Image.open(ROOT / "assets/fashion/bag.png")], Settings(goal_of(tokens=20)))
+    page = visit()
+    choose(page, as_file(written.data), "given.1dp")
+    assert page.locator("#models input:checked").get_attribute("value") == "one-d-piece_fashion"
+    show(page, written.num_tokens)
+    assert saved(page) == written.data
+    found = Image.open(io.BytesIO(saved(page, "#save-image"))).convert("RGB")
+    (expected,) = garments.decompress([written.data])
+    assert np.abs(np.asarray(found, int) - np.asarray(expected)).max() <= 1
+    assert page.locator("#no-original").is_visible()
+
+
+def test_tiles_and_what_is_left_of_a_cut_file_are_shown(visit, codec):
+    (written,) = codec.compress([Image.open(PHOTO).resize((90, 60))], Settings(goal_of(max_bytes=120), Fit.TILE))
+    page = visit()
+    page.locator("#slider").fill("32")
+    choose(page, as_file(written.data), "given.1dp")
+    page.wait_for_selector("#save:enabled")
+    assert saved(page) == written.data
+    found = Image.open(io.BytesIO(saved(page, "#save-image"))).convert("RGB")
+    (expected,) = codec.decompress([written.data])
+    assert found.size == (90, 60) and np.abs(np.asarray(found, int) - np.asarray(expected)).max() <= 1
+    (single,) = codec.compress([Image.open(EMOJI)], Settings(goal_of(tokens=32)))
+    cut = single.data[:-4]
+    choose(page, as_file(cut, "cut.1dp"), "cut.1dp")
+    assert f"{len(cut)} bytes of it are here" in page.locator("#message").inner_text()
+    certain = int(read_tokens(cut, codec.models).certain[0])
+    assert page.locator("#count-of").inner_text() == f"of {certain}"
+
+
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        ("notes.txt", b"hello", "notes.txt is no image that this browser can read"),
+        ("broken.1dp", b"\x1d\x52\x87\x79", "ends within its header"),
+        ("future.1dp", b"\x1d\x56\x87\x79", "of version 2"),
+        ("other.1dp", bytes.fromhex("1d50a1b28a0404cc81403ffc"), "a tokenizer that this page does not have (a1b2)"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_and_the_page_goes_on(visit, name, data, words):
+    page = visit()
+    page.locator("#chooser").set_input_files(as_file(data, name))
+    message = page.locator("#message")
+    message.wait_for()
+    assert words in message.inner_text()
+    visit.said.clear()  # the worker logs its errors
+    choose(page, EMOJI, EMOJI.name)
+    assert message.is_hidden()
+
+
+def test_a_link_holds_the_image(visit):
+    page = visit()
+    choose(page, EMOJI, EMOJI.name)
+    page.locator("#link").click()
+    page.locator("#message").wait_for()
+    address = re.search(r"#[\w-]+$", page.url)[0]
+    other = visit(address)
+    assert other.locator("#bytes").inner_text() == page.locator("#bytes").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(visit, scheme):
+    page = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    for part in page.locator("section, header, footer, #bars, #slider, #strip, #bytes").all():
+        box = part.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+STEPS = """async () => {
+  const slider = document.getElementById("slider"), shown = document.getElementById("shown");
+  const steps = async () => {
+    const times = [];
+    for (let length = 1; length <= 32; length++) {
+      const begin = performance.now();
+      slider.value = length;
+      slider.dispatchEvent(new Event("input"));
+      while (shown.dataset.tokens !== String(length)) await new Promise((resolve) => setTimeout(resolve));
+      times.push(performance.now() - begin);
+    }
+    return times;
+  };
+  return [await steps(), await steps()];
+}"""
+
+
+def test_times_are_told(browser, site):
+    """Prints, and asserts nothing of times: pytest -s tests/test_page_browser.py -k times."""
+    context = browser.new_context(bypass_csp=True)
+    page = context.new_page()
+    begin = time.monotonic()
+    page.goto(site)
+    page.wait_for_selector("#shown[data-tokens]")
+    first = time.monotonic() - begin
+    decoded, known = page.evaluate(STEPS)
+    context.close()
+    middle = {name: sorted(times)[len(times) // 2] for name, times in (("decoded", decoded), ("known", known))}
+    print(f"\nfirst image after {first:.2f} s; a step of the slider takes {middle['decoded']:.0f} ms, the longest")
+    print(f"{max(decoded):.0f} ms, where its image is to be decoded, and {middle['known']:.1f} ms where it was")
+    assert len(decoded) == len(known) == 32
