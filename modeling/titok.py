@@ -154,7 +154,7 @@ class TiTok(Pretrained):
 
     def decode_tokens(self, tokens: Tensor, length: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """As `decode`, from tokens (B, K) or (B, 1, K) in 0..V-1."""
-        tokens = torch.as_tensor(tokens, device=self.latent_tokens.device)
+        tokens = _integers(tokens, "tokens").to(self.latent_tokens.device)
         if tokens.ndim not in (2, 3) or tokens.is_floating_point() or (tokens.ndim == 3 and tokens.shape[1] != 1):
             raise UserError(
                 f"tokens must be integers of shape (B, K) or (B, 1, K), got {tuple(tokens.shape)} {tokens.dtype}"
@@ -195,7 +195,7 @@ class TiTok(Pretrained):
         total = self.num_latent_tokens
         if not 1 <= available <= total:
             raise UserError(f"this tokenizer decodes 1..{total} tokens, got {available}")
-        lengths = torch.as_tensor(available if length is None else length).cpu()
+        lengths = _integers(available if length is None else length, "length").cpu()
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
             raise UserError(f"length must be an integer, got {length!r}")
         if lengths.ndim > 1 or (lengths.ndim == 1 and len(lengths) != batch):
@@ -209,3 +209,11 @@ class TiTok(Pretrained):
                 "(model.vq_model.strict_length_assertion: False lifts this)"
             )
         return lengths
+
+
+def _integers(values: Tensor | Sequence[int] | int, what: str) -> Tensor:
+    """A tensor of whatever holds numbers."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{what} must be integers, got {values!r}: {error}") from error

@@ -41,6 +41,7 @@ from utils.inference import (
     parse_lengths,
     prepared,
 )
+from utils.lock import FolderLock
 from utils.result_folder import ResultFolder
 from utils.tokens import TOKENS_FILE, write_tokens
 
@@ -50,6 +51,11 @@ TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
 
 def main() -> None:
     arguments = parse_arguments()
+    with FolderLock(arguments.output_dir):
+        sample_images(arguments)
+
+
+def sample_images(arguments: argparse.Namespace) -> None:
     folder = ResultFolder(arguments.output_dir)
     device = pick_device(arguments.device)
     generator, located = load_generator(arguments.config, arguments.checkpoint, device=device)

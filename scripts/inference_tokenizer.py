@@ -38,6 +38,7 @@ from utils.inference import (
     parse_lengths,
     prepared,
 )
+from utils.lock import FolderLock
 from utils.paths import ROOT
 from utils.reconstructions import Reconstruction, Reconstructions, clip
 from utils.result_folder import ResultFolder
@@ -64,6 +65,11 @@ SHEET = "contact_sheet.png"
 
 def main() -> None:
     arguments = parse_arguments()
+    with FolderLock(arguments.output_dir):
+        reconstruct_images(arguments)
+
+
+def reconstruct_images(arguments: argparse.Namespace) -> None:
     files, notes = find_images(arguments.image, arguments.output_dir)
     for note in notes:
         print(f"images         {note}")

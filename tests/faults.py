@@ -37,24 +37,40 @@ from torch import nn
 
 from data import image_shards, loaders, shard_urls
 from data.batches import check_count
-from data.image_sets import open_images, read_statistics
+from data.image_sets import open_images, paired, read_statistics
 from data.loaders import evaluation_loader, training_loader
 from data.shard_files import MANIFEST, read_manifest
 from data.token_sets import KEYS, LABELS, TOKENS, TokenSet
 from data.transforms import decode_image
+from modeling.checkpoints.locate import locate_configured
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.generators import class_names
+from modeling.maskgit import ImageBert
+from modeling.one_d_piece import OneDPiece
 from modeling.tasks.teacher import TeacherTask
-from tests.shard_data import bomb, make_config, make_shards, png, shard_spec, take, write_tar
+from tests.shard_data import (
+    bomb,
+    is_as_shown,
+    lying_and_clear,
+    make_config,
+    make_shards,
+    png,
+    shard_spec,
+    take,
+    write_tar,
+)
 from tests.training_runs import job_config, make_images
 from utils.checkpoint import METADATA_FILE, find_damage, latest_checkpoint, write_checkpoint
 from utils.class_names import file_stem
 from utils.cli import run as run_command
-from utils.config import load_config, save_config
+from utils.config import check_kind, load_config, save_config
 from utils.errors import UserError
+from utils.files import replacing
+from utils.lock import FolderLock
 from utils.paths import ROOT
 from utils.processes import Processes
+from utils.result_folder import ResultFolder
 from utils.tokens import read_tokens
 from utils.training import resume
 from utils.training.loop import make_accelerator
@@ -77,7 +93,9 @@ class Fault(NamedTuple):
     is_long: bool
 
 
-FAULTS: dict[str, list[Fault]] = {"Training": [], "Evaluation": [], "Files from elsewhere": []}
+FAULTS: dict[str, list[Fault]] = {
+    kind: [] for kind in ("Training", "Evaluation", "Files from elsewhere", "Somebody's own files", "The Python API")
+}
 
 
 def fault(kind: str, name: str, ends: str, is_long: bool = False) -> Callable:
@@ -88,7 +106,7 @@ def fault(kind: str, name: str, ends: str, is_long: bool = False) -> Callable:
     return register
 
 
-in_training, in_evaluation, elsewhere = (functools.partial(fault, kind) for kind in FAULTS)
+in_training, in_evaluation, elsewhere, own_files, in_python = (functools.partial(fault, kind) for kind in FAULTS)
 
 
 def outcome(inject: Callable[[Path], str], outside: Path) -> str:
@@ -553,6 +571,182 @@ def read_token_set(path: Path) -> str:
     return f"{len(tokens)} images"
 
 
+# Somebody's own files
+
+
+@own_files("results called as the user's files are", "^stops: FOLDER holds dog_1.png, and no command of ours has left")
+def _(folder: Path) -> str:
+    (folder / "dog_1.png").write_bytes(png(0))
+    ResultFolder(folder).claim(["dog_1.png", "dog_2.png"])
+    return "written over"
+
+
+@own_files("a result that the user has changed since", "^stops: FOLDER holds dog_1.png, and no command of ours")
+def _(folder: Path) -> str:
+    results = ResultFolder(folder)
+    (results / "dog_1.png").write_bytes(png(0))
+    results.finish()
+    (folder / "dog_1.png").write_bytes(png(1))
+    ResultFolder(folder).claim(["dog_1.png"])
+    return "written over"
+
+
+@own_files("a second run in one folder", "^stops: FOLDER is in use by process .*: wait for it, stop")
+def _(folder: Path) -> str:
+    reading, writing = os.pipe()
+    other = os.fork()
+    if not other:
+        try:
+            FolderLock(folder)
+            os.write(writing, b"held")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.read(reading, 4)
+    try:
+        with FolderLock(folder):
+            return "both run"
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+
+
+@own_files("an unset shell variable as output folder", "^stops: .*output_dir is empty .an unset shell variable")
+def _(folder: Path) -> str:
+    load_config(ROOT / "configs/fashion/stage1.yaml", ["experiment.output_dir="])
+    return "the working directory"
+
+
+@own_files("the home folder of nobody as output folder", "^stops: .*names the home folder of a user who is not known")
+def _(folder: Path) -> str:
+    save_config(OmegaConf.create(), "~nobody_of_this_name/config.yaml")
+    return "a folder called ~nobody_of_this_name"
+
+
+@own_files("a README.md of the user's where a model is saved", "^the README.md is still '# Mine'")
+def _(folder: Path) -> str:
+    (folder / "README.md").write_text("# Mine")
+    Toy({"model": {"width": 3}}).save_pretrained(folder)
+    return f"the README.md is still {(folder / 'README.md').read_text()!r}"
+
+
+@own_files("a model of another program where one is saved", "^stops: config.json is there and not of ours")
+def _(folder: Path) -> str:
+    (folder / "config.json").write_text('{"architectures": ["Other"]}')
+    Toy({"model": {"width": 3}}).save_pretrained(folder)
+    return "replaced"
+
+
+@own_files("a name of 300 letters for results", "^stops: .*cannot be created .File name too long.: name another")
+def _(folder: Path) -> str:
+    ResultFolder(folder / ("n" * 300))
+    return "created"
+
+
+@own_files("a device as the file of a result", "^stops: /dev/null is a device or a pipe, and files are written")
+def _(folder: Path) -> str:
+    with unittest.mock.patch.object(os, "replace", lambda *_: None), replacing("/dev/null") as aside:
+        return f"{aside} replaces it"
+
+
+@own_files("a file where a folder is needed", "^stops: .*cannot be created .*: name another folder")
+def _(folder: Path) -> str:
+    (folder / "results").write_text("")
+    ResultFolder(folder / "results")
+    return "created"
+
+
+@own_files("pairs of images that do not belong together", "^stops: expected the same names in both folders, got")
+def _(folder: Path) -> str:
+    for side, names in (("a", "xy"), ("b", "xz")):
+        (folder / side).mkdir()
+        for name in names:
+            (folder / side / f"{name}.png").write_bytes(png(0))
+    return f"{len(paired([open_images(folder / 'a'), open_images(folder / 'b')]))} sets are compared"
+
+
+@own_files("a photograph lying on its side, an emoji on nothing", "^read as a viewer shows them: True$")
+def _(folder: Path) -> str:
+    lying_and_clear(folder)
+    images = open_images(folder).read(0, 2).transpose(0, 3, 1, 2)
+    return f"read as a viewer shows them: {is_as_shown(images)}"
+
+
+@own_files("a TIFF of floats in 0..1000", "^stops: a.tif: expected samples of 8 or 16 bits, or floats in 0..1")
+def _(folder: Path) -> str:
+    Image.fromarray(np.linspace(0, 1000, 64, dtype=np.float32).reshape(8, 8)).save(folder / "a.tif")
+    return f"read: {len(open_images(folder))} images"
+
+
+@own_files("a configuration of another kind", "^stops: .* describes a generator, and this command needs a tokenizer")
+def _(folder: Path) -> str:
+    path = ROOT / "configs/fashion/generator.yaml"
+    return f"is a {check_kind(load_config(path), path, 'tokenizer')}"
+
+
+@own_files("a configuration of no model", "^stops: the configuration has no experiment.output_dir, which is read here")
+def _(folder: Path) -> str:
+    return f"found: {locate_configured(load_config(ROOT / 'configs/data/emoji.yaml'))}"
+
+
+# The Python API
+
+
+@in_python("pixels in 0..255 for a tokenizer", r"^stops: .*\[0, 1\]")
+def _(folder: Path) -> str:
+    return f"encoded: {bundled().encode(torch.full((1, 3, 32, 32), 255.0))[0].shape}"
+
+
+@in_python("pixels that are no numbers for a tokenizer", "^stops: ")
+def _(folder: Path) -> str:
+    return f"encoded: {bundled().encode(torch.full((1, 3, 32, 32), torch.nan))[0].shape}"
+
+
+@in_python("a token beyond the codebook to decode", "^stops: .*10000")
+def _(folder: Path) -> str:
+    return f"decoded: {bundled().decode_tokens(torch.full((1, 32), 10_000)).shape}"
+
+
+@in_python("a seed of 2^64", r"^stops: seeds must be in 0..2\*\*64 - 1, got 18446744073709551616$")
+def _(folder: Path) -> str:
+    return f"sampled: {generator().generate([1], seeds=[2**64]).shape}"
+
+
+@in_python("noise of infinite strength", "^stops: randomize_temperature must be a finite number of float32, got inf$")
+def _(folder: Path) -> str:
+    return f"sampled: {generator().generate([1], randomize_temperature=float('inf')).shape}"
+
+
+@in_python("no labels", r"^sampled: \(0, 32\)$")
+def _(folder: Path) -> str:
+    return f"sampled: {tuple(generator().generate([]).shape)}"
+
+
+@in_python("weights of which one is NaN", "^stops: .*inner.weight")
+def _(folder: Path) -> str:
+    toy(folder / "model")
+    weights = {"inner.weight": torch.full((2, 3), torch.nan), "inner.bias": torch.zeros(2)}
+    safetensors.torch.save_file(weights, folder / "model/model.safetensors")
+    Toy.from_pretrained(folder / "model")
+    return "loaded"
+
+
+@in_python("a weight of 1e5 to store in half precision", "^stops: inner.weight has values up to 1e.05, and")
+def _(folder: Path) -> str:
+    model = Toy({"model": {"width": 3}})
+    nn.init.constant_(model.inner.weight, 1e5)
+    model.save_pretrained(folder / "model", dtype=torch.float16)
+    return "stored"
+
+
+def bundled() -> OneDPiece:
+    return OneDPiece.from_pretrained("one-d-piece_fashion")
+
+
+def generator() -> ImageBert:
+    return ImageBert.from_pretrained("maskgit_fashion")
+
+
 # Random damage: how a file is made, and what reads it: it tells of all images, tokens or weights, or has a UserError
 
 
@@ -729,6 +923,7 @@ def main() -> None:
 def in_a_cell(text: str, limit: int = 125) -> str:
     """Without what changes from run to run, and without what a table would take for its own."""
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"pid\(s\) \d+", "pid", text))
+    text = re.sub(r"process \d+ on \S+", "process PID on HOST", text.replace(f"{ROOT}/", ""))
     text = text.replace("|", "\\|").replace("<", "&lt;")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 

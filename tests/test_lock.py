@@ -1,5 +1,6 @@
 """Two commands at once in one output folder are impossible, and a dead one keeps nobody out."""
 
+import importlib
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from data.make_shards import make_shards
+from tests.evaluation_data import command
 from tests.shard_data import png
 from tests.training_runs import make_images, run_job
 from utils.errors import UserError
@@ -91,6 +93,32 @@ def test_a_run_is_trained_once_at_a_time(tmp_path, holder):
     with pytest.raises(UserError, match="run is in use by process"):
         run_job("teacher", tmp_path, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("inference_tokenizer", ["--image", str(ROOT / "assets/fashion/bag.png")]),
+        ("inference_generator", []),
+        ("evaluate_reconstruction", ["--original", "a", "--target", "b", "--features", "none"]),
+    ],
+)
+def test_results_are_written_once_at_a_time(tmp_path, holder, monkeypatch, capsys, script, words):
+    holder(tmp_path)
+    main = importlib.import_module(f"scripts.{script}").main
+    status, _, said = command(monkeypatch, capsys, main, *words, "--output_dir", tmp_path)
+    assert status == 1 and f"{tmp_path} is in use by process" in said
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK}
+
+
+def test_work_within_work_of_one_process_is_let_in_and_the_outer_lock_stays(tmp_path, holder):
+    with FolderLock(tmp_path):
+        with FolderLock(tmp_path):
+            pass
+        assert (tmp_path / LOCK).exists()
+        other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+        assert other.returncode == 1 and "is in use by process" in other.stderr
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_shards_are_made_once_at_a_time(tmp_path, holder):

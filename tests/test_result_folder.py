@@ -8,6 +8,7 @@ import pytest
 
 from utils import result_folder
 from utils.errors import UserError
+from utils.files import write_text
 from utils.parts import Parts
 from utils.processes import Processes
 from utils.result_folder import LIST, ResultFolder, ResultPaths, results_in
@@ -170,3 +171,19 @@ def test_parts_begin_in_no_folder_with_other_files_and_delete_their_own_alone(tm
     parts = Parts(tmp_path, {}, 1, Processes("cpu"), ["tokens.npy"])
     parts.remove()
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mine"]
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe is a device or a pipe, and files are written here: name a file"):
+        write_text(pipe, "x")
+    assert pipe.is_fifo()
+
+
+def test_a_folder_that_cannot_be_made_for_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match="the folder .*file/x cannot be made .Not a directory.: a file is where a folder"
+    ):
+        write_text(tmp_path / "file/x/y.txt", "x")

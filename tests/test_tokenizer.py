@@ -335,6 +335,14 @@ def test_an_empty_batch_gives_an_empty_result():
         assert model.decode_tokens(torch.zeros(0, 8, dtype=torch.long)).shape == (0, 3, 16, 16)
 
 
+def test_what_are_no_tokens_and_no_length_is_one_sentence():
+    model = OneDPiece(tiny_config()).eval()
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    for arguments in ((None,), (["a"],), ([[1], [1, 2]],), (tokens, "4"), (tokens, [None])):
+        with pytest.raises(UserError, match="(tokens|length) must be integers, got "):
+            model.decode_tokens(*arguments)
+
+
 def test_tokens_may_be_numpys():
     model = OneDPiece(tiny_config()).eval()
     tokens = np.arange(8, dtype=np.uint16)[None]

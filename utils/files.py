@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError, remedy
 from utils.paths import expanded
 
 
@@ -21,7 +22,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     The path has the name's ending, so that libraries choose the right format. The folder is made where it is missing.
     """
     path = Path(expanded(os.fspath(path)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a rename would put a file in place of /dev/null
+        raise UserError(f"{path} is a device or a pipe, and files are written here: name a file")
+    make_folder(path.parent)
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield aside
@@ -39,7 +42,7 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
     and other files stay.
     """
     folder = Path(expanded(os.fspath(folder)))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     aside = folder.parent / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -54,6 +57,18 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
             os.rename(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, where they are missing.
+
+    Raises:
+        UserError: That is impossible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror}): {remedy(error)}") from error
 
 
 def flush(path: Path) -> None:

@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.evaluation.comparison import Originals
 from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, remarks, table, write_results
+from utils.lock import FolderLock
 from utils.processes import Processes
 from utils.result_folder import FIGURES, ResultPaths
 
@@ -34,7 +35,8 @@ class Session:
         writes: Nothing is written without.
 
     Raises:
-        UserError: The folder cannot be created, or holds somebody else's file of such a name.
+        UserError: The folder cannot be created, another process works in it, or it holds somebody else's file of such
+            a name.
     """
 
     def __init__(
@@ -44,9 +46,9 @@ class Session:
         self.processes = Processes(device)
         self.output_dir = Path(output_dir)
         self.results = ResultPaths()
+        self.lock = FolderLock(self.output_dir, self.processes) if writes else None
         with self.processes.careful():
             if writes and self.processes.is_main:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
                 self.results.claim(*(self.output_dir / name for name in results))
         self.processes.meet()
 
@@ -54,6 +56,8 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
         self.processes.close()
 
     @property
