@@ -1,31 +1,25 @@
-"""The images that commands evaluate: all of a configuration, some of them, or the reference of generated ones."""
+"""The images that commands evaluate: all of a configuration, or some of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from data import DataError
 from data.batches import FaultLog, Loader, check_count
 from data.catalogue import Catalogue, CentreCrop, decoded
 from data.image_folder import num_eval_examples
-from data.image_sets import AS_GIVEN, ImageSet, Selected, open_images, read_statistics
+from data.image_sets import ImageSet, Selected
 from data.loaders import evaluation_loader
 from data.transforms import EvalTransform
-from utils.config import load_config
-from utils.evaluation.feature_set import FeatureNetwork
-from utils.evaluation.generation import Reference, reference_of
+from utils.evaluation.comparison import Originals
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import Gaussian
 from utils.processes import Processes
-
-INCEPTION = "fid"  # the `key` of its network
 
 
 class NumberedImages:
@@ -52,9 +46,9 @@ class NumberedImages:
             raise DataError(
                 f"dataset.preprocessing.crop_size must be {image_size}, as the tokenizer takes it, got {crop_size}"
             )
+        catalogue = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing))
         self.strict = not params.get("eval_skip_broken", False)
         self.num_threads = params.num_workers_per_gpu
-        catalogue = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing))
         self.parts = catalogue.parts
         self.preparation = EvalTransform(crop_size, catalogue.decoding).description
         faults = FaultLog(self.strict)
@@ -135,54 +129,27 @@ def too_many(there: int, num_images: int) -> DataError:
     return DataError(f"--num_images must be at most {there}, the number of images there are, got {num_images}")
 
 
-def reference_images(source: str, size: int, **share: int) -> Loader:
-    """The evaluation images of a configuration, or the images in shards, cropped to `size` pixels a side.
-
-    Args:
-        source: Path of the configuration, or the shards (DIR/name-{000000..000049}.tar).
-        share: As of `evaluation_images`.
+def record_of(loader: Loader, originals: Originals, session: Session) -> dict[str, Any]:
+    """For the protocol: the images of `loader` that all processes have seen, and what was done to them.
 
     Raises:
-        DataError: The configuration crops to another size.
+        DataError: Images are missing.
     """
-    if ".tar" in source:
-        params = {"eval_shards_path_or_url": source, "num_workers_per_gpu": 1, "num_eval_examples": None}
-        dataset = {"type": "shards", "params": params, "preprocessing": {"crop_size": size}}
-        config = OmegaConf.create({"dataset": dataset, "training": {}})
-    else:
-        config = load_config(source)
-    if config.dataset.type == "tokens":  # a generator's configuration: its images are in shards
-        config.dataset.type = "shards"
-    config_size = config.dataset.preprocessing.crop_size
-    if config_size != size:
-        raise DataError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
-    return evaluation_loader(config, **share)
+    counted = session.counted(originals, check_count, loader.expected, loader.num_bad)
+    return {"originals": counted, "preparation": loader.preparation}
 
 
-def load_reference(source: str, size: int, network: FeatureNetwork, batch_size: int, session: Session) -> Reference:
-    """The reference set of generated images as `network` sees it.
-
-    Args:
-        source: A configuration or shards, as of `reference_images`, or a .npy or .npz file or a folder. Of an archive
-            of the ADM evaluator the statistics are taken, if the network is Inception.
-        size: Pixels a side of the samples, to which shards are cropped.
-    """
-    see = partial(reference_of, network, session, check_count)
-    share = session.share(batch_size)
-    if source.endswith((".yaml", ".yml")) or ".tar" in source:
-        loader = reference_images(source, size, **share)
-        batches = ((batch["__key__"], batch["image"]) for batch in loader)
-        reference = see(batches, loader.expected, lambda: loader.num_bad)
-        return reference.noting(source=source, preparation=loader.preparation)
-    facts = {"source": source, "preparation": AS_GIVEN}
-    statistics = read_statistics(source) if network.key == INCEPTION else None
-    if statistics is None or statistics.has_images:
-        images = open_images(source)
-        reference = see(images.batches(**share), len(images))
-    else:
-        reference = Reference(None, None, {})
-    if statistics is not None:
-        facts["statistics"] = "mu and sigma of the file, of the Inception in TensorFlow"
-        gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
-        reference = replace(reference, gaussian=gaussian)
-    return reference.noting(**facts)
+def training_images(config: DictConfig, batch_size: int | None, session: Session) -> Tensor:
+    """All images that a configuration trains on, prepared as for evaluation and sorted by key: (n, 3, P, P) uint8."""
+    train, params = config.copy(), config.dataset.params
+    train.dataset.params.eval_shards_path_or_url = params.train_shards_path_or_url
+    train.dataset.params.eval_folder = params.train_folder
+    train.dataset.params.num_eval_examples = None  # as the manifest says
+    train.dataset.params.max_eval_examples = None
+    batches = evaluation_loader(train, rank=0, world_size=1, batch_size=batch_size)
+    images, keys = [], []
+    for batch in session.each(batches, "reading"):
+        images.append(batch["image"])
+        keys += batch["__key__"]
+    check_count(len(keys), batches.expected, batches.num_bad)
+    return torch.cat(images)[torch.tensor(np.argsort(np.array(keys), kind="stable"))]

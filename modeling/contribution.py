@@ -10,7 +10,7 @@ from torch import Tensor
 from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens
 from utils.evaluation.statistics import doubled
-from utils.inference import Arithmetic
+from utils.inference import Arithmetic, choose_batch_size
 
 NORMS = {"l1": Tensor.abs, "l2": Tensor.square}
 
@@ -138,16 +138,23 @@ class Measurement:
         mode: "replace", each token by others in turn, or "prefix", each added to those before it.
         num_draws: Codes that replace each token.
         seed: Draws them.
-        batch_size: Most token sequences that are decoded at once.
+        batch_size: Most token sequences that are decoded at once, as `choose_batch_size` takes it.
     """
 
     def __init__(
-        self, tokenizer: TiTok, arithmetic: Arithmetic, *, mode: str, num_draws: int, seed: int, batch_size: int
+        self, tokenizer: TiTok, arithmetic: Arithmetic, *, mode: str, num_draws: int, seed: int, batch_size: int | str
     ):
         self.tokenizer, self.arithmetic, self.mode = tokenizer, arithmetic, mode
-        self.num_draws, self.seed, self.batch_size = num_draws, seed, batch_size
+        self.num_draws, self.seed = num_draws, seed
         self.device = tokenizer.latent_tokens.device
+        self.batch_size = choose_batch_size(batch_size, self._try_batch, self.device)
         self.no_tokens: Tensor | None = None
+
+    @torch.no_grad()
+    def _try_batch(self, num: int) -> None:
+        tokens = torch.zeros(num, self.tokenizer.num_latent_tokens, dtype=torch.long, device=self.device)
+        with self.arithmetic():
+            images_of(self.tokenizer, tokens)
 
     @property
     def num_images(self) -> int:

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -13,6 +15,8 @@ from modeling.checkpoints.registry import TOKENIZER, class_named, declared_class
 from modeling.titok import TiTok
 from utils.config import load_config
 from utils.errors import UserError
+from utils.evaluation.reconstruction_files import Length, Made
+from utils.images import to_array
 from utils.inference import Arithmetic
 
 BUNDLED_TOKENIZER = "one-d-piece_fashion"
@@ -88,6 +92,36 @@ def reconstruct(
             yield length, images
 
     return encoded["min_encoding_indices"][:, 0], decoded()
+
+
+class Reconstructor(NamedTuple):
+    """A tokenizer as scripts/reconstruct_tokenizer.py uses it, and what is wanted of it.
+
+    Attributes:
+        lengths: Numbers of tokens to decode from, None for all; empty for no images.
+    """
+
+    model: TiTok
+    arithmetic: Arithmetic
+    lengths: Sequence[Length]
+    with_raw: bool
+    with_tokens: bool
+
+    def __call__(self, pixels: Tensor, batch_size: int) -> Made:
+        """What the tokenizer makes of images (B, 3, P, P) uint8.
+
+        Args:
+            batch_size: To which fewer are filled up: arithmetic depends in its last bits on the size of a batch.
+        """
+        count = len(pixels)
+        black = pixels.new_zeros(batch_size - count, *pixels.shape[1:])
+        codes, decoded = reconstruct(self.model, torch.cat([pixels, black]), self.lengths, self.arithmetic)
+        images, raws = {}, {}
+        for length, batch in decoded:
+            images[length] = to_array(batch[:count])
+            if self.with_raw:
+                raws[length] = batch[:count].float().permute(0, 2, 3, 1).cpu().numpy()
+        return Made(images, raws, codes[:count].cpu().numpy().astype(np.int32) if self.with_tokens else None)
 
 
 def default_lengths(model: TiTok) -> list[int]:

@@ -14,10 +14,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-import math
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from modeling.networks.judges import Judges
@@ -66,8 +63,10 @@ def main() -> None:
     with Session(arguments.device, arguments.output_dir, ["baselines.json"]) as session:
         if session.processes.world_size > 1:
             raise UserError("the baselines are fitted by one process: start this without torchrun")
+        from data.evaluation_images import training_images  # torchvision is slow to import, too slow for --help
+
         judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
-        images = training_images(config, arguments.batch_size, session)
+        images = as_rows(training_images(config, arguments.batch_size, session))
         print(f"fitting three baselines to {len(images):,} images")
         baselines = [
             fit_pca(images, arguments.num_components),
@@ -79,25 +78,6 @@ def main() -> None:
         score(arguments, config, baselines, judges, session, facts)
 
 
-def training_images(config: DictConfig, batch_size: int | None, session: Session) -> np.ndarray:
-    """All images that the config trains on, prepared as for evaluation: (n, 3 P P) float32 in [0, 1], sorted by key."""
-    from data.batches import check_count
-    from data.loaders import evaluation_loader  # torchvision is slow to import, too slow for --help
-
-    train, params = config.copy(), config.dataset.params
-    train.dataset.params.eval_shards_path_or_url = params.train_shards_path_or_url
-    train.dataset.params.eval_folder = params.train_folder
-    train.dataset.params.num_eval_examples = None  # as the manifest says
-    train.dataset.params.max_eval_examples = None
-    batches = evaluation_loader(train, rank=0, world_size=1, batch_size=batch_size)
-    rows, keys = [], []
-    for batch in session.each(batches, "reading"):
-        rows.append(batch["image"].flatten(1))
-        keys += batch["__key__"]
-    check_count(len(keys), batches.expected, batches.num_bad)
-    return as_rows(torch.cat(rows)[torch.tensor(np.argsort(np.array(keys), kind="stable"))])
-
-
 def score(
     arguments: argparse.Namespace,
     config: DictConfig,
@@ -107,8 +87,7 @@ def score(
     facts: dict[str, int],
 ) -> None:
     """Hold what the baselines give back of the evaluation images against these."""
-    from data.batches import check_count
-    from data.evaluation_images import evaluation_images
+    from data.evaluation_images import evaluation_images, record_of
 
     size, device = config.dataset.preprocessing.crop_size, session.device
     comparison = judges.comparison(size)
@@ -118,19 +97,14 @@ def score(
         versions = {name: as_images(restore(flat), pixels).to(device) for name, _, restore in baselines}
         comparison.update(pixels.to(device), versions, batch["__key__"])
     record = session.record(
-        originals=session.counted(comparison, check_count, batches.expected, batches.num_bad),
-        preparation=batches.preparation,
+        **record_of(batches, comparison, session),
         config=arguments.config,
         overrides=arguments.overrides,
         **facts,
         **judges.record(),
     )
     scores = comparison.finish([baseline.name for baseline in baselines])
-    rows: list[Row] = [
-        {"name": name, "system": name, "bytes_per_image": math.ceil(bits / 8), "bits_per_pixel": bits / size**2}
-        | scores[name]
-        for name, bits, _ in baselines
-    ]
+    rows: list[Row] = [baseline.row(size) | scores[baseline.name] for baseline in baselines]
     summary = f"{record['originals']['seen']:,} images scored"
     session.report(summary, {"rows": rows, "protocol": record}, shown=rows, name="baselines.json")
 

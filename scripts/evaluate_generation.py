@@ -23,7 +23,6 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +37,7 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
-from utils.evaluation.generation import Reference, Sweep, report, score, seen_by, versions_seen_by
+from utils.evaluation.generation import Reference, Sweep, report, score, versions_seen_by
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
@@ -128,22 +127,18 @@ def rows_of_samples(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """The row of samples that are there, the reference, and facts for the record."""
-    from data.evaluation_images import first_of, load_reference  # torchvision is slow to import, too slow for --help
-    from data.image_sets import open_images
+    from data.scored_sets import BATCH_SIZE, score_samples  # torchvision is slow to import, too slow for --help
 
-    batch_size = arguments.batch_size or 64
-    samples = first_of(open_images(arguments.samples), arguments.num_images)
-    reference = load_reference(arguments.reference, min(samples.height, samples.width), network, batch_size, session)
-    found = seen_by(network, samples.batches(**session.share(batch_size)), len(samples), session, "samples")
-    row = {"name": Path(arguments.samples).stem, **score(found, reference, session.processes)}
-    return [row], reference, {"samples": {"source": arguments.samples, "expected": len(samples), "seen": found.count()}}
+    how = {"num_images": arguments.num_images, "batch_size": arguments.batch_size or BATCH_SIZE}
+    row, *others = score_samples(arguments.samples, arguments.reference, network, session, **how)
+    return [row], *others
 
 
 def rows_of_generator(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """A row for each point of the sweep or each length, the reference, and facts for the record."""
-    from data.evaluation_images import load_reference
+    from data.scored_sets import load_reference
 
     source = load_source(arguments, session)
     lengths = lengths_of(source.tokenizer, arguments.lengths)

@@ -14,23 +14,17 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-import math
-from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from modeling.networks.judges import Judges
-from modeling.tokenizers import default_lengths, load_tokenizer, reconstruct
+from modeling.reconstruction_scores import ReconstructionScores
+from modeling.tokenizers import default_lengths, load_tokenizer
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_tokenizer_arguments, tokenizer_facts
-from utils.evaluation.comparison import Comparison
-from utils.evaluation.metrics import to_uint8
-from utils.evaluation.report import Row, plot_curves, read_beside, tokens_text
+from utils.evaluation.report import plot_curves, read_beside
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import CodeCounts
 from utils.inference import add_speed_arguments, choose_batch_size, parse_lengths, prepared
 
 
@@ -68,98 +62,40 @@ def main() -> None:
 
 def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """A tokenizer's images at each length against the originals: the results, and what to say beneath the table."""
-    from data.batches import check_count
-    from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
+    from data.evaluation_images import evaluation_images, record_of  # torchvision is slow, too slow for --help
 
     config = load_config(arguments.config, arguments.overrides)
     num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
     lengths = parse_lengths(arguments.lengths, num_tokens) if arguments.lengths else None  # before the work
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
-    lengths, size = lengths or default_lengths(model), model.image_size
-    comparison = judges.comparison(size)
-    counts = CodeCounts(model.num_latent_tokens, model.codebook_size)
-    arithmetic = prepared(arguments, model)
-
-    def score(comparison: Comparison, pixels: Tensor, keys: list[str]) -> Tensor:
-        """Add images (B, 3, P, P) uint8 and what their tokens give back to the comparison; the tokens, (B, N)."""
-        codes, decoded = reconstruct(model, pixels, lengths, arithmetic)
-        comparison.update(pixels, {tokens_text(length): to_uint8(images) for length, images in decoded}, keys)
-        return codes
-
-    def try_batch(num: int) -> None:
-        pixels = torch.zeros(num, 3, size, size, dtype=torch.uint8, device=session.device)
-        score(judges.comparison(size), pixels, list(map(str, range(num))))
-
+    scores = ReconstructionScores(model, lengths or default_lengths(model), prepared(arguments, model), judges)
     asked = arguments.batch_size or config.training.per_gpu_batch_size
-    batch_size = choose_batch_size(asked, try_batch, session.device)
+    batch_size = choose_batch_size(asked, scores.try_batch, session.device)
     batches = evaluation_images(config, arguments.num_images, **session.share(batch_size))
     for batch in session.each(batches):
-        counts.update(score(comparison, batch["image"].to(session.device), batch["__key__"]))
-
-    bits = math.log2(model.codebook_size)
+        scores.update(batch["image"].to(session.device), batch["__key__"])
     record = session.record(
-        originals=session.counted(comparison, check_count, batches.expected, batches.num_bad),
-        preparation=batches.preparation,
+        **record_of(batches, scores.comparison, session),
         **tokenizer_facts(arguments, located.name, located.weights),
-        lengths=lengths,
+        lengths=scores.lengths,
         batch_size=batch_size,
-        bits_per_token=bits,
+        bits_per_token=scores.bits,
         seed="none is used: nothing in it is random",
         **judges.record(),
     )
-    scores = comparison.finish([tokens_text(length) for length in lengths])
-    rows = [token_row(length, bits, size, located.name) | scores[tokens_text(length)] for length in lengths]
-    codebook = counts.finish(session.processes)
-    used, perplexity, entropy = (codebook[name] for name in ("usage", "perplexity", "entropy_bits"))
-    note = f"codes used {used:.1%}, perplexity {perplexity:.1f}, entropy {entropy:.2f} of {bits:.0f} bits"
-    return {"rows": rows, "codebook": codebook, "protocol": record}, [note]
-
-
-def token_row(length: int, bits: float, image_size: int, system: str) -> Row:
-    """What a row says of images of `length` tokens of `bits` each, before their scores."""
-    return {
-        "name": tokens_text(length),
-        "system": system,
-        "tokens": length,
-        "bytes_per_image": math.ceil(length * bits / 8),
-        "bits_per_pixel": length * bits / image_size**2,
-    }
+    results, note = scores.finish(located.name)
+    return {**results, "protocol": record}, [note]
 
 
 def score_images(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:
     """One set of images against another, as they are."""
-    from data.batches import check_count
-    from data.evaluation_images import first_of
-    from data.image_sets import AS_GIVEN, open_images, paired
+    from data.scored_sets import score_pair
 
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
-    sets = paired([open_images(arguments.original), open_images(arguments.target)])
-    originals, targets = (first_of(images, arguments.num_images) for images in sets)
-    height, width, device = originals.height, originals.width, session.device
-    comparison = judges.comparison(min(height, width))
-    name = Path(arguments.target).stem
-
-    def try_batch(num: int) -> None:
-        pixels = torch.zeros(num, 3, height, width, dtype=torch.uint8, device=device)
-        judges.comparison(min(height, width)).update(pixels, {name: pixels}, list(map(str, range(num))))
-
-    batch_size = choose_batch_size(arguments.batch_size or 64, try_batch, device, most=len(originals))
-    share = session.share(batch_size)
-    pairs = zip(originals.batches(**share), targets.batches(**share), strict=True)
-    with session.progress(len(originals)) as done:
-        for (keys, original), (_, target) in pairs:
-            comparison.update(original.to(device), {name: target.to(device)}, keys)
-            done(len(keys))
-    record = session.record(
-        originals=session.counted(comparison, check_count, len(originals)),
-        preparation=AS_GIVEN,
-        original=arguments.original,
-        target=arguments.target,
-        **judges.record(),
-    )
-    row = {"name": name, "system": name, **comparison.finish([name])[name]}
-    return {"rows": [row], "protocol": record}, []
+    how = {"num_images": arguments.num_images, "batch_size": arguments.batch_size}
+    row, facts = score_pair(arguments.original, arguments.target, judges.comparison, session, **how)
+    return {"rows": [row], "protocol": session.record(**facts, **judges.record())}, []
 
 
 if __name__ == "__main__":

@@ -19,31 +19,20 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from modeling.checkpoints.locate import Located
 from modeling.checkpoints.state import fingerprint
-from modeling.contribution import Measurement, contributions, images_of
-from modeling.titok import TiTok
+from modeling.contribution import Measurement
+from modeling.contribution_data import ContributionData
 from modeling.tokenizers import load_tokenizer
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_device_argument, add_tokenizer_arguments
+from utils.evaluation.contribution_figures import summary
 from utils.evaluation.session import Session
-from utils.files import sha256_of, write_arrays
-from utils.inference import Arithmetic, add_batch_size_argument, add_speed_arguments, choose_batch_size, prepared
-from utils.parts import Parts, check_plan
+from utils.files import sha256_of
+from utils.inference import add_batch_size_argument, add_speed_arguments, prepared
 
-if TYPE_CHECKING:
-    from data.evaluation_images import NumberedImages
-
-RESULT = "diffs.npz"
 MODES = ("replace", "prefix")
 NUM_TRIED = 8  # images of a dry run
 
@@ -105,41 +94,11 @@ def measure(arguments: argparse.Namespace, session: Session) -> None:
     arithmetic = prepared(arguments, tokenizer)
     images = NumberedImages(config, tokenizer.image_size, session.processes)
     chosen = choose(len(images), images.most(arguments.num_images), arguments.seed)
-    plan = plan_of(arguments, tokenizer, images, len(chosen))
-    path = session.output_dir / RESULT
-    if path.is_file() and not arguments.dry_run:
-        with np.load(path, allow_pickle=False) as file:
-            check_plan(json.loads(str(file["protocol"]))["plan"], plan, session.output_dir)
-        session.say(f"{path} is there already")
-        return
-    measurement = measurement_of(arguments, tokenizer, arithmetic)
-    some = chosen[:NUM_TRIED] if arguments.dry_run else chosen
-    if arguments.mode == "prefix":
-        mine = some[session.processes.rank :: session.processes.world_size]
-        counts = measurement.count_first_codes(images.batches(mine, measurement.num_images))
-        measurement.start_from(session.processes.add_up(counts.cpu()))
-    if arguments.dry_run:
-        session.say(how_long(measurement, images, some, len(chosen), session.processes.world_size))
-        return
-    parts = measured_parts(arguments, measurement, images, chosen, plan, session)
-    if session.processes.is_main:
-        result = contributions(parts.total())
-        record = record_of(arguments, session, images, located, plan, seen=int(result["count"]))
-        write_arrays(path, **result, protocol=np.array(json.dumps(record)))
-        parts.remove()
-        report(result, path)
-    session.processes.wait()
-
-
-def plan_of(
-    arguments: argparse.Namespace, tokenizer: TiTok, images: "NumberedImages", num_images: int
-) -> dict[str, Any]:
-    """Everything that the result depends on."""
-    return {
+    plan = {
         "mode": arguments.mode,
         "replacements": arguments.replacements,
         "seed": arguments.seed,
-        "num_images": num_images,
+        "num_images": len(chosen),
         "save_every": arguments.save_every,
         "tokenizer": fingerprint(tokenizer.state_dict()),
         "images": images.names,
@@ -147,85 +106,19 @@ def plan_of(
         "precision": arguments.precision,
         "compiled": arguments.compile,
     }
-
-
-def measurement_of(arguments: argparse.Namespace, tokenizer: TiTok, arithmetic: Arithmetic) -> Measurement:
-    device = tokenizer.latent_tokens.device
-
-    @torch.no_grad()
-    def try_batch(num: int) -> None:
-        with arithmetic():
-            images_of(tokenizer, torch.zeros(num, tokenizer.num_latent_tokens, dtype=torch.long, device=device))
-
+    data = ContributionData(images, chosen, plan, session)
+    if not arguments.dry_run and data.is_there():
+        session.say(f"{data.path} is there already")
+        return
     settings = {"mode": arguments.mode, "num_draws": arguments.replacements, "seed": arguments.seed}
-    batch_size = choose_batch_size(arguments.batch_size, try_batch, device)
-    return Measurement(tokenizer, arithmetic, **settings, batch_size=batch_size)
-
-
-def how_long(
-    measurement: Measurement, images: "NumberedImages", some: np.ndarray, num_images: int, num_processes: int
-) -> str:
-    """Do some images, and tell how long all of them would take."""
-    measurement.sums(images.batches(some[:1], measurement.num_images))  # the first one is slow
-    start = time.monotonic()
-    tried = int(measurement.sums(images.batches(some, measurement.num_images))["count"])
-    seconds = (time.monotonic() - start) / tried
-    return (
-        f"{tried} images done, {seconds:.3g} s each; {num_images:,} on {num_processes} processes would take "
-        f"{seconds * num_images / num_processes / 60:,.1f} min; nothing was written"
-    )
-
-
-def measured_parts(
-    arguments: argparse.Namespace,
-    measurement: Measurement,
-    images: "NumberedImages",
-    chosen: np.ndarray,
-    plan: dict[str, Any],
-    session: Session,
-) -> Parts:
-    """The sums of all portions of the images, those that an earlier run has left included."""
-    portions = [chosen[first : first + arguments.save_every] for first in range(0, len(chosen), arguments.save_every)]
-    parts = Parts(session.output_dir, plan, len(portions), session.processes)
-    todo = list(parts.mine())
-    with session.progress(sum(len(portions[part]) for part in todo) * session.processes.world_size) as done:
-        for part in todo:
-            parts.write(part, **measurement.sums(images.batches(portions[part], measurement.num_images), done))
-    session.processes.wait()
-    return parts
-
-
-def record_of(
-    arguments: argparse.Namespace,
-    session: Session,
-    images: "NumberedImages",
-    located: Located,
-    plan: dict[str, Any],
-    seen: int,
-) -> dict[str, Any]:
-    originals = {"expected": images.expected, "there": len(images), "chosen": plan["num_images"], "seen": seen}
-    record = session.record(
-        plan=plan,
-        originals=originals | {"damaged_shards": images.num_skipped},
-        config=arguments.config,
-        overrides=arguments.overrides,
-        checkpoint=located.description,
-        checkpoint_sha256=sha256_of(located.weights),
-        change="replaced by a random other code" if plan["mode"] == "replace" else "added to the tokens before it",
-        unit="pixels in [0, 1]; absolute and squared change, summed over colour channels, mean over images",
-    )
-    # Rounding to 8 bits would make the small changes of late tokens nothing.
-    return record | {"rounding": "none: images are clamped to [0, 1] before they are compared"}
-
-
-def report(result: dict[str, np.ndarray], path: Path) -> None:
-    num_tokens = len(result["mean_l1"])
-    first = max(1, num_tokens // 8)
-    shares = [result[f"mean_{norm}"][:first].sum() / result[f"mean_{norm}"].sum() for norm in ("l1", "l2")]
-    print(
-        f"{int(result['count']):,} images: the first {first} of {num_tokens} tokens carry {shares[0]:.1%} of the "
-        f"absolute and {shares[1]:.1%} of the squared change; wrote {path}"
-    )
+    measurement = Measurement(tokenizer, arithmetic, **settings, batch_size=arguments.batch_size)
+    if arguments.dry_run:
+        session.say(data.how_long(measurement, NUM_TRIED))
+        return
+    facts = {"config": arguments.config, "overrides": arguments.overrides, "checkpoint": located.description}
+    result = data.write(measurement, facts | {"checkpoint_sha256": sha256_of(located.weights)})
+    if result is not None:
+        print(f"{summary(result)}; wrote {data.path}")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data.own_images import ImageBatches, ImageFile, describe, find_images
-from modeling.checkpoints.locate import Located
+from data.own_images import ImageBatches, describe, find_images
 from modeling.prefixes import check_decodable, reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 from utils.errors import UserError
@@ -40,26 +37,11 @@ from utils.inference import (
 )
 from utils.lock import FolderLock
 from utils.paths import ROOT
-from utils.reconstructions import Reconstruction, Reconstructions, clip
+from utils.reconstructions import Reconstructions
 from utils.result_folder import ResultFolder
 from utils.tokens import TOKENS_FILE, write_tokens
 
 MOST_SHOWN = 16  # images on the contact sheet and in the second table
-
-
-class Domain(NamedTuple):
-    """What a bundled model has seen, and what shows that an image is of another kind."""
-
-    data: str
-    kind: str
-    is_unlike: Callable[[Reconstruction], bool]
-    difference: str
-
-
-DOMAINS = {
-    "one-d-piece_fashion": Domain("Fashion-MNIST", "grey garments", lambda image: image.is_coloured, "in colour"),
-    "one-d-piece_emoji": Domain("emoji", "emoji on white", lambda image: not image.is_on_white, "not on white"),
-}
 SHEET = "contact_sheet.png"
 
 
@@ -79,10 +61,8 @@ def reconstruct_images(arguments: argparse.Namespace) -> None:
     arithmetic = prepared(arguments, tokenizer)
     check_decodable(arguments.lengths, tokenizer)
     size, bits = tokenizer.image_size, math.log2(tokenizer.codebook_size)
-    domain = DOMAINS.get(located.name)
-    lengths = arguments.lengths or default_lengths(tokenizer)
-    kept = Reconstructions(lengths, bits, size, domain and domain.is_unlike)
-    print(f"model          {model_name(located)}: {size} x {size} pixels, ", end="")
+    kept = Reconstructions(located.name, arguments.lengths or default_lengths(tokenizer), bits, size)
+    print(f"model          {kept.title}: {size} x {size} pixels, ", end="")
     print(f"up to {tokenizer.num_latent_tokens} tokens of {bits:g} bits")
 
     def try_batch(num_images: int) -> None:
@@ -93,7 +73,8 @@ def reconstruct_images(arguments: argparse.Namespace) -> None:
     if note := folder.claim([*made, TOKENS_FILE, SHEET]):
         print(f"results        {note}")
     batch_size = choose_batch_size(arguments.batch_size, try_batch, device, most=len(files))
-    to_show = choose(files, arguments.seed)
+    few = len(files) <= MOST_SHOWN
+    to_show = set(files if few else random.Random(arguments.seed).sample(files, MOST_SHOWN))
     batches = ImageBatches(files, size, batch_size)
     for batch in batches:
         pixels = torch.stack([image for _, image in batch])
@@ -105,9 +86,9 @@ def reconstruct_images(arguments: argparse.Namespace) -> None:
         raise UserError(f"none of the {len(files)} images can be used; {describe(batches.broken)}")
     about = {"tokenizer": located.source, "preparation": batches.preparation}
     write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
-    write_image(kept.sheet(title=model_name(located)), folder / SHEET)
+    write_image(kept.sheet(), folder / SHEET)
     folder.finish()
-    report(kept, arguments.output_dir, located.name)
+    report(kept, arguments.output_dir)
     if any(file.is_named for file, _ in batches.broken):
         raise UserError(f"{describe(batches.broken)}; the other {len(kept.keys)} are done")
     if batches.broken:
@@ -148,34 +129,18 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def choose(files: Sequence[ImageFile], seed: int) -> set[ImageFile]:
-    """What goes on the contact sheet: all of a few, some of many."""
-    return set(files if len(files) <= MOST_SHOWN else random.Random(seed).sample(files, MOST_SHOWN))
-
-
-def report(kept: Reconstructions, output_dir: Path, model: str) -> None:
+def report(kept: Reconstructions, output_dir: Path) -> None:
     """The tables, and where everything is."""
     count, num_shown = len(kept.keys), len(kept.shown)
     print(f"\n{kept.quality_table()}")
     if num_shown == count > 1:
         print(f"\n{kept.image_table()}")
-    if kept.unlike:
-        domain, others = DOMAINS[model], len(kept.unlike) - 1
-        are = f" and {others} more are" if others else " is"
-        print(
-            f"\nnote: {model} has seen nothing but {domain.kind}, and {clip(kept.unlike[0])}{are} {domain.difference}: "
-            "expect a shadow of it in that manner. For photographs take --config configs/eval/one-d-piece_s256.yaml "
-            "(from the hub)."
-        )
+    if note := kept.note():
+        print(f"\n{note}")
     some = f" ({num_shown} of {count} images, drawn by --seed)" if num_shown < count else ""
     print(f"\ncontact sheet  {output_dir / SHEET}{some}")
     print(f"images         {output_dir / 'IMAGE_LENGTH.png'}")
     print(f"tokens         {output_dir / TOKENS_FILE}")
-
-
-def model_name(located: Located) -> str:
-    domain = DOMAINS.get(located.name)
-    return f"{located.name} (bundled, trained on {domain.data})" if domain else located.name
 
 
 if __name__ == "__main__":

@@ -17,30 +17,26 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 # isort: split
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.token_images import images_beside, read_images
 from utils.errors import UserError
-from utils.images import contact_sheet, tile_side, write_image
+from utils.images import write_image
 from utils.result_folder import ResultPaths
-from utils.token_statistics import frequent_prefixes, nearest_prefixes, with_prefix
+from utils.token_grids import drawn, grid, most_frequent, overview, parse_prefix, title_of
+from utils.token_statistics import with_prefix
 from utils.tokens import read_tokens
 
-NUM_LISTED = 10
-NUM_NEAREST = 5
 OVERVIEW = "most_frequent.png"
-ROW_LENGTH = 10  # images
-TILE_RANGE = 96, 192  # pixels a side
 
 
 def main() -> None:
     arguments = parse_arguments()
     saved = read_tokens(arguments.data)
-    tokens, (num_images, num_tokens) = saved.tokens, saved.tokens.shape
+    tokens = saved.tokens
     source = arguments.images or images_beside(arguments.data, saved.keys)
     if source is None:
         raise UserError(
@@ -48,25 +44,20 @@ def main() -> None:
             "--images (a .npy file, a folder or a configuration)"
         )
     if arguments.prefix is None:
-        prefixes = most_frequent(tokens)
+        prefixes, listed = most_frequent(tokens)
+        print(listed)
     else:
-        prefixes = [parse_prefix(arguments.prefix, num_tokens)]
-        check_exists(tokens, prefixes[0])
+        prefixes = [parse_prefix(arguments.prefix, tokens)]
 
     paths, results = {prefix: path_of(arguments.out, prefix) for prefix in prefixes}, ResultPaths()
     results.claim(*paths.values(), *([] if arguments.prefix else [arguments.out / OVERVIEW]))
     rows, columns = arguments.grid_size
     draws = np.random.default_rng(arguments.seed)
     found = {prefix: with_prefix(tokens, prefix) for prefix in prefixes}
-    shown = {
-        prefix: indices if len(indices) <= rows * columns else np.sort(draws.choice(indices, rows * columns, False))
-        for prefix, indices in found.items()
-    }
+    shown = {prefix: drawn(indices, rows * columns, draws) for prefix, indices in found.items()}
     images = read_images(source, saved.keys, sorted({int(index) for indices in shown.values() for index in indices}))
     for prefix, indices in shown.items():
-        some = f", {len(indices)} shown" if len(indices) < len(found[prefix]) else ""
-        tokens_are = "token" if len(prefix) == 1 else "tokens"
-        title = f"first {tokens_are} {text_of(prefix)}: {len(found[prefix]):,} of {num_images:,} images{some}"
+        title = title_of(prefix, len(found[prefix]), len(indices), len(tokens))
         write_image(grid([images[index] for index in indices.tolist()], columns, title), results.place(paths[prefix]))
         print(f"{paths[prefix]}: {title}")
     if arguments.prefix is None:
@@ -105,66 +96,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def most_frequent(tokens: np.ndarray) -> list[tuple[int, ...]]:
-    """The most frequent first codes; they and the most frequent pairs are listed."""
-    codes = frequent_prefixes(tokens, 1)
-    print(f"{len(tokens):,} images; {len(codes)} different first codes, the most frequent:")
-    print_counts(codes[:NUM_LISTED], len(tokens))
-    if tokens.shape[1] > 1:
-        pairs = frequent_prefixes(tokens, 2)
-        print(f"{len(pairs)} different first pairs, the most frequent:")
-        print_counts(pairs[:NUM_LISTED], len(tokens))
-    return [prefix for prefix, _ in codes[:NUM_LISTED]]
-
-
-def parse_prefix(text: str, num_tokens: int) -> tuple[int, ...]:
-    words = text.split(",")
-    if not all(re.fullmatch(r"\d{1,9}", word.strip()) for word in words):
-        raise UserError(f"--prefix takes codes such as 1208 or 1208,17, got {text}")
-    if len(words) > num_tokens:
-        raise UserError(f"--prefix must have at most {num_tokens} codes, the length of a sequence, got {len(words)}")
-    return tuple(int(word) for word in words)
-
-
-def check_exists(tokens: np.ndarray, prefix: tuple[int, ...]) -> None:
-    if not len(with_prefix(tokens, prefix)):
-        nearest = nearest_prefixes(tokens, prefix, NUM_NEAREST)
-        listed = "; ".join(f"{text_of(other)} ({count} images)" for other, count in nearest)
-        raise UserError(f"no image's tokens begin with {text_of(prefix)}; the nearest that exist are {listed}")
-
-
-def text_of(prefix: Sequence[int]) -> str:
-    return ",".join(map(str, prefix))
-
-
-def print_counts(prefixes: Sequence[tuple[tuple[int, ...], int]], num_images: int) -> None:
-    for prefix, count in prefixes:
-        print(f"  {text_of(prefix):>12} {count:8,} images {count / num_images:7.2%}")
-
-
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in (".png", ".pdf")
 
 
 def path_of(out: Path, prefix: Sequence[int]) -> Path:
     return out if is_image(out) else out / f"first_tokens_{'_'.join(map(str, prefix))}.png"
-
-
-def grid(images: Sequence[Image.Image], columns: int, title: str) -> Image.Image:
-    """Rows of images; where they are fewer than a row, a narrower one, and no place is blank but in the last row."""
-    rows = [images[first : first + columns] for first in range(0, len(images), columns)]
-    return contact_sheet(rows, title=title, tile=tile_side(images[0].width, *TILE_RANGE))
-
-
-def overview(
-    shown: Mapping[tuple[int, ...], np.ndarray],
-    found: Mapping[tuple[int, ...], np.ndarray],
-    images: Mapping[int, Image.Image],
-) -> Image.Image:
-    """A row of images for each prefix, beside the prefix and the number of images that have it."""
-    rows = [[images[index] for index in indices[:ROW_LENGTH].tolist()] for indices in shown.values()]
-    titles = [f"{text_of(prefix)}   ({len(indices):,})" for prefix, indices in found.items()]
-    return contact_sheet(rows, row_titles=titles, tile=tile_side(rows[0][0].width, *TILE_RANGE))
 
 
 if __name__ == "__main__":

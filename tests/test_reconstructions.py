@@ -13,7 +13,7 @@ def of(original):
 
 
 def kept(*names, colour="white"):
-    found = Reconstructions([1, 4], bits=10, size=32)
+    found = Reconstructions("a model", [1, 4], bits=10, size=32)
     for name in names:
         found.add(name, of(Image.new("RGB", (32, 32), colour)), show=True)
     return found

@@ -41,7 +41,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, what: str, bundled: str
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser, default: str = "fp32", with_double: bool = False) -> None:
-    """--precision and --compile, which `prepared` obeys; with `with_double` also fp64, left to the caller."""
+    """--precision and --compile, which `prepared` obeys; with `with_double` also fp64."""
     parser.add_argument(
         "--precision",
         choices=[*PRECISIONS, DOUBLE] if with_double else PRECISIONS,
@@ -63,9 +63,14 @@ def add_compile_argument(parser: argparse.ArgumentParser) -> None:
 def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:
     """Compile `models` if --compile says so, and give the context in which they compute as --precision says.
 
-    Outside that context, where images are encoded, everything is in full float32.
+    Outside that context, where images are encoded, everything is in full float32; with fp64 the models are in float64.
     """
     device = next(models[0].parameters()).device
+    if arguments.precision == DOUBLE:
+        if device.type == "mps":
+            raise UserError(f"an Apple GPU has no {DOUBLE}: add --device cpu, or leave out --precision {DOUBLE}")
+        for model in models:
+            model.double()
     if arguments.compile:
         for model in models:
             compile_blocks(model)

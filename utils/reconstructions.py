@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -42,23 +43,37 @@ class Reconstruction:
         return int(np.asarray(self.original)[:: self.original.height - 1, :: self.original.width - 1].min()) >= WHITE
 
 
+class Domain(NamedTuple):
+    """What a bundled model has seen, and what shows that an image is of another kind."""
+
+    data: str
+    kind: str
+    is_unlike: Callable[[Reconstruction], bool]
+    difference: str
+
+
+DOMAINS = {
+    "one-d-piece_fashion": Domain("Fashion-MNIST", "grey garments", lambda image: image.is_coloured, "in colour"),
+    "one-d-piece_emoji": Domain("emoji", "emoji on white", lambda image: not image.is_on_white, "not on white"),
+}
+
+
 class Reconstructions:
     """What is kept of many images: of all their tokens and scores, and whole those that are shown.
 
     Args:
+        model: Its name, by which `DOMAINS` knows it.
         lengths: The numbers of tokens that they are decoded from.
         bits: Of a token.
         size: Pixels a side.
-        is_unlike: Whether an image is none such as the model has seen.
 
     Attributes:
-        unlike: Names of the images that are not.
+        unlike: Names of the images that are none such as the model has seen.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], bits: float, size: int, is_unlike: Callable[[Reconstruction], bool] | None = None
-    ):
-        self.lengths, self.bits, self.size, self.is_unlike = lengths, bits, size, is_unlike
+    def __init__(self, model: str, lengths: Sequence[int], bits: float, size: int):
+        self.model, self.lengths, self.bits, self.size = model, lengths, bits, size
+        self.domain = DOMAINS.get(model)
         self.keys: list[str] = []
         self.tokens: list[np.ndarray] = []
         self.scores: list[list[tuple[float, float]]] = []
@@ -69,12 +84,17 @@ class Reconstructions:
         self.keys.append(key)
         self.tokens.append(result.tokens)
         self.scores.append([(result.psnr[length], result.ssim[length]) for length in self.lengths])
-        if self.is_unlike is not None and self.is_unlike(result):
+        if self.domain is not None and self.domain.is_unlike(result):
             self.unlike.append(key)
         if show:
             self.shown[key] = result
 
-    def sheet(self, title: str) -> Image.Image:
+    @property
+    def title(self) -> str:
+        """The model's name, with what it has seen where that is known."""
+        return f"{self.model} (bundled, trained on {self.domain.data})" if self.domain else self.model
+
+    def sheet(self) -> Image.Image:
         """A row an image: the original, then what each number of tokens gives back."""
         results = self.shown.values()
         captions = []
@@ -87,7 +107,7 @@ class Reconstructions:
             [[result.original, *result.images.values()] for result in results],
             row_titles=clipped(list(self.shown)),
             captions=captions,
-            title=title,
+            title=self.title,
             tile=tile_side(self.size, *TILE_RANGE),
         )
 
@@ -109,6 +129,18 @@ class Reconstructions:
         for name, result in zip(names, self.shown.values(), strict=True):
             lines.append(f"{name:{width}}" + "".join(f"{result.psnr[length]:8.2f}" for length in self.lengths))
         return "\n".join(lines)
+
+    def note(self) -> str:
+        """What to expect of images such as the model has not seen; empty where there are none."""
+        if self.domain is None or not self.unlike:
+            return ""
+        others = len(self.unlike) - 1
+        are = f" and {others} more are" if others else " is"
+        return (
+            f"note: {self.model} has seen nothing but {self.domain.kind}, and {clip(self.unlike[0])}{are} "
+            f"{self.domain.difference}: expect a shadow of it in that manner. For photographs take --config "
+            "configs/eval/one-d-piece_s256.yaml (from the hub)."
+        )
 
     def num_bytes(self, length: int) -> int:
         """What so many tokens take."""

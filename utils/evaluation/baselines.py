@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
+from utils.evaluation.report import Row
 
 
 class Baseline(NamedTuple):
@@ -24,6 +25,11 @@ class Baseline(NamedTuple):
     name: str
     bits: float
     restore: Callable[[np.ndarray], np.ndarray]
+
+    def row(self, size: int) -> Row:
+        """What a row says of images of `size` pixels a side, before their scores."""
+        stored = {"bytes_per_image": math.ceil(self.bits / 8), "bits_per_pixel": self.bits / size**2}
+        return {"name": self.name, "system": self.name, **stored}
 
 
 def as_rows(pixels: Tensor) -> np.ndarray:

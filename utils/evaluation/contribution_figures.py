@@ -34,6 +34,17 @@ def read_contributions(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         ) from error
 
 
+def summary(data: Mapping[str, np.ndarray]) -> str:
+    """How many images there were, and how much of the change the first tokens carry."""
+    num_tokens = len(data["mean_l1"])
+    first = max(1, num_tokens // 8)
+    shares = [data[f"mean_{norm}"][:first].sum() / data[f"mean_{norm}"].sum() for norm in NORMS]
+    return (
+        f"{int(data['count']):,} images: the first {first} of {num_tokens} tokens carry {shares[0]:.1%} of the "
+        f"absolute and {shares[1]:.1%} of the squared change"
+    )
+
+
 def area_of_half(maps: np.ndarray) -> np.ndarray:
     """The share of the pixels that is enough for half of what a token changes, for each of maps (N, P, P): (N,)."""
     sums = np.sort(maps.reshape(len(maps), -1), axis=1)[:, ::-1].cumsum(axis=1)  # the most changed pixels first

@@ -33,6 +33,35 @@ class Made(NamedTuple):
     tokens: np.ndarray | None
 
 
+class Wanted(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        lengths: Of the images; empty for no images.
+        apart: Each length has a folder of its own.
+        raw, tokens, labels, png: Write these too.
+    """
+
+    lengths: Sequence[Length]
+    apart: bool = False
+    raw: bool = False
+    tokens: bool = False
+    labels: bool = False
+    png: bool = False
+
+    def folders(self, output_dir: Path) -> dict[Length, Path]:
+        """Where the images of each length go."""
+        return {length: output_dir / f"length_{length}" if self.apart else output_dir for length in self.lengths}
+
+    def names(self, output_dir: Path) -> list[str]:
+        """The files, by their paths in `output_dir`; of PNG files those that are there now."""
+        folders = list(self.folders(output_dir).values())
+        paths = [folder / name for folder in folders for name in ["images.npy"] + ["raw.npy"] * self.raw]
+        paths += [path for folder in folders if self.png for path in (folder / "png").glob("[0-9]*.png")]
+        once = [RECORD] + [TOKENS_FILE] * self.tokens + ["labels.npy"] * self.labels
+        return once + [path.relative_to(output_dir).as_posix() for path in paths]
+
+
 class ReconstructionFiles:
     """Reconstructions on their way to their files, each process its share; a context, which removes what is unfinished.
 
@@ -40,29 +69,20 @@ class ReconstructionFiles:
 
     Args:
         output_dir: The folder of what there is once, labels and tokens.
-        folders: Of the images by length; empty for no images.
         size: Pixels a side.
         results: Lists what is written.
-        with_raw: Keep the raw images too.
     """
 
-    def __init__(
-        self,
-        output_dir: Path,
-        folders: Mapping[Length, Path],
-        size: int,
-        processes: Processes,
-        results: ResultPaths,
-        with_raw: bool,
-    ):
-        self.output_dir, self.folders, self.processes, self.results = output_dir, folders, processes, results
-        shape = (size, size, 3)
+    def __init__(self, output_dir: Path, wanted: Wanted, size: int, processes: Processes, results: ResultPaths):
+        self.output_dir, self.wanted, self.processes, self.results = output_dir, wanted, processes, results
+        self.folders, shape = wanted.folders(output_dir), (size, size, 3)
         self.images = {
-            length: SortedRows(folder, "images.npy", shape, np.uint8, processes) for length, folder in folders.items()
+            length: SortedRows(folder, "images.npy", shape, np.uint8, processes)
+            for length, folder in self.folders.items()
         }
         self.raws = {
             length: SortedRows(folder, "raw.npy", shape, np.float32, processes)
-            for length, folder in (folders.items() if with_raw else ())
+            for length, folder in (self.folders.items() if wanted.raw else ())
         }
         self.keys: list[str] = []
         self.labels: list[np.ndarray] = []
@@ -98,7 +118,7 @@ class ReconstructionFiles:
         self.names, self.places = sorted_places(self.keys, self.processes, what)
         return self.names
 
-    def write(self, *, labels: bool, tokens: bool, png: bool, **about: Any) -> list[Path | str]:
+    def write(self, about: Mapping[str, Any]) -> list[Path | str]:
         """Write everything, sorted: the files, for people, on the first process.
 
         Args:
@@ -109,14 +129,14 @@ class ReconstructionFiles:
         if self.processes.is_main:
             for length, folder in self.folders.items():
                 written += self._write_arrays(length, folder)
-            if labels:
+            if self.wanted.labels:
                 written.append(self.output_dir / "labels.npy")
                 write_array(self.results.place(written[-1]), self._sorted([share[0] for share in shares]))
-            if tokens:
+            if self.wanted.tokens:
                 written.append(self.output_dir / TOKENS_FILE)
                 all_labels, all_tokens = (self._sorted([share[kind] for share in shares]) for kind in (0, 1))
                 write_tokens(self.results.place(written[-1]), all_tokens, self.names, labels=all_labels, **about)
-        if png:
+        if self.wanted.png:
             for length, folder in self.folders.items():
                 self._write_pngs(self.images[length], folder / "png")
                 written.append(folder / "png" / f"000000.png ... {len(self.places) - 1:06d}.png")
