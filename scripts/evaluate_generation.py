@@ -7,8 +7,9 @@ Straight from a generator (by default the bundled one), without a network:
   python3 scripts/evaluate_generation.py --checkpoint maskgit_fashion --num_images 10000 \\
       --reference configs/fashion/eval.yaml --features efficientnet_lite0
 
-A grid of sampler settings:
+A grid of sampler settings (and seeds); a run that was killed goes on where it was:
   python3 scripts/evaluate_generation.py ... --sweep guidance_scale=2,4,6 randomize_temperature=1.5,3
+  python3 scripts/evaluate_generation.py ... --sweep sampler=confidence,choose num_sample_steps=4,8,16 seed=42,43
 
 The images of the first 1, 2, 4, ... of the same sampled tokens, beside the tokenizer's reconstructions:
   python3 scripts/evaluate_generation.py ... --lengths 1,2,4,8 --beside output/evaluate_reconstruction/metrics.json
@@ -37,10 +38,11 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
-from utils.evaluation.generation import Reference, Sweep, report, score, versions_seen_by
+from utils.evaluation.generation import Reference, report, score, versions_seen_by
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
+from utils.evaluation.sweep import SEED, STEPS, Points, Sweep
 from utils.files import sha256_of
 from utils.flags import add_fields, given_fields
 from utils.inference import (
@@ -84,11 +86,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=42, help="of the sampled images (default: %(default)s)")
     parser.add_argument(
-        "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings to try, each with each (one or two names)"
+        "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings and seeds to try, each with each"
     )
     parser.add_argument(
         "--lengths", help="token counts, such as 1,2,4,8: each image is sampled once and decoded at each (default: all)"
     )
+    parser.add_argument("--name", help="of this sampler in the curves of a sweep (default: its swept settings)")
     add_beside_argument(parser)
     add_feature_arguments(parser)
     add_common_arguments(parser, output_dir="output/evaluate_generation")
@@ -145,30 +148,43 @@ def rows_of_generator(
     batch_size, expected = arguments.batch_size or 64, arguments.num_images or 50_000
     reference = load_reference(arguments.reference, source.tokenizer.image_size, network, batch_size, session)
     read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # errors before the work
-    settings = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
-    arguments.sweep.check(asdict(settings))
-    rows: list[Row] = []
-    for changed in arguments.sweep.points():
-        name = ", ".join(f"{key} {value:g}" for key, value in changed.items()) or "samples"
-        drawing = {"seed": arguments.seed, "batch_size": batch_size, "settings": replace(settings, **changed)}
-        batches = generated(source, lengths, expected, session, drawing)
-        for length, found in versions_seen_by(network, batches, lengths, expected, session, name).items():
-            if found.count() != expected:
-                raise UserError(f"expected {expected} sampled images, got {found.count()}")
-            row = {"name": name, **changed}
-            if arguments.lengths:
-                row = {"name": tokens_text(length).replace(" ", " sampled "), "system": source.generator_located.name}
-                row["tokens"] = length
-            rows.append(row | score(found, reference, session.processes))
+    base = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
+    arguments.sweep.check(asdict(base))
     facts = {
-        "samples": {"expected": expected, "seen": expected, "seed": arguments.seed, "sampler": asdict(settings)},
+        "samples": {"expected": expected, "seen": expected, "seed": arguments.seed, "sampler": asdict(base)},
         "sweep": arguments.sweep.values or None,
         "lengths": lengths,
         **source.record(),
         "sampler_precision": arguments.precision,
         "compiled": arguments.compile,
     }
+
+    def rows_of(changed: dict[str, Any]) -> list[Row]:
+        settings = replace(base, **{name: value for name, value in changed.items() if name != SEED})
+        drawing = {"seed": changed.get(SEED, arguments.seed), "batch_size": batch_size, "settings": settings}
+        batches = generated(source, lengths, expected, session, drawing)
+        names = names_of(changed, settings, arguments.name)
+        rows = []
+        for length, found in versions_seen_by(network, batches, lengths, expected, session, names["name"]).items():
+            if found.count() != expected:
+                raise UserError(f"expected {expected} sampled images, got {found.count()}")
+            row = {**names, **changed}
+            if arguments.lengths:
+                row = {"name": tokens_text(length).replace(" ", " sampled "), "system": source.generator_located.name}
+                row["tokens"] = length
+            rows.append(row | score(found, reference, session.processes))
+        return rows
+
+    points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
+    rows = [row for changed in arguments.sweep.points() for row in points.rows(changed, rows_of)]
     return rows, reference, facts
+
+
+def names_of(changed: dict[str, Any], settings: SamplerSettings, name: str | None) -> Row:
+    """What a point of a sweep is called, and which curve over the passes it is on."""
+    texts = {key: f"{key} {value}" for key, value in changed.items()}
+    system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or settings.sampler
+    return {"name": ", ".join(texts.values()) or "samples", "system": system, "passes": settings.num_sample_steps}
 
 
 def load_source(arguments: argparse.Namespace, session: Session) -> Source:

@@ -25,6 +25,7 @@ from scripts import (
 from tests.apple_gpu import AppleGPU
 from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_processes, originals
 from utils.config import load_config
+from utils.errors import UserError
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.paths import ROOT
 
@@ -334,6 +335,37 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
     assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
 
 
+def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(world, evaluate, tmp_path, monkeypatch):
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    sweep = ("--sweep", "sampler=confidence,choose", "num_sample_steps=1,2", "seed=42,43")
+    measured, sampled = [], evaluate_generation.generated
+
+    def dying(*arguments):
+        measured.append(arguments[-1]["seed"])
+        if len(measured) == 3:
+            raise UserError("killed")
+        return sampled(*arguments)
+
+    monkeypatch.setattr(evaluate_generation, "generated", dying)
+    assert evaluate(evaluate_generation, *flags, *sweep)[0] == 1
+    status, _, err, _ = evaluate(evaluate_generation, *flags, *sweep, "--top_p", "0.9")
+    assert status == 1 and "holds results of other settings" in err
+    status, _, _, results = evaluate(evaluate_generation, *flags, *sweep)
+    assert status == 0 and measured == [42, 43, 42, 42, 43, 42, 43, 42, 43]
+    rows = {(row["sampler"], row["passes"], row["seed"]): row for row in results["rows"]}
+    assert len(rows) == 8 and rows["choose", 2, 43]["system"] == "sampler choose"
+    assert (tmp_path / "out" / "curves.png").is_file() and not (tmp_path / "out" / "sweep_points.json").exists()
+
+    monkeypatch.undo()
+    alone = ("--sampler", "choose", "--sweep", "num_sample_steps=1,2", "--seed", "43", "--name", "another")
+    beside = ("--beside", tmp_path / "out" / "metrics.json")
+    status, out, _, results = evaluate(evaluate_generation, *flags, *alone, *beside, output="alone")
+    assert status == 0 and "sampler confidence, num_sample_steps 2, seed 42" in out
+    for row in results["rows"]:
+        assert row["system"] == "another"
+        assert row["fd_efficientnet_lite0"] == rows["choose", row["passes"], 43]["fd_efficientnet_lite0"]
+
+
 def test_images_of_the_first_tokens_of_the_same_samples_stand_beside_reconstructions(world, evaluate, tmp_path):
     beside = ("--config", world / "config.yaml", "--lengths", "1,8")
     reconstructed = evaluate(evaluate_reconstruction, *beside, output="beside")[-1]
@@ -388,7 +420,7 @@ def test_generation_says_what_is_wrong(world, evaluate):
         ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either it or --lengths"),
         ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
-        ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=NUMBER"),
+        ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=VALUE"),
         ([*samples, "--reference", world / "nothing"], "expected a .npy or .npz file or a folder"),
         ([*samples, *reference, "--features", "none"], "leaves nothing to measure"),
     ):

@@ -201,7 +201,10 @@ def test_tiles_are_blended_as_python_does():
     squares = draws.integers(0, 256, (5, 3, 32, 32, 3), dtype=np.uint8)
     known = draws.random(15) < 0.8
     expected = from_squares(iter(squares), known, geometry, 32)
-    sent = [tile.tobytes().hex() if is_known else None for tile, is_known in zip(squares.reshape(15, -1), known)]
+    sent = [
+        tile.tobytes().hex() if is_known else None
+        for tile, is_known in zip(squares.reshape(15, -1), known, strict=True)
+    ]
     (found,) = in_page([{"job": "blend", "squares": sent, "geometry": as_page(geometry), "side": 32}])
     got = np.frombuffer(bytes.fromhex(found), np.uint8).reshape(100, 60, 3)
     assert expected.size == (60, 100) and np.abs(got.astype(int) - np.asarray(expected)).max() <= 1

@@ -131,7 +131,7 @@ def test_an_image_that_is_no_square_is_fitted_as_python_fits_it(visit, codec, tm
     page = visit()
     choose(page, path, path.name)
     page.locator("#fit").select_option(fit)
-    page.wait_for_selector("#shown[data-name='wide.png'][data-fit='%s']" % fit)
+    page.wait_for_selector(f"#shown[data-name='wide.png'][data-fit='{fit}']")
     show(page, 32)
     read = read_tokens(saved(page), codec.models)
     assert read.tokens[0].tolist() == tokens_of(codec, path, Fit[fit.upper()])

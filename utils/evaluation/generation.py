@@ -1,19 +1,18 @@
-"""Generated images against a reference set: distances of sets, and grids of sampler settings."""
+"""Generated images against a reference set: distances of sets."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
 from utils.evaluation.comparison import Originals
 from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
-from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
+from utils.evaluation.report import Row, is_measure, plot_curves
 from utils.evaluation.session import Session
 from utils.evaluation.statistics import Gaussian, frechet_distance, precision_recall
+from utils.evaluation.sweep import POINTS, Sweep
 from utils.processes import Processes
 
 Batches = Iterable[tuple[list[str], Tensor]]  # keys, and images (B, 3, H, W) uint8
@@ -107,46 +106,6 @@ def score(found: FeatureSet, reference: Reference, processes: Processes) -> dict
     return scores
 
 
-class Sweep:
-    """A grid of sampler settings.
-
-    Args:
-        texts: ["a=1,2", "b=3"], or "a=1,2,b=3" in one: the settings and their values.
-
-    Raises:
-        UserError: A text is no such thing, or names more than two settings.
-    """
-
-    def __init__(self, texts: Sequence[str]):
-        self.values: dict[str, list[float]] = {}
-        name = None
-        for word in ",".join(texts).split(",") if texts else []:
-            before, equals, after = word.partition("=")
-            if equals:
-                name, word = before, after
-                self.values[name] = []
-            try:
-                number = float(word)
-            except ValueError:
-                name = None
-            if name is None:
-                raise UserError(f"--sweep takes NAME=NUMBER,NUMBER,..., got {' '.join(texts)}")
-            self.values[name].append(int(number) if name == "num_sample_steps" else number)
-        if len(self.values) > 2:
-            raise UserError(f"--sweep takes one or two settings, got {', '.join(self.values)}")
-
-    def check(self, settings: Iterable[str]) -> None:
-        """Refuse names that are no `settings` of the sampler."""
-        unknown = [name for name in self.values if name not in settings]
-        if unknown:
-            raise UserError(f"--sweep takes settings of the sampler ({', '.join(settings)}), got {unknown[0]}")
-
-    def points(self) -> Iterator[dict[str, float]]:
-        """The settings of each point of the grid; one point that sets nothing for an empty one."""
-        for values in itertools.product(*self.values.values()):
-            yield dict(zip(self.values, values, strict=True))
-
-
 def report(
     session: Session,
     rows: Sequence[Row],
@@ -160,15 +119,17 @@ def report(
     Args:
         beside: Rows of other results, shown as far as these have the same measures.
     """
-    shared = {"name", "system", "tokens", *filter(is_measure, rows[0])}
+    shared = {"name", "system", "tokens", "passes", *filter(is_measure, rows[0])}
     shown = [*rows, *({name: value for name, value in row.items() if name in shared} for row in beside)]
     seen = record["samples"]["seen"]
     figures, notes = {}, []
     if "tokens" in rows[0]:
         figures["curves.png"] = lambda path: plot_curves(path, shown, f"{seen:,} samples", over="tokens")
     elif len(rows) > 1:
-        figures["sweep.png"] = lambda path: plot_grid(path, rows, list(sweep.values), network.key)
+        figures |= sweep.figures(rows, shown, network.key)
         best = min(rows, key=lambda row: row[network.key])
         notes.append(f"lowest {network.title}: {best[network.key]:.4g} at {best['name']}")
     results = {"rows": rows, "protocol": record}
     session.report(f"{seen:,} images scored", results, shown, notes=notes, figures=figures)
+    if session.processes.is_main:
+        (session.output_dir / POINTS).unlink(missing_ok=True)

@@ -132,7 +132,8 @@ def read_results(path: str | os.PathLike, fingerprint: str) -> list[Row]:
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows, theirs = results["rows"], results["protocol"]["originals"]["sha256"]
+        rows, record = results["rows"], results["protocol"]
+        theirs = record.get("originals", record.get("reference"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"expected results of an evaluation in {path}, which cannot be read so ({error!r})") from error
     if theirs != fingerprint:
@@ -213,8 +214,8 @@ def plot_grid(path: str | os.PathLike, rows: Sequence[Row], names: Sequence[str]
         values = {(row[names[0]], row[names[1]]): row[measure] for row in rows}
         image = axis.imshow([[values[y, x] for x in xs] for y in ys], cmap="viridis_r", aspect="auto")
         figure.colorbar(image)
-        axis.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-        axis.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+        axis.set_xticks(range(len(xs)), list(map(str, xs)))
+        axis.set_yticks(range(len(ys)), list(map(str, ys)))
         axis.set_ylabel(names[0])
         for column, x in enumerate(xs):
             for line, y in enumerate(ys):

@@ -1,0 +1,117 @@
+"""Grids of sampler settings: their points, what is kept of them while they are measured, and their figures."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from utils.errors import UserError
+from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
+from utils.evaluation.session import Session
+from utils.files import write_json
+from utils.parts import check_plan
+
+POINTS = "sweep_points.json"  # in the output folder while a sweep goes on
+SEED, STEPS = "seed", "num_sample_steps"
+
+
+class Sweep:
+    """A grid of sampler settings, and of seeds.
+
+    Args:
+        texts: ["a=1,2", "b=word"], or "a=1,2,b=word" in one: the settings and their values.
+
+    Raises:
+        UserError: A text is no such thing.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self.values: dict[str, list[Any]] = {}
+        name = None
+        for word in ",".join(texts).split(",") if texts else []:
+            before, equals, after = word.partition("=")
+            if equals:
+                name, word = before, after
+                self.values[name] = []
+            if name is None or not word:
+                raise UserError(f"--sweep takes NAME=VALUE,VALUE,..., got {' '.join(texts)}")
+            self.values[name].append(_value(word))
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse names that are no `settings` of the sampler, and words for numbers."""
+        unknown = [name for name in self.values if name not in {*settings, SEED}]
+        if unknown:
+            raise UserError(f"--sweep takes settings of the sampler ({', '.join(settings)}) and seed, got {unknown[0]}")
+        if wrong := [seed for seed in self.values.get(SEED, []) if not isinstance(seed, int)]:
+            raise UserError(f"--sweep takes whole numbers as seed, got {wrong[0]}")
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """The settings of each point of the grid; one point that sets nothing for an empty one."""
+        for values in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, values, strict=True))
+
+    def figures(self, rows: Sequence[Row], shown: Sequence[Row], measure: str) -> dict[str, Callable[[Path], None]]:
+        """What draws the rows of the points: a map or line of one or two settings, curves over the forward passes.
+
+        Args:
+            shown: The rows and those that are beside them, for the curves.
+        """
+        names = [name for name in self.values if name != SEED]
+        drawn: dict[str, Callable[[Path], None]] = {}
+        if len(names) in (1, 2):
+            means = over_seeds(rows, names)
+            drawn["sweep.png"] = lambda path: plot_grid(path, means, names, measure)
+        if len(self.values.get(STEPS, [])) > 1:
+            curves = over_seeds([row for row in shown if "passes" in row], ["system", "passes"])
+            drawn["curves.png"] = lambda path: plot_curves(path, curves, "Samplers", over="passes")
+        return drawn
+
+
+class Points:
+    """The rows of a sweep's points that are measured, kept in a file until all are: one that was killed goes on.
+
+    Args:
+        plan: All that the rows depend on; a file of another plan is an error.
+    """
+
+    def __init__(self, session: Session, plan: Mapping[str, Any]):
+        self.session, self.path = session, session.output_dir / POINTS
+        self.plan, self.done = json.loads(json.dumps(plan)), {}
+        if self.path.is_file():
+            there = json.loads(self.path.read_text(encoding="utf-8"))
+            check_plan(there["plan"], self.plan, session.output_dir)
+            self.done = there["rows"]
+        session.processes.wait()  # until all have read it
+
+    def rows(self, point: Mapping[str, Any], measured: Callable[[Mapping[str, Any]], list[Row]]) -> list[Row]:
+        """The rows of a point, measured now where they are not there yet."""
+        key = json.dumps(point, sort_keys=True)
+        if key not in self.done:
+            self.done[key] = measured(point)
+            if self.session.processes.is_main:
+                write_json(self.path, {"plan": self.plan, "rows": self.done})
+        return self.done[key]
+
+
+def over_seeds(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
+    """Rows that agree in `names` as one, with the means of their measures."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return [{**group[0], **_means(group)} for group in groups.values()]
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    return {name: fmean(row[name] for row in rows) for name in rows[0] if is_measure(name)}
+
+
+def _value(word: str) -> Any:
+    """A whole number, a number, true, false or a word."""
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        try:
+            return read(word)
+        except (ValueError, KeyError):
+            continue
+    return word
