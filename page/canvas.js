@@ -108,6 +108,23 @@ function bicubic(x) {
 
 // ------------------------------------------------------------------------------------------------ tiles
 
+/** An image scaled down so that its longer side has at most so many pixels. */
+export function withinSide(image, most) {
+  const longer = Math.max(image.width, image.height);
+  if (longer <= most) return image;
+  const [width, height] = [image.width, image.height].map((side) => Math.max(1, Math.round((side * most) / longer)));
+  return resized(image, width, height);
+}
+
+/** {squares, geometry} of an image cut into tiles, row by row; neighbours share an eighth of their side at least. */
+export function toTiles(image, side) {
+  const { width, height } = image, overlap = Math.floor(side / 8);
+  const [columns, rows] = [width, height].map((length) => Math.max(1, Math.ceil((length - overlap) / (side - overlap))));
+  const tops = starts(height, side, rows), lefts = starts(width, side, columns);
+  const squares = tops.flatMap((top) => lefts.map((left) => cut(image, left, top, side)));
+  return { squares, geometry: { fit: 3, orientation: 1, width, height, tiles: { columns, rows, lengths: [] } } };
+}
+
 /** Width and height of an image as it is shown, of a file's geometry. */
 export function shownSize({ width, height, orientation }) {
   return orientation > 4 ? [height, width] : [width, height];

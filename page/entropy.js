@@ -49,50 +49,35 @@ export class EntropyModels {
     return this.tables.get(table);
   }
 
-  /** [start, share] of each of the tokens of an image. */
-  shares(mode, tokens) {
-    return tokens.map((token, place) => {
-      const starts = this.starts(mode, tokens.slice(0, place));
-      return [starts[token], starts[token + 1] - starts[token]];
-    });
-  }
-
-  /** The payloads of the first 1, 2, ..., n tokens of an image. */
-  prefixes(mode, tokens) {
-    if (mode === FIXED) return tokens.map((_, place) => packBits(tokens.slice(0, place + 1), this.width));
-    const writer = new RangeWriter();
-    return this.shares(mode, tokens).map(([start, share]) => {
-      writer.write(start, share, this.totalBits);
-      return writer.finished();
-    });
-  }
-
   get width() {
     return bitsOf(this.codebookSize - 1);
   }
 
-  /** The payload of an image's tiles, each a list of tokens. */
-  payload(mode, tiles) {
-    const order = inOrder(tiles.map((tokens) => tokens.length));
+  /** What tokens cost by each mode but fixed bits: of each of an image's tiles [start, share] of each token. */
+  shares(tiles) {
+    const sharesOf = (mode, tokens) => tokens.map((token, place) => {
+      const starts = this.starts(mode, tokens.slice(0, place));
+      return [starts[token], starts[token + 1] - starts[token]];
+    });
+    return this.modes.map((mode) => mode !== FIXED && tiles.map((tokens) => sharesOf(mode, tokens)));
+  }
+
+  /** The payload of an image's tiles, each a list of tokens; shares: as `shares` gives them, or of more tokens. */
+  payload(mode, tiles, shares = this.shares(tiles)) {
+    const order = inOrder(tiles.map((tokens) => tokens.length)), writer = new RangeWriter();
     if (mode === FIXED) return packBits(order.map(([tile, place]) => tiles[tile][place]), this.width);
-    const shares = tiles.map((tokens) => this.shares(mode, tokens)), writer = new RangeWriter();
-    for (const [tile, place] of order) writer.write(...shares[tile][place], this.totalBits);
+    for (const [tile, place] of order) writer.write(...shares[mode][tile][place], this.totalBits);
     return writer.finished();
   }
 
-  /** A file of an image's tiles, [tokens] of one without; the smallest, where no mode is given. */
-  write(tiles, geometry = null, mode = undefined) {
+  /** A file of an image's tiles, [tokens] of one without; the smallest, where no mode is given. Shares as of `payload`. */
+  write(tiles, geometry = null, mode = undefined, shares = this.shares(tiles)) {
     const lengths = tiles.map((tokens) => tokens.length), count = lengths.reduce((a, b) => a + b, 0);
     const payloads = (mode === undefined ? this.modes : [mode])
-      .map((tried) => [tried, this.payload(tried, tiles)])
+      .map((tried) => [tried, this.payload(tried, tiles, shares)])
       .filter(([tried, payload]) => mayHold(tried, payload.length, count));
     const [best, payload] = payloads.reduce((a, b) => (b[1].length < a[1].length ? b : a));
-    return this.file(best, payload, lengths, geometry);
-  }
-
-  /** A file with a payload of this mode. */
-  file(mode, payload, lengths, geometry = null) {
-    const header = { mode, tokenizer: this.tokenizer.subarray(0, 2), entropy: this.bytes[mode], lengths, geometry };
+    const header = { mode: best, tokenizer: this.tokenizer.subarray(0, 2), entropy: this.bytes[best], lengths, geometry };
     return writeFile(header, payload);
   }
 

@@ -1,22 +1,25 @@
 // What a person sees and does. All work is worker.js's; here are the image of now, and what is shown of it.
 
-import { paddedBox, shownSize } from "./canvas.js";
+import { blended, paddedBox, shownSize } from "./canvas.js";
 import { FITS, hex } from "./format.js";
 import { MODELS } from "./models.js";
 
 const $ = (id) => document.getElementById(id);
-const FIRST_LENGTH = 8, MOST_PIXELS = 2 ** 24; // of a canvas, on phones
+const FIRST_LENGTH = 8, FEW_TILES = 100;
+const MOST_PIXELS = 2 ** 24; // of a canvas, on phones
 const STRIP = [1, 2, 4, 8, 16, 32];
 const PARTS = ["version, mode", "tokenizer", "entropy model", "tokens", "size", "geometry", "check", "payload"];
 
 /**
- * The image of now: {name, source, original, tiles, geometry, files, bits, shown}.
+ * The image of now: {name, model, source, seen, tiles, geometry, files, bits, squares, shown}.
  *
- * source is what it was made of, to make it again by another model or fit; original the square {width, height, pixels,
- * box}, null for a file; files[n - 1] and shown[n - 1] are of n tokens, as far as they are known.
+ * source is what it was made of, to make it again by another model or fit, and seen what the model sees of it,
+ * {width, height, pixels, box}; both null for a file. tiles are lists of tokens, one where there are no tiles. files[n]
+ * has n + 1 tokens a tile, squares[n] what they decode to, tile by tile, and shown[n] their image where it is complete.
  */
 let image = null;
-let model = MODELS[0].name, length = FIRST_LENGTH;
+let model = MODELS[0].name;
+let length = FIRST_LENGTH, wantedLength = FIRST_LENGTH; // shown, and asked for: an image may have fewer
 
 // ------------------------------------------------------------------------------------------------ the worker
 
@@ -45,38 +48,37 @@ worker.onerror = () => say("The page's second half could not start: it needs a b
 async function open(blob, name, isExample = false) {
   const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
   if (name.endsWith(".1dp") || (head[0] === 0x1d && head[1] >> 4 === 5)) return openFile(new Uint8Array(await blob.arrayBuffer()), name);
-  return attempt(async () => openImage({ ...(await pixelsOf(blob, name)), name, bytes: blob.size, isExample }));
+  return attempt(async () => encoded({ ...(await pixelsOf(blob, name)), name, bytes: blob.size, isExample }), start);
 }
 
-async function openImage(source) {
-  const given = { model, image: source.image, size: source.size, fit: Number($("fit").value) };
-  const { square, box, ...result } = await call("encode", given);
-  const side = Math.sqrt(square.length / 3);
-  start({ ...result, fit: given.fit, name: source.name, source, original: { width: side, height: side, pixels: square, box } });
+async function encoded(source) {
+  const fit = Number($("fit").value), now = model, { name, image: pixels, size } = source;
+  return { ...(await call("encode", { model: now, image: pixels, size, fit })), name, model: now, fit, source };
 }
 
 function openFile(bytes, name) {
-  return attempt(async () => {
-    const { model: written, ...result } = await call("open", { bytes });
-    selectModel(written);
-    start({ ...result, name, source: null, original: null });
-    if (result.isCut) say(`The file is cut: ${bytes.length} bytes of it are here. Shown is what is certain.`, true);
+  return attempt(() => call("open", { bytes }), (opened) => {
+    selectModel(opened.model);
+    start({ ...opened, name, source: null, seen: null });
+    if (opened.isCut) say(`The file is cut: ${bytes.length} bytes of it are here. Shown is what is certain.`, true);
   });
 }
 
-/** Do something that may fail, and say so. Where something else was begun meanwhile, nothing is said. */
-async function attempt(doing) {
-  const before = ++attempts;
+/** Do something that may fail, and say so, or go on with its result; nothing of it where a later one was faster. */
+async function attempt(doing, then) {
+  const own = ++attempts.begun;
   say("");
   showBusy(true);
   try {
-    await doing();
+    const result = await doing();
+    if (own > attempts.done) then(result);
+    attempts.done = Math.max(own, attempts.done);
   } catch (error) {
-    if (before === attempts) say(error.message);
+    if (own > attempts.done) say(error.message);
   }
-  if (before === attempts) showBusy(false);
+  if (own === attempts.begun) showBusy(Boolean(image?.isDecoding && !image.shown[length - 1]), "Decoding");
 }
-let attempts = 0;
+const attempts = { begun: 0, done: 0 };
 
 async function pixelsOf(blob, name) {
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
@@ -97,49 +99,63 @@ async function pixelsOf(blob, name) {
   return { image: { width: canvas.width, height: canvas.height, data }, size: { width, height } };
 }
 
-/** Show a new image, and decode all lengths of it: the wanted one first, then those of the strip. */
+/** Show a new image, and decode it at all lengths, the wanted one first; tiles, which take seconds, at a few. */
 function start(next) {
-  image = { ...next, shown: [] };
-  const most = total();
-  length = Math.min(length, most);
-  const isCoarse = Boolean(image.geometry?.tiles); // decoding takes seconds: only what is asked for
-  const order = isCoarse ? [] : [...new Set([...STRIP.filter((n) => n <= most), ...Array.from({ length: most }, (_, k) => k + 1)])];
+  image = { ...next, squares: [], shown: [] };
+  const most = image.files.length, few = STRIP.filter((n) => n <= most);
+  length = image.source ? Math.min(wantedLength, most) : most; // a file is shown as it is
+  image.order = image.tiles.length === 1 ? [...few, ...image.files.map((_, k) => k + 1)] : image.tiles.length <= FEW_TILES ? few : [];
   buildDial(most);
   show();
-  decodeAll(image, order);
+  decodeAll(image);
 }
 
-const total = () => image.tiles.reduce((most, tokens) => Math.max(most, tokens.length), 0);
-
-async function decodeAll(now, order) {
+/** Square after square, until all is decoded or another image is shown; every time what is wanted most. */
+async function decodeAll(now) {
   now.isDecoding = true;
   while (now === image) {
-    const next = now.shown[length - 1] ? order.find((n) => !now.shown[n - 1]) : length;
-    if (next === undefined) break;
+    const wanted = [length, ...now.order].find((n) => !now.shown[n - 1]);
+    if (!wanted) break;
+    const squares = (now.squares[wanted - 1] ??= []), tokens = now.tiles[squares.length].slice(0, wanted);
     try {
-      const { file, ...shown } = await call("decode", { model, tiles: now.tiles, length: next, geometry: now.geometry });
-      now.shown[next - 1] = shown;
-      if (file !== undefined) now.files[next - 1] = file;
-      if (now.original) shown.psnr = psnrOf(now.original, shown);
-      if (now === image) showDecoded(next);
+      squares.push(tokens.length ? await call("decode", { model: now.model, tokens }) : null);
     } catch (error) {
-      return say(error.message);
+      say(error.message);
+      break;
     }
+    if (now !== image) break;
+    const isWhole = squares.length === now.tiles.length;
+    if (isWhole) now.shown[wanted - 1] = shownOf(now, squares);
+    if (isWhole) showDecoded(wanted);
+    else if (wanted === length) showPart(now, squares);
   }
   now.isDecoding = false;
-  if (now === image) showBusy(false);
+}
+
+/** The image of its squares, and its PSNR where there is an original. */
+function shownOf({ geometry, seen }, squares) {
+  const side = Math.sqrt(squares.find(Boolean).length / 3);
+  const shown = geometry?.tiles ? blended(squares, geometry, side) : { width: side, height: side, pixels: squares[0] };
+  return seen ? { ...shown, psnr: psnrOf(seen, shown) } : shown;
 }
 
 /** In dB, where the image lies in its square. */
-function psnrOf({ width, pixels, box: [left, top, right, bottom] }, shown) {
+function psnrOf({ width, pixels, box }, shown) {
+  const [left, top, right, bottom] = box;
   let sum = 0;
   for (let row = top; row < bottom; row++) {
     for (let place = 3 * (row * width + left); place < 3 * (row * width + right); place++) sum += (pixels[place] - shown.pixels[place]) ** 2;
   }
-  return 10 * Math.log10((255 ** 2 * areaOf({ box: [left, top, right, bottom] }) * 3) / sum);
+  return 10 * Math.log10((255 ** 2 * areaOf(box) * 3) / sum);
 }
 
-const areaOf = ({ box: [left, top, right, bottom] }) => (right - left) * (bottom - top);
+const areaOf = ([left, top, right, bottom]) => (right - left) * (bottom - top);
+
+/** Where an image of a file lies in what is decoded. */
+function boxOf({ geometry, side }) {
+  if (geometry?.tiles) return [0, 0, ...shownSize(geometry)];
+  return geometry && FITS[geometry.fit] === "pad" ? paddedBox(...shownSize(geometry), side) : [0, 0, side, side];
+}
 
 // ------------------------------------------------------------------------------------------------ showing
 
@@ -156,10 +172,17 @@ function showBusy(isBusy, text = "Encoding") {
   $("loading").querySelector("progress").removeAttribute("value");
 }
 
-function showProgress({ size, total: whole }) {
-  const isModel = whole > 1e5 || !whole;
-  showBusy(true, isModel ? `Fetching the model: ${(size / 1e6).toFixed(1)}${whole ? ` of ${(whole / 1e6).toFixed(1)}` : ""} MB` : `Decoding tile ${size + 1} of ${whole}`);
-  if (whole) $("loading").querySelector("progress").value = size / whole;
+function showProgress({ size, total, doing }) {
+  const megabytes = (count) => (count / 1e6).toFixed(1);
+  const far = total < 1e5 && total ? `tile ${size + 1} of ${total}` : `${megabytes(size)}${total ? ` of ${megabytes(total)}` : ""} MB`;
+  showBusy(true, `${doing}: ${far}`);
+  if (total) $("loading").querySelector("progress").value = size / total;
+}
+
+/** What there is of an image of tiles, now and then. */
+function showPart(now, squares) {
+  showProgress({ size: squares.length, total: now.tiles.length, doing: "Decoding" });
+  if (squares.length % now.geometry.tiles.columns === 0 && squares.some(Boolean)) draw($("shown"), shownOf({ geometry: now.geometry }, squares));
 }
 
 function draw(canvas, { width, height, pixels }) {
@@ -174,12 +197,13 @@ function draw(canvas, { width, height, pixels }) {
 
 /** All of a new image that does not depend on the length, then what does. */
 function show() {
-  const { source, original, geometry } = image;
-  $("original").hidden = !original;
-  $("no-original").hidden = Boolean(original);
-  if (original) draw($("original"), original);
-  const [width, height] = source ? [source.size.width, source.size.height] : geometry ? shownSize(geometry) : [32, 32];
-  $("original-caption").textContent = source ? `${width} × ${height}${geometry ? " seen at 32 × 32" : ""}, ${bytesOf(source.bytes)}` : image.name;
+  const { source, seen, geometry } = image;
+  $("original").hidden = !seen;
+  $("no-original").hidden = Boolean(seen);
+  if (seen) draw($("original"), seen);
+  $("fit").disabled = !source;
+  const { width, height } = source?.size ?? {};
+  $("original-caption").textContent = source ? `${width} × ${height}${seen.width === width ? "" : ` seen at ${seen.width} × ${seen.height}`}, ${bytesOf(source.bytes)}` : image.name;
   for (const button of $("examples").children) button.setAttribute("aria-pressed", String(button.dataset.name === (source?.isExample && image.name)));
   showLength();
 }
@@ -191,20 +215,19 @@ function buildDial(most) {
   $("slider").value = length;
   document.querySelector(".dial").style.setProperty("--count", most);
   $("count-of").textContent = `of ${most}${image.geometry?.tiles ? " a tile" : ""}`;
-  const highest = Math.max(...(image.bits ?? [1]));
-  $("bars").hidden = $("bars-hint").hidden = !image.bits;
-  $("bars").replaceChildren(...(image.bits ?? []).map((bits, place) => {
-    const bar = document.createElement("i");
+  const highest = Math.max(...image.bits), isTiled = image.tiles.length > 1;
+  $("bars").replaceChildren(...image.bits.map((bits, place) => {
+    const bar = document.createElement("i"), what = isTiled ? "of all tiles in the mean" : `is code ${image.tiles[0][place]}`;
     bar.style.height = `${(100 * bits) / highest}%`;
-    bar.title = `token ${place + 1} is code ${image.tiles[0][place]}: ${bits.toFixed(1)} bits`;
+    bar.title = `token ${place + 1} ${what}: ${bits.toFixed(1)} bits`;
     return bar;
   }));
-  $("strip").replaceChildren(...STRIP.filter((n) => n <= most && image.bits).map((n) => {
+  $("strip").replaceChildren(...STRIP.filter((n) => image.order.includes(n)).map((n) => {
     const button = document.createElement("button"), canvas = document.createElement("canvas");
     button.type = "button";
     button.dataset.length = n;
-    button.append(canvas, n === 1 ? "1 token" : `${n}`);
-    button.setAttribute("aria-label", `${n} tokens`);
+    button.append(canvas, String(n));
+    button.setAttribute("aria-label", n === 1 ? "1 token" : `${n} tokens`);
     button.onclick = () => setLength(n);
     return button;
   }));
@@ -212,20 +235,21 @@ function buildDial(most) {
 
 function setLength(value) {
   if (!image || value === length) return;
-  length = value;
+  length = wantedLength = value;
   $("slider").value = value;
   showLength();
-  if (!image.isDecoding && !image.shown[length - 1]) decodeAll(image, []);
+  if (!image.isDecoding) decodeAll(image);
 }
 
 /** What depends on the length alone, and its image where it is decoded. */
 function showLength() {
-  const most = total();
+  const most = image.files.length;
   $("count").textContent = length;
   $("count-unit").textContent = length === 1 ? "token" : "tokens";
   $("slider").style.setProperty("--filled", `${(100 * (length - 0.5)) / most}%`);
   [...$("bars").children].forEach((bar, place) => {
-    bar.style.background = place < length ? `hsl(${(image.tiles[0][place] * 137.5) % 360} 62% var(--token))` : "";
+    const hue = image.tiles.length > 1 ? 249 : (image.tiles[0][place] * 137.5) % 360;
+    bar.style.background = place < length ? `hsl(${hue} 62% var(--token))` : "";
   });
   for (const button of $("strip").children) button.setAttribute("aria-pressed", String(Number(button.dataset.length) === length));
   showFile();
@@ -240,8 +264,8 @@ function showDecoded(decoded) {
   if (button) button.dataset.isDrawn = "yes";
   if (decoded === length) {
     draw($("shown"), shown);
-    Object.assign($("shown").dataset, { tokens: length, name: image.name, fit: image.source ? FITS[image.fit] : "" });
-    $("shown-caption").textContent = `${length} of ${total()} tokens`;
+    Object.assign($("shown").dataset, { tokens: length, name: image.name, fit: FITS[image.fit] ?? "" });
+    $("shown-caption").textContent = `${length} of ${image.files.length} tokens`;
     $("psnr").textContent = shown.psnr === undefined ? "–" : shown.psnr.toFixed(2);
     showBusy(false);
     showFile();
@@ -250,7 +274,7 @@ function showDecoded(decoded) {
 }
 
 function showFile() {
-  const file = image.files[length - 1], { original, geometry } = image;
+  const file = image.files[length - 1], { seen, geometry } = image;
   for (const id of ["save", "link"]) $(id).disabled = !file;
   $("save-image").disabled = !image.shown[length - 1];
   if (!file) {
@@ -258,8 +282,7 @@ function showFile() {
     $("bytes").textContent = "";
     return;
   }
-  const size = file.bytes.length, [width, height] = geometry?.tiles ? shownSize(geometry) : [32, 32];
-  const area = original ? areaOf(original) : geometry?.fit === 1 ? areaOf({ box: paddedBox(...shownSize(geometry), 32) }) : width * height;
+  const size = file.bytes.length, area = areaOf(seen?.box ?? boxOf(image));
   $("size").textContent = size.toLocaleString("en");
   $("rate").textContent = ((8 * size) / area).toFixed(3);
   $("ratio").textContent = `${((3 * area) / size).toFixed(0)} ×`;
@@ -287,9 +310,9 @@ function showBytes({ bytes, parts, mode }) {
 
 /** PSNR by bytes, of what is decoded. */
 function showCurve() {
-  const { files, shown, original } = image, svg = $("curve");
-  svg.parentElement.hidden = !original;
-  if (!original) return;
+  const { files, shown, seen } = image, svg = $("curve");
+  svg.parentElement.hidden = !seen;
+  if (!seen) return;
   const points = shown.map((one, k) => one && [files[k].bytes.length, one.psnr, k + 1]).filter((point) => point && Number.isFinite(point[1]));
   if (!points.length) return svg.replaceChildren();
   const highest = Math.ceil(Math.max(...points.map(([, psnr]) => psnr)) + 0.5), lowest = Math.floor(Math.min(...points.map(([, psnr]) => psnr)) - 0.5);
@@ -328,11 +351,10 @@ const stem = () => image.name.replace(/\.[^.]*$/, "") || "image";
 /** The image as decompressing gives it: what is in the square of the image, in its original size. */
 function saveImage() {
   const { geometry } = image, shown = $("shown"), canvas = document.createElement("canvas");
-  let box = [0, 0, shown.width, shown.height];
+  const box = boxOf({ geometry, side: shown.width });
   [canvas.width, canvas.height] = [shown.width, shown.height];
   if (geometry && !geometry.tiles) {
     const [width, height] = shownSize(geometry), fit = FITS[geometry.fit], shorter = Math.min(width, height);
-    if (fit === "pad") box = paddedBox(width, height, shown.width);
     const [across, down] = fit === "crop" ? [shorter, shorter] : [width, height];
     const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (across * down)));
     [canvas.width, canvas.height] = [across, down].map((side) => Math.max(1, Math.floor(side * scale)));
@@ -394,7 +416,7 @@ async function openExample(path) {
 }
 
 function again() {
-  if (image?.source) attempt(() => openImage(image.source));
+  if (image?.source) attempt(() => encoded(image.source), start);
 }
 
 function setUp() {
@@ -424,7 +446,7 @@ function setUp() {
   $("link").onclick = copyLink;
   $("bars").onpointerdown = $("bars").onpointermove = (event) => {
     const { left, width } = $("bars").getBoundingClientRect();
-    if (event.buttons) setLength(Math.min(total(), Math.max(1, Math.ceil((total() * (event.clientX - left)) / width))));
+    if (event.buttons) setLength(Math.min(image.files.length, Math.max(1, Math.ceil((image.files.length * (event.clientX - left)) / width))));
   };
   document.ondragover = (event) => {
     event.preventDefault();

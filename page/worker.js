@@ -1,12 +1,13 @@
 // What takes time, beside the page: models, and what they make of images and files. Answers {id, result} or {id, error}.
 
-import { blended, covers, onWhite, toSquare } from "./canvas.js";
+import { covers, onWhite, toSquare, toTiles, withinSide } from "./canvas.js";
 import { EntropyModels } from "./entropy.js";
-import { FormatError, MODES, hex, mayHold, readHeader } from "./format.js";
+import { FITS, FormatError, MODES, hex, readHeader } from "./format.js";
 import { MODELS } from "./models.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const MOST_TILES = 500; // that are decoded: half a minute's work
+const TILED_SIDE = 256; // of an image that is cut into tiles: 81 of them at most
 
 const stores = new Map(), tokenizers = new Map();
 
@@ -34,7 +35,7 @@ async function fetched(path, isReported = false) {
     if (done) break;
     parts.push(value);
     size += value.length;
-    if (isReported) postMessage({ progress: { size, total } });
+    if (isReported) tell(size, total, "Fetching the model");
   }
   return new Blob(parts).arrayBuffer();
 }
@@ -47,27 +48,26 @@ const ACTIONS = {
   },
 
   /**
-   * Of an image as a canvas has it the square that the model sees, its tokens, and files of each number of them.
+   * Of an image as a canvas has it what the model sees of it, its tokens, and files of each number of them.
    *
    * size: width and height of the image, where the canvas has it scaled down.
    */
   async encode({ model, image, size, fit }) {
     const [tokenizer, store] = await Promise.all([tokenizerOf(model), storeOf(model)]);
-    const { square, box, geometry } = toSquare(onWhite(image), fit, tokenizer.side);
-    const tokens = tokenizer.encode(square), said = geometry && { ...geometry, ...size };
-    return { square, box, geometry: said, tiles: [tokens], ...prefixes(store, tokens, said) };
+    const given = onWhite(image), { side } = tokenizer;
+    if (FITS[fit] === "tile") {
+      const seen = withinSide(given, TILED_SIDE), { squares, geometry } = toTiles(seen, side);
+      const tiles = squares.map((square, tile) => (tell(tile, squares.length, "Encoding"), tokenizer.encode(square)));
+      return { seen: { ...seen, box: [0, 0, seen.width, seen.height] }, geometry, tiles, ...filesOf(store, tiles, geometry) };
+    }
+    const { square, box, geometry } = toSquare(given, fit, side), tiles = [tokenizer.encode(square)];
+    const said = geometry && { ...geometry, ...size };
+    return { seen: { width: side, height: side, pixels: square, box }, geometry: said, tiles, ...filesOf(store, tiles, said) };
   },
 
-  /** What the first tokens of an image show; of tiles that many of each, and their file. */
-  async decode({ model, tiles, length, geometry }) {
-    const tokenizer = await tokenizerOf(model), { side } = tokenizer;
-    if (!geometry?.tiles) return { width: side, height: side, pixels: tokenizer.decode(tiles[0].slice(0, length)) };
-    const kept = tiles.map((tokens) => tokens.slice(0, length));
-    const squares = kept.map((tokens, tile) => {
-      postMessage({ progress: { size: tile, total: tiles.length } });
-      return tokens.length ? tokenizer.decode(tokens) : null;
-    });
-    return { ...blended(squares, geometry, side), file: tiledFile(await storeOf(model), kept, geometry) };
+  /** Bytes of the square that the first tokens of an image, or of a tile, show. */
+  async decode({ model, tokens }) {
+    return (await tokenizerOf(model)).decode(tokens);
   },
 
   /** What a .1dp file holds, by the model that wrote it. */
@@ -82,37 +82,36 @@ const ACTIONS = {
       const { side } = await tokenizerOf(name), { geometry, tiles, isCut } = store.read(bytes);
       if (!tiles.some((tokens) => tokens.length)) throw new FormatError("The file is cut before its first token: nothing is left of the image.");
       if (geometry?.tiles && !covers(geometry, side)) throw new FormatError("The file is damaged: its tiles do not cover the image.");
-      const files = geometry?.tiles ? { files: [], bits: null } : prefixes(store, tiles[0], geometry);
-      return { model: name, geometry, tiles, isCut, ...files };
+      return { model: name, side, geometry, tiles, isCut, ...filesOf(store, tiles, geometry) };
     }
     const known = MODELS.map(({ label }) => label.toLowerCase()).join(" and ");
     throw new FormatError(`The file was written with a tokenizer that this page does not have (${hex(written)}): it has those of ${known}.`);
   },
 };
 
-/** Files of the first 1, 2, ... tokens, each the smallest, and what each token costs in bits. */
-function prefixes(store, tokens, geometry) {
-  const payloads = store.modes.map((mode) => store.prefixes(mode, tokens));
-  const files = tokens.map((_, place) => {
-    const modes = store.modes.filter((mode) => mayHold(mode, payloads[mode][place].length, place + 1));
-    const best = modes.reduce((a, b) => (payloads[b][place].length < payloads[a][place].length ? b : a));
-    return described(store.file(best, payloads[best][place], [place + 1], geometry));
+/**
+ * Files of the first 1, 2, ... tokens, of each tile where there are several, and the bits that a token costs at each place.
+ *
+ * A file is null where a tile has no tokens, as in what is left of a cut one: no file says that.
+ */
+function filesOf(store, tiles, geometry) {
+  const most = tiles.reduce((longest, tokens) => Math.max(longest, tokens.length), 0), shares = store.shares(tiles);
+  const files = Array.from({ length: most }, (_, place) => {
+    const kept = tiles.map((tokens) => tokens.slice(0, place + 1)), lengths = kept.map((tokens) => tokens.length);
+    if (!lengths.every(Boolean)) return null;
+    const bytes = store.write(kept, geometry?.tiles ? { ...geometry, tiles: { ...geometry.tiles, lengths } } : geometry, undefined, shares);
+    const { mode, parts } = readHeader(bytes);
+    return { bytes, mode: MODES[mode], parts };
   });
-  const shares = store.modes.length > 1 && store.shares(store.modes.at(-1), tokens);
-  return { files, bits: shares && shares.map(([, share]) => store.totalBits - Math.log2(share)) };
+  const bits = files.map((_, place) => {
+    const found = shares.at(-1).filter((tile) => tile.length > place).map((tile) => store.totalBits - Math.log2(tile[place][1]));
+    return found.reduce((a, b) => a + b) / found.length;
+  });
+  return { files, bits };
 }
 
-/** null where tiles lack all of their tokens, as in what is left of a cut file: no file says that. */
-function tiledFile(store, tiles, geometry) {
-  const lengths = tiles.map((tokens) => tokens.length);
-  if (!lengths.every(Boolean)) return null;
-  return described(store.write(tiles, { ...geometry, tiles: { ...geometry.tiles, lengths } }));
-}
-
-function described(bytes) {
-  const { mode, parts } = readHeader(bytes);
-  return { bytes, mode: MODES[mode], parts };
-}
+/** Report how far a long work is. */
+const tell = (size, total, doing) => postMessage({ progress: { size, total, doing } });
 
 onmessage = async ({ data: { id, action, ...given } }) => {
   try {

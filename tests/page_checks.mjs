@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 
-import { blended, onWhite, toSquare } from "../page/canvas.js";
+import { blended, onWhite, toSquare, toTiles } from "../page/canvas.js";
 import { EntropyModels } from "../page/entropy.js";
 import { FormatError, hex } from "../page/format.js";
 import { Tokenizer } from "../page/tokenizer.js";
@@ -41,12 +41,19 @@ const JOBS = {
     });
   },
   write: ({ store, tiles, geometry, mode }) => hex(storeOf(store).write(tiles, geometry ?? null, mode)),
-  prefixes: ({ store, tokens, mode }) => storeOf(store).prefixes(mode, tokens).map(hex),
+  prefixes({ store, tokens, mode }) {
+    const shares = storeOf(store).shares([tokens]);
+    return tokens.map((_, place) => hex(storeOf(store).payload(mode, [tokens.slice(0, place + 1)], shares)));
+  },
   logits: ({ store, before }) => Array.from(storeOf(store).network.logits(before)),
   starts: ({ store, before }) => Array.from(storeOf(store).starts(2, before)),
   square: ({ width, height, rgba, fit, side }) => {
     const { square, ...rest } = toSquare(onWhite({ width, height, data: bytesOf(rgba) }), fit, side);
     return { square: hex(square), ...rest };
+  },
+  tiles({ width, height, rgba, side }) {
+    const { squares, geometry } = toTiles(onWhite({ width, height, data: bytesOf(rgba) }), side);
+    return { squares: squares.map(hex), geometry };
   },
   blend: ({ squares, geometry, side }) => hex(blended(squares.map((square) => square && bytesOf(square)), geometry, side).pixels),
   encode: ({ model, pixels, withSimd }) => tokenizerOf(model, withSimd ?? true).encode(bytesOf(pixels)),

@@ -1,9 +1,11 @@
 """The static page: its own reader and writer of .1dp and its own networks give what Python's give."""
 
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from functools import cache
 
 import numpy as np
@@ -195,16 +197,24 @@ def test_an_image_becomes_the_square_that_python_makes(size):
         assert canvas.shares[0, top:bottom, left:right].all()
 
 
+@pytest.mark.parametrize("size", [(256, 100), (33, 61), (20, 64), (32, 33)])
+def test_an_image_is_cut_into_the_tiles_that_python_makes(size):
+    width, height = size
+    rgba = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    (found,) = in_page([{"job": "tiles", "width": width, "height": height, "rgba": rgba.tobytes().hex(), "side": 32}])
+    canvas = to_canvas(Image.fromarray(rgba), Fit.TILE, 32)
+    assert found["squares"] == [square.tobytes().hex() for square in canvas.squares]
+    assert found["geometry"] == json.loads(json.dumps(as_page(canvas.geometry)))
+
+
 def test_tiles_are_blended_as_python_does():
     draws = np.random.default_rng(0)
     geometry = Geometry(100, 60, Fit.TILE, 6, Tiles(3, 5, (1,) * 15))
     squares = draws.integers(0, 256, (5, 3, 32, 32, 3), dtype=np.uint8)
     known = draws.random(15) < 0.8
     expected = from_squares(iter(squares), known, geometry, 32)
-    sent = [
-        tile.tobytes().hex() if is_known else None
-        for tile, is_known in zip(squares.reshape(15, -1), known, strict=True)
-    ]
+    sent = [tile.tobytes().hex() for tile in squares.reshape(15, -1)]
+    sent = [tile if is_known else None for tile, is_known in zip(sent, known, strict=True)]
     (found,) = in_page([{"job": "blend", "squares": sent, "geometry": as_page(geometry), "side": 32}])
     got = np.frombuffer(bytes.fromhex(found), np.uint8).reshape(100, 60, 3)
     assert expected.size == (60, 100) and np.abs(got.astype(int) - np.asarray(expected)).max() <= 1
@@ -228,3 +238,22 @@ def test_tokens_are_pytorchs_and_images_within_a_grey_level(name, folder):
     for image, found in zip([*expected, expected[4]], in_page(jobs), strict=True):
         got = np.frombuffer(bytes.fromhex(found), np.uint8).reshape(32, 32, 3)
         assert np.abs(got.astype(int) - image).max() <= 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, shards", [("one-d-piece_fashion", "fashion_mnist_test"), ("one-d-piece_emoji", "emoji_test")])
+def test_tokens_of_held_out_images_are_pytorchs(name, shards):
+    """Prints how many, with -s."""
+    tokenizer, _ = load_tokenizer(checkpoint=name)
+    images = []
+    for path in sorted((ROOT / "assets" / shards).glob("*.tar.gz")):
+        with tarfile.open(path) as shard:
+            files = [shard.extractfile(member).read() for member in shard if member.name.endswith(".png")]
+            images += [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    pixels = torch.stack([EvalTransform(32)(image) for image in images[:1000]])
+    sent = [square.tobytes().hex() for square in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+    model = str(ROOT / "assets/models" / name)
+    found = np.array(in_page([{"job": "encode", "model": model, "pixels": square} for square in sent]))
+    same = found == torch.cat([encode_tokens(tokenizer, part / 255) for part in pixels.split(100)]).numpy()
+    print(f"\n{name}: {same.sum():,} of {same.size:,} tokens of {len(same):,} held-out images are PyTorch's")
+    assert same.mean() > 0.999
