@@ -241,7 +241,9 @@ def test_tokens_are_pytorchs_and_images_within_a_grey_level(name, folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name, shards", [("one-d-piece_fashion", "fashion_mnist_test"), ("one-d-piece_emoji", "emoji_test")])
+@pytest.mark.parametrize(
+    "name, shards", [("one-d-piece_fashion", "fashion_mnist_test"), ("one-d-piece_emoji", "emoji_test")]
+)
 def test_tokens_of_held_out_images_are_pytorchs(name, shards):
     """Prints how many, with -s."""
     tokenizer, _ = load_tokenizer(checkpoint=name)

@@ -139,6 +139,19 @@ def test_an_image_that_is_no_square_is_fitted_as_python_fits_it(visit, codec, tm
     assert Image.open(io.BytesIO(saved(page, "#save-image"))).size == (250, 100)
 
 
+def test_a_photograph_in_tiles_is_saved_with_the_tokens_that_python_gives_them(visit, codec, tmp_path):
+    path = tmp_path / "small.png"
+    Image.open(PHOTO).resize((60, 40)).save(path)
+    page = visit()
+    page.locator("#fit").select_option("tiles")
+    choose(page, path, path.name)
+    show(page, 3)
+    read = read_tokens(saved(page), codec.models)
+    squares = torch.tensor(to_canvas(Image.open(path), Fit.TILE, codec.side).squares).permute(0, 3, 1, 2)
+    assert read.tokens.tolist() == encode_tokens(codec.tokenizer, squares / 255)[:, :3].tolist()
+    assert read.header.geometry.tiles.columns == 2 and len(read.tokens) == 4
+
+
 def test_pythons_numbers_and_images_are_shown(visit, codec, tmp_path):
     path = tmp_path / "small.png"
     Image.open(EMOJI).convert("RGB").resize((32, 32)).save(path)
