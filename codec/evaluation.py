@@ -119,7 +119,8 @@ class Results:
         ]
         places = np.array([choice.option for choice in choices])
         reached = float(np.mean([choice.is_reached for choice in choices]))
-        return self._row(f"{target:g} dB", "PSNR asked for", places) | {"reached": reached}
+        name = f"{target:g} dB" + ", fewest tokens" * (fewest == "tokens")
+        return self._row(name, "PSNR asked for", places) | {"reached": reached}
 
     def of_budget(self, bytes_per_image: float) -> Row:
         """So many bytes in the mean are spread over the images."""

@@ -11,9 +11,10 @@ from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
 
-BATCH = 256  # decoded at once
-TRADE = 0.03  # dB that a bit is worth: what doubling the tokens gains, over the bits that it costs
-ALPHA = 0.01  # squared distance that a bit is worth where candidates are ranked
+BATCH, SLOPE_BATCH = 256, 16  # decoded at once, without and with a gradient
+TRADE = 0.015  # dB that a bit is worth: somewhat less than what more tokens gain for the bits that they cost
+ALPHA, BETA = 0.01, 0.25  # squared distances that a bit and a dB are worth where candidates are ranked
+MANY = 8  # candidates, for whose ranking a gradient pays
 Bits = Callable[[Tensor], Tensor]  # of tokens (B, p): bits (B, V) of each token that may come next
 
 
@@ -36,8 +37,8 @@ class Effort:
 EFFORTS = (
     Effort((0,), 0),
     Effort((2, 2, 2, 2, 1), 1),
-    Effort((6, 6, 6, 6, 3, 2), 2),
-    Effort((12, 12, 12, 12, 6, 4), 3),
+    Effort((8, 8, 8, 8, 3, 2), 1),
+    Effort((16, 16, 16, 16, 6, 3), 2),
 )
 
 
@@ -52,7 +53,7 @@ def searched_lengths(most: int) -> list[int]:
     return [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def search(
     tokenizer: TiTok,
     encoded: Encoded,
@@ -63,9 +64,9 @@ def search(
 ) -> Tensor:
     """Tokens (B, N), those of `encoded` changed one after the other where the decoded prefixes gain by it.
 
-    At each position the codes nearest to the encoder's vector are tried. What is minimised is the mean over `lengths`
-    of the error in dB and of `TRADE` times the bits. In the bits a token's own count, and not what it makes of those
-    after it: they are chosen later, and know it.
+    At each position codes are tried that are near to the encoder's vector, are cheap and, where many are tried, lie
+    where the error falls. What is minimised is the mean over `lengths` of the error in dB and of `TRADE` times the
+    bits. In the bits a token's own count, and not what it makes of those after it: they are chosen later, and know it.
 
     Args:
         lengths: Rising; from the last one on tokens stay as they are.
@@ -73,7 +74,7 @@ def search(
         bits: What tokens cost; where not given all cost the same.
     """
     tokens, places = encoded.tokens.clone(), torch.arange(len(encoded), device=encoded.tokens.device)
-    trial = _Trial(tokenizer, encoded.pixels, weights)
+    trial = Trial(tokenizer, encoded.pixels, weights)
     errors = trial.errors(tokens[:, None], lengths)[:, 0]  # (B, G)
     unit = tokenizer.quantize.normalize(encoded.vectors.float())
     codebook = tokenizer.quantize.lookup(torch.arange(tokenizer.codebook_size, device=tokens.device))
@@ -85,6 +86,9 @@ def search(
         current = tokens[:, place : place + 1]
         distances = torch.cdist(unit[:, place], codebook).square()
         costs = bits(tokens[:, :place]) if bits else torch.zeros_like(distances)
+        if num_candidates >= MANY:
+            slopes = trial.slopes(codebook[tokens[:, : lengths[first]]], place, unit[:, place])
+            distances += BETA * slopes @ codebook.T
         likely = (distances + ALPHA * costs).scatter(1, current, torch.inf)
         candidates = likely.topk(num_candidates, dim=1, largest=False).indices  # (B, K)
         costs = TRADE * (costs - costs.gather(1, current))  # (B, V), beside the current token
@@ -109,7 +113,7 @@ def with_token(tokens: Tensor, place: int, candidates: Tensor) -> Tensor:
     return trials
 
 
-class _Trial:
+class Trial:
     """How far decoded prefixes are from images (B, 3, P, P) uint8."""
 
     def __init__(self, tokenizer: TiTok, pixels: Tensor, weights: Tensor | None):
@@ -125,6 +129,21 @@ class _Trial:
             errors = [self._decoded(flat[part, :length], rows[part]) for part in _parts(len(flat))]
             parts.append(torch.cat(errors).view(num_images, num_trials))
         return torch.stack(parts, dim=2) if parts else tokens.new_empty((num_images, num_trials, 0)).float()
+
+    def slopes(self, codes: Tensor, place: int, vectors: Tensor) -> Tensor:
+        """(B, C), how errors in dB of codes (B, n, C) change with the one at a place, where it is `vectors` (B, C)."""
+        codes = codes.clone()
+        codes[:, place] = vectors
+        parts = [slice(first, first + SLOPE_BATCH) for first in range(0, len(codes), SLOPE_BATCH)]
+        return torch.cat([self._gradient(codes[part], part) for part in parts])[:, place]
+
+    def _gradient(self, codes: Tensor, part: slice) -> Tensor:
+        weights = None if self.weights is None else self.weights[part]
+        with torch.enable_grad(), torch.autocast(codes.device.type, enabled=False):
+            codes.requires_grad_()
+            images = 255 * self.tokenizer.decode(codes.movedim(-1, 1)[:, :, None])
+            errors = 10 * torch.log10(squared_error(images, self.pixels[part], weights).clamp(min=1e-10))
+            return torch.autograd.grad(errors.sum(), codes)[0]
 
     def _decoded(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):

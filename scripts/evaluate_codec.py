@@ -106,7 +106,8 @@ def report(
     for one in results:
         rows += one.of_lengths()
         rows += [one.of_psnr(target) for target in TARGETS] + [one.of_budget(size) for size in BUDGETS]
-        asked += [one.of_psnr(arguments.psnr), one.of_psnr(arguments.least), one.of_budget(arguments.budget)]
+        asked += [one.of_psnr(arguments.psnr), one.of_psnr(arguments.psnr, fewest="tokens")]
+        asked += [one.of_psnr(arguments.least), one.of_budget(arguments.budget)]
         if codec.has_predictor:
             asked += [one.of_guesses(target, codec.predictor) for target in (arguments.psnr, arguments.least)]
     plain = results[0]

@@ -117,7 +117,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token_set", type=Path, metavar="SET", help="what scripts/pretokenize.py wrote")
     parser.add_argument("--images", metavar="CONFIG", help="whose training images the length predictor is fitted to")
     parser.add_argument(
-        "--num_images", type=int, default=3000, metavar="N", help="of --images, of every shard alike (default: 3000)"
+        "--num_images", type=int, default=1500, metavar="N", help="of --images, of every shard alike (default: 1500)"
     )
     parser.add_argument(
         "--tokenizer", required=True, help="what is fitted to: bundled name, folder, training output or hub id"

@@ -53,7 +53,7 @@ def test_guesses_that_are_right_are_decoded_once():
     assert (row["decodes"], row["more_bytes"], row["reached"]) == (1, 0, 1)
     low = results(features=PSNR - 3).of_guesses(17.9, predictor)
     high = results(features=PSNR + 3).of_guesses(17.9, predictor)
-    assert low["decodes"] == 1 and low["more_bytes"] > 0
+    assert low["more_bytes"] > 0
     assert high["decodes"] > 1 and high["reached"] == 1
 
 

@@ -299,3 +299,11 @@ def test_a_canvas_may_hold_squares_and_tiles_at_once(codec):
     drafts = codec.drafts([to_canvas(image, Fit.TILE, SIDE) for image in (photo(SIDE, SIDE), photo(20, 20))], settings)
     assert [draft.tokens.shape for draft in drafts] == [(1, NUM_TOKENS), (4, NUM_TOKENS)]
     assert drafts[0].geometry is None
+
+
+@pytest.mark.parametrize("name", ["one-d-piece_fashion", "one-d-piece_emoji"])
+def test_what_a_bundled_model_adds_for_files_takes_a_megabyte_and_is_its_own(name):
+    codec = load_codec(checkpoint=name)
+    assert sorted(codec.models.by_mode) == list(Mode)
+    assert codec.predictor.lengths[-1] == 32  # of this tokenizer, or it would be refused
+    assert sum((codec.folder / file).stat().st_size for file in (FILE, LENGTH_FILE)) <= 1_000_000

@@ -14,6 +14,8 @@ import scripts.fit_entropy_model
 from codec.bitstream import Mode
 from codec.entropy import FILE, entropy_models_of, load_entropy_models, save_entropy_models
 from codec.fitting import fitted_tables, log_tables, rounded, shared_tables
+from codec.length import FILE as LENGTH_FILE
+from codec.length import load_length_predictor
 from data import DataError
 from data.token_sets import write_token_set
 from modeling.causal_network import CausalTokenNetwork
@@ -142,6 +144,19 @@ def test_one_command_fits_stores_and_measures(world, tmp_path, monkeypatch, caps
 
     with pytest.raises(UserError, match="is there already: give --force to replace it"):
         fit(monkeypatch, world, "--output_dir", tmp_path)
+
+
+def test_the_same_command_fits_the_length_predictor_to_images(world, tmp_path, monkeypatch, capsys):
+    arguments = ("--tokenizer", world / "tokenizer", "--output", tmp_path / FILE)
+    images = ("--images", world / "generator.yaml", "--num_images", 20)
+    call(monkeypatch, scripts.fit_entropy_model.main, *arguments, *images)
+    predictor = load_length_predictor(tmp_path / LENGTH_FILE, bytes.fromhex(identity(tokenizer_of(world))))
+    assert predictor.lengths.tolist() == [1, 2, 3, 4, 6, 8] and predictor.weights.dtype == np.float16
+    assert "on images held out" in capsys.readouterr().out and not (tmp_path / FILE).exists()
+    with pytest.raises(UserError, match="length.safetensors is there already"):
+        call(monkeypatch, scripts.fit_entropy_model.main, *arguments, *images)
+    with pytest.raises(UserError, match="nothing to fit to: give --token_set"):
+        call(monkeypatch, scripts.fit_entropy_model.main, *arguments)
 
 
 def test_tokens_of_another_tokenizer_are_refused(world, tmp_path, monkeypatch):

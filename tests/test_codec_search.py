@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from codec.rate import curves, encode, psnr_of
-from codec.search import EFFORTS, Effort, effort_of, search, searched_lengths
+from codec.rate import curves, encode, psnr_of, squared_error
+from codec.search import EFFORTS, Effort, Trial, effort_of, search, searched_lengths
 from tests.codec_images import CODEBOOK, NUM_TOKENS, pixels, tiny_tokenizer
 from utils.errors import UserError
 
@@ -96,6 +96,24 @@ def test_a_tokenizer_without_prefixes_is_searched_at_full_length():
     tokens = search(strict, encoded, [NUM_TOKENS], EFFORTS[2])
     before, after = (decibels(strict, encoded, some, [NUM_TOKENS]) for some in (encoded.tokens, tokens))
     assert (after >= before).all() and (after > before).any()
+
+
+def test_slopes_are_those_of_the_decoded_error(tokenizer, encoded):
+    with torch.no_grad():
+        codes = tokenizer.quantize.lookup(encoded.tokens[:, :4]).clone()
+        step = 1e-2 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        trial = Trial(tokenizer, encoded.pixels, None)
+        slopes = trial.slopes(codes, 1, codes[:, 1])
+
+    def errors(vectors):
+        moved = codes.clone()
+        moved[:, 1] = vectors
+        with torch.no_grad():
+            images = 255 * tokenizer.decode(moved.movedim(-1, 1)[:, :, None])
+        return 10 * squared_error(images, encoded.pixels).log10()
+
+    change = (errors(codes[:, 1] + step) - errors(codes[:, 1] - step)) / 2
+    torch.testing.assert_close((slopes * step).sum(dim=1).double(), change, rtol=0.05, atol=1e-3)
 
 
 def test_there_are_four_efforts():
