@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from data.batches import FaultLog
 from data.catalogue import Catalogue, CentreCrop, Part, Variants, check_skipped, decoded
-from data.token_sets import token_dtype, write_token_set
+from data.token_sets import FILES, token_dtype, write_token_set
 from utils.parts import Parts
+from utils.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Encoder:
 
     Attributes:
         encode: Images (B, 3, P, P) uint8 on the CPU to tokens (B, N).
+        image_size: Side P.
         record: What the manifest says of it: its checkpoint and its identity.
     """
 
     encode: Callable[[Tensor], Tensor]
+    image_size: int
     codebook_size: int
     num_tokens: int
     record: dict[str, str]
@@ -46,7 +49,7 @@ class Split:
 
     def __init__(self, config: DictConfig, name: str, num_crops: int, encoder: Encoder):
         preprocessing, seed = config.dataset.preprocessing, config.training.seed
-        self.config, self.encoder = config, encoder
+        self.config, self.name, self.encoder = config, name, encoder
         is_train = name == "train"
         transform = Variants(preprocessing, num_crops, seed) if is_train else CentreCrop(preprocessing)
         self.variants = transform.names
@@ -64,6 +67,22 @@ class Split:
         }
         if self.source.folder is not None:  # shards keep the plan of the sets that are there
             self.plan["decoding"] = self.source.decoding
+
+    def try_batch(self, num_images: int) -> None:
+        """Encode so many images, black ones, with all their variants."""
+        size = self.encoder.image_size
+        self.encoder.encode(torch.zeros(num_images * len(self.variants), 3, size, size, dtype=torch.uint8))
+
+    def parts(self, folder: Path, batch_size: int, processes: Processes) -> Parts:
+        """All parts, tokenized; those that an earlier run has left in `folder` are taken as they are."""
+        parts = Parts(folder, self.plan, len(self.source.parts), processes, FILES)
+        todo = list(parts.mine())
+        with tqdm(desc=self.name, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
+            for number, index in enumerate(todo, start=1):
+                progress.set_postfix_str(f"part {number} of this process's {len(todo)}")
+                parts.write(index, **self.tokenize(self.source.parts[index], batch_size, progress))
+        processes.wait()
+        return parts
 
     def tokenize(self, part: Part, batch_size: int, progress: tqdm) -> dict[str, np.ndarray]:
         """Tokens (n, variants, N), labels (n,), keys (n,) and what was skipped, of one part."""

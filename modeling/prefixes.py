@@ -1,6 +1,7 @@
 """Images from their first tokens alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,9 +11,10 @@ from modeling.titok import TiTok
 from modeling.tokenizers import reconstruct
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
-from utils.images import to_pil
+from utils.images import to_pil, write_image
 from utils.inference import Arithmetic, check_lengths
-from utils.reconstructions import Reconstruction
+from utils.reconstructions import Reconstruction, Reconstructions
+from utils.result_folder import ResultFolder
 
 
 def check_decodable(lengths: Sequence[int], tokenizer: TiTok) -> None:
@@ -44,6 +46,28 @@ def reconstructions(
             psnr={length: values[index] for length, values in psnrs.items()},
             ssim={length: values[index] for length, values in ssims.items()},
         )
+
+
+def write_reconstructions(
+    tokenizer: TiTok,
+    batches: Iterable[Sequence[tuple[Any, Tensor]]],
+    kept: Reconstructions,
+    arithmetic: Arithmetic,
+    folder: ResultFolder,
+    shown: Container[Any],
+) -> None:
+    """Write what each number of tokens gives back of images, as KEY_LENGTH.png, and keep what is said of it.
+
+    Args:
+        batches: Files, each with a `key`, and their pixels, (3, P, P) uint8.
+        shown: The files that are kept whole.
+    """
+    for batch in batches:
+        pixels = torch.stack([image for _, image in batch])
+        for (file, _), result in zip(batch, reconstructions(tokenizer, pixels, kept.lengths, arithmetic), strict=True):
+            for length, image in result.images.items():
+                write_image(image, folder / f"{file.key}_{length}.png")
+            kept.add(file.key, result, show=file in shown)
 
 
 @torch.no_grad()

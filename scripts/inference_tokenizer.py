@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from data.own_images import ImageBatches, describe, find_images
-from modeling.prefixes import check_decodable, reconstructions
+from modeling.prefixes import check_decodable, reconstructions, write_reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 from utils.errors import UserError
 from utils.images import write_image
@@ -76,12 +76,7 @@ def reconstruct_images(arguments: argparse.Namespace) -> None:
     few = len(files) <= MOST_SHOWN
     to_show = set(files if few else random.Random(arguments.seed).sample(files, MOST_SHOWN))
     batches = ImageBatches(files, size, batch_size)
-    for batch in batches:
-        pixels = torch.stack([image for _, image in batch])
-        for (file, _), result in zip(batch, reconstructions(tokenizer, pixels, kept.lengths, arithmetic), strict=True):
-            for length, image in result.images.items():
-                write_image(image, folder / f"{file.key}_{length}.png")
-            kept.add(file.key, result, show=file in to_show)
+    write_reconstructions(tokenizer, batches, kept, arithmetic, folder, to_show)
     if not kept.keys:
         raise UserError(f"none of the {len(files)} images can be used; {describe(batches.broken)}")
     about = {"tokenizer": located.source, "preparation": batches.preparation}
@@ -132,11 +127,7 @@ def parse_arguments() -> argparse.Namespace:
 def report(kept: Reconstructions, output_dir: Path) -> None:
     """The tables, and where everything is."""
     count, num_shown = len(kept.keys), len(kept.shown)
-    print(f"\n{kept.quality_table()}")
-    if num_shown == count > 1:
-        print(f"\n{kept.image_table()}")
-    if note := kept.note():
-        print(f"\n{note}")
+    print(f"\n{kept.tables()}")
     some = f" ({num_shown} of {count} images, drawn by --seed)" if num_shown < count else ""
     print(f"\ncontact sheet  {output_dir / SHEET}{some}")
     print(f"images         {output_dir / 'IMAGE_LENGTH.png'}")

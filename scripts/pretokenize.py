@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from data.labels import SUBFOLDERS
 from modeling.identity import former_fingerprint, identity
@@ -32,7 +31,7 @@ from modeling.tokenizers import encode_tokens, frozen_tokenizer
 from utils.config import load_config
 from utils.errors import UserError
 from utils.inference import add_batch_size_argument, add_compile_argument, choose_batch_size
-from utils.parts import Parts, check_plan
+from utils.parts import check_plan
 from utils.processes import Processes
 from utils.speed import compile_blocks
 
@@ -87,13 +86,14 @@ def tokenize_split(
     """Write OUTPUT_DIR/NAME, or what is missing of it."""
     # torchvision is slow to import, too slow for --help
     from data.pretokenizing import Encoder, Split
-    from data.token_sets import FILES, MANIFEST, read_token_manifest
+    from data.token_sets import MANIFEST, read_token_manifest
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return encode_tokens(tokenizer, images.to(processes.device).float() / 255)
 
     record = {"checkpoint": checkpoint, "identity": identity(tokenizer)}
-    encoder = Encoder(encode, tokenizer.codebook_size, tokenizer.num_latent_tokens, record)
+    sizes = tokenizer.image_size, tokenizer.codebook_size, tokenizer.num_latent_tokens
+    encoder = Encoder(encode, *sizes, record)
     split = Split(config, name, arguments.crops, encoder)
     folder = arguments.output_dir / name
     if (folder / MANIFEST).is_file():
@@ -105,18 +105,8 @@ def tokenize_split(
     if split.has_no_classes and processes.is_main:
         print(f"{split.source.folder} has no subfolders, so its images have no classes, {NO_CLASSES}", flush=True)
 
-    def try_batch(num_images: int) -> None:
-        size = tokenizer.image_size
-        encode(torch.zeros(num_images * len(split.variants), 3, size, size, dtype=torch.uint8))
-
-    batch_size = choose_batch_size(arguments.batch_size, try_batch, processes.device)
-    parts = Parts(folder, split.plan, len(split.source.parts), processes, FILES)
-    todo = list(parts.mine())
-    with tqdm(desc=name, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
-        for number, index in enumerate(todo, start=1):
-            progress.set_postfix_str(f"part {number} of this process's {len(todo)}")
-            parts.write(index, **split.tokenize(split.source.parts[index], batch_size, progress))
-    processes.wait()
+    batch_size = choose_batch_size(arguments.batch_size, split.try_batch, processes.device)
+    parts = split.parts(folder, batch_size, processes)
     if processes.is_main:
         written = split.write(folder, parts)
         parts.remove()

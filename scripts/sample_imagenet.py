@@ -15,38 +15,17 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from modeling.checkpoints.state import fingerprint
-from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_tokenizer, sample
-from modeling.maskgit import MaskGIT
+from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_tokenizer
+from modeling.sampled_set import NPZ, SampledSet
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
-from modeling.titok import TiTok
 from utils.errors import UserError
-from utils.files import write_json
 from utils.flags import add_fields, given_fields
-from utils.images import to_array, write_archive, write_image
-from utils.inference import (
-    add_batch_size_argument,
-    add_model_arguments,
-    add_speed_arguments,
-    choose_batch_size,
-    prepared,
-)
-from utils.parts import Parts, check_plan
+from utils.inference import add_batch_size_argument, add_model_arguments, add_speed_arguments, prepared
 from utils.processes import Processes
-
-IMAGES_PER_PART = 256  # what a kill may cost each process
-DONE = "samples.json"
-NPZ = "samples.npz"
 
 
 def main() -> None:
@@ -58,36 +37,38 @@ def main() -> None:
     )
     settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
     drawing = {"settings": settings, "seed": arguments.seed, "arithmetic": prepared(arguments, generator, tokenizer)}
-    plan = plan_of(arguments, generator, tokenizer, settings, processes)
-    num_images, folder = plan["num_images"], arguments.output_dir
-    if is_done(folder, plan):
+    num_images = arguments.num_images
+    if arguments.num_images_per_class is not None:
+        num_images = arguments.num_images_per_class * generator.num_classes
+    plan = {
+        "num_images": num_images,
+        "num_classes": generator.num_classes,
+        "image_size": tokenizer.image_size,
+        "seed": arguments.seed,
+        "sampler": asdict(settings),
+        "precision": arguments.precision,
+        "compiled": arguments.compile,
+        "generator": fingerprint(generator.state_dict()),
+        "tokenizer": fingerprint(tokenizer.state_dict()),
+        "device": processes.device.type,  # others draw other noise
+        "npz": arguments.npz,
+        "png": arguments.png,
+    }
+    samples = SampledSet(arguments.output_dir, plan)
+    is_done = samples.is_done()
+    if is_done and processes.is_main:
+        print(f"the {num_images:,} images are in {arguments.output_dir} already")
+    if not is_done:
         if processes.is_main:
-            print(f"the {num_images:,} images are in {folder} already")
-        processes.close()
-        return
-    if processes.is_main:
-        print(f"generator      {located.name}")
-        print(f"tokenizer      {its_located.name}")
-        print(f"sampler        {settings}")
-        print(f"images         {num_images:,} of {generator.num_classes:,} classes, {processes.world_size} processes")
-
-    def try_batch(num: int) -> None:
-        list(sample(generator, tokenizer, [(0, number) for number in range(num)], batch_size=num, **drawing))
-
-    parts = Parts(folder, plan, -(-num_images // IMAGES_PER_PART), processes, [NPZ, DONE, "png"])
-    shares = {part: range(num_images)[part * IMAGES_PER_PART :][:IMAGES_PER_PART] for part in parts.mine()}
-    most = min(num_images, IMAGES_PER_PART)
-    drawing["batch_size"] = choose_batch_size(arguments.batch_size, try_batch, processes.device, most)
-    total = sum(map(len, shares.values()))
-    with tqdm(total=total, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
-        for part, indices in shares.items():
-            images = sample_part(generator, tokenizer, indices, arguments, drawing, progress)
-            parts.write(part, images=images)
-    processes.wait()
-    if processes.is_main:
-        put_together(parts, plan, arguments)
-        write_json(folder / DONE, {"generator": located.description, "plan": plan})
-        parts.remove()
+            print(f"generator      {located.name}")
+            print(f"tokenizer      {its_located.name}")
+            print(f"sampler        {settings}")
+            print(f"images         {num_images:,} of {generator.num_classes:,} classes, ", end="")
+            print(f"{processes.world_size} processes")
+        parts = samples.make(generator, tokenizer, drawing, arguments.batch_size, processes)
+        if processes.is_main:
+            for written in samples.finish(parts, located.description):
+                print(f"images         {written}")
     processes.close()
 
 
@@ -117,80 +98,6 @@ def parse_arguments() -> argparse.Namespace:
     if not (arguments.npz or arguments.png):
         raise UserError("--no-npz without --png would write nothing: give one of them")
     return arguments
-
-
-def plan_of(
-    arguments: argparse.Namespace,
-    generator: MaskGIT,
-    tokenizer: TiTok,
-    settings: SamplerSettings,
-    processes: Processes,
-) -> dict[str, Any]:
-    """Everything that the images depend on, and what of them is written."""
-    num_images = arguments.num_images
-    if arguments.num_images_per_class is not None:
-        num_images = arguments.num_images_per_class * generator.num_classes
-    return {
-        "num_images": num_images,
-        "num_classes": generator.num_classes,
-        "image_size": tokenizer.image_size,
-        "seed": arguments.seed,
-        "sampler": asdict(settings),
-        "precision": arguments.precision,
-        "compiled": arguments.compile,
-        "generator": fingerprint(generator.state_dict()),
-        "tokenizer": fingerprint(tokenizer.state_dict()),
-        "device": processes.device.type,  # others draw other noise
-        "npz": arguments.npz,
-        "png": arguments.png,
-    }
-
-
-def is_done(folder: Path, plan: dict[str, Any]) -> bool:
-    """Whether these images are there; those of another plan are an error."""
-    if not (folder / DONE).is_file():
-        return False
-    there = json.loads((folder / DONE).read_text(encoding="utf-8"))["plan"]
-    there["sampler"] = asdict(SamplerSettings(**there["sampler"]))  # older files leave defaults out
-    check_plan(there, plan, folder)
-    return True
-
-
-def sample_part(
-    generator: MaskGIT,
-    tokenizer: TiTok,
-    indices: Sequence[int],
-    arguments: argparse.Namespace,
-    drawing: dict[str, Any],
-    progress: tqdm,
-) -> np.ndarray:
-    """(n, P, P, 3) uint8 of the images with these numbers, written as PNG too where asked for.
-
-    Args:
-        drawing: Keyword arguments of `sample`.
-    """
-    wanted = [(index % generator.num_classes, index // generator.num_classes) for index in indices]
-    arrays = []
-    for _, pixels in sample(generator, tokenizer, wanted, **drawing):
-        arrays.append(to_array(pixels))
-        progress.update(len(pixels))
-    images = np.concatenate(arrays)
-    if arguments.png:
-        for index, (label, _), image in zip(indices, wanted, images, strict=True):
-            write_image(Image.fromarray(image), arguments.output_dir / "png" / f"{index:06d}_{label:03d}.png")
-    return images
-
-
-def put_together(parts: Parts, plan: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write the parts as one archive, and say where the images are."""
-    folder, num_images, size = arguments.output_dir, plan["num_images"], plan["image_size"]
-    if arguments.npz:
-        labels = np.arange(num_images, dtype=np.int64) % plan["num_classes"]
-        shape = (num_images, size, size, 3)
-        write_archive(folder / NPZ, (part["images"] for part in parts.read()), shape, labels)
-        print(f"images         {folder / NPZ}: arr_0 {shape} uint8, arr_1 labels")
-    if arguments.png:
-        print(f"images         {folder / 'png'}")
 
 
 if __name__ == "__main__":

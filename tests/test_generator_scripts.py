@@ -10,7 +10,7 @@ from PIL import Image
 
 import scripts.inference_generator
 import scripts.sample_imagenet
-from modeling import generators
+from modeling import generators, sampled_set
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate
 from modeling.checkpoints.published import BUNDLED
@@ -48,7 +48,7 @@ def generate(world, tmp_path, monkeypatch):
 @pytest.fixture
 def sample(world, tmp_path, monkeypatch):
     """Run sample_imagenet.py on the small generator, in parts of 8 images; returns the output folder."""
-    monkeypatch.setattr(scripts.sample_imagenet, "IMAGES_PER_PART", 8)
+    monkeypatch.setattr(sampled_set, "IMAGES_PER_PART", 8)
 
     def sample(*arguments, output="samples"):
         place = ("--checkpoint", world / "generator", "--device", "cpu", "--output_dir", tmp_path / output)
@@ -190,7 +190,7 @@ def test_samples_are_one_array_in_turns_of_the_classes(sample, generate):
 
 def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
     whole = (sample("--num_images", 20, output="whole") / "samples.npz").read_bytes()
-    original, parts = scripts.sample_imagenet.sample_part, []
+    original, parts = sampled_set.sample_part, []
 
     def sample_part(generator, tokenizer, indices, *arguments):
         if len(parts) == 2:
@@ -198,7 +198,7 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
         parts.append(indices)
         return original(generator, tokenizer, indices, *arguments)
 
-    monkeypatch.setattr(scripts.sample_imagenet, "sample_part", sample_part)
+    monkeypatch.setattr(sampled_set, "sample_part", sample_part)
     with pytest.raises(KeyboardInterrupt):
         sample("--num_images", 20)
     with pytest.raises(UserError, match="seed was 42 and is now 1"):

@@ -111,6 +111,11 @@ class Reconstructions:
             tile=tile_side(self.size, *TILE_RANGE),
         )
 
+    def tables(self) -> str:
+        """Everything that is said of the images in text, with blank lines between."""
+        few = len(self.shown) == len(self.keys) > 1
+        return "\n\n".join(filter(None, [self.quality_table(), self.image_table() if few else "", self.note()]))
+
     def quality_table(self) -> str:
         """Rate and mean PSNR and SSIM by number of tokens."""
         lines = [f"mean over {len(self.keys)} images"] if len(self.keys) > 1 else []
