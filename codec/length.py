@@ -140,7 +140,7 @@ def features(tokenizer: TiTok, encoded: Encoded) -> np.ndarray:
     unit = tokenizer.quantize.normalize(vectors)
     distances = (unit - tokenizer.quantize.lookup(encoded.tokens)).norm(dim=-1)  # (B, N)
     parts = [unit.flatten(1), vectors.norm(dim=-1).log(), distances, pixel_statistics(encoded.pixels)]
-    return torch.cat(parts, dim=1).double().cpu().numpy()
+    return torch.cat(parts, dim=1).cpu().double().numpy()
 
 
 def pixel_statistics(pixels: Tensor) -> Tensor:

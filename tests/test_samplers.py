@@ -18,6 +18,7 @@ from modeling.samplers.settings import (
     masked_counts,
     sampler_settings,
 )
+from tests.apple_gpu import AppleGPU
 from tests.test_maskgit import CLASSES, CONFIGS, MASK, nested, small
 from utils.errors import UserError
 from utils.flags import add_fields, given_fields
@@ -107,6 +108,14 @@ def test_a_step_leaves_logits_and_the_state_before_it_as_they_were(sampler):
         assert all(map(torch.equal, before, [logits, state.tokens, state.positions]))
         assert after.step == state.step + 1 and (after.positions.diff(dim=1) > 0).all()
         state = after
+
+
+@every_sampler
+@pytest.mark.parametrize("network", [ImageBert, UViTBert])
+def test_sampling_needs_no_float64_on_the_device(network, sampler):
+    with AppleGPU():
+        tokens = small(network).generate([1, 2], seeds=[1, 2], guidance_decay="power-cosine", sampler=sampler)
+    assert tokens.shape == (2, 32)
 
 
 # The published sampler
