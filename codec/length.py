@@ -148,7 +148,7 @@ def features(tokenizer: TiTok, encoded: Encoded) -> np.ndarray:
     nearest = tokenizer.quantize.nearest(unit)  # in place of tokens that may have been searched
     distances = (unit - tokenizer.quantize.lookup(nearest)).norm(dim=-1)  # (B, N)
     parts = [unit.flatten(1), vectors.norm(dim=-1).log(), distances, pixel_statistics(encoded.pixels)]
-    return torch.cat(parts, dim=1).double().cpu().numpy()
+    return torch.cat(parts, dim=1).cpu().double().numpy()
 
 
 def pixel_statistics(pixels: Tensor) -> Tensor:

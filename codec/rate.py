@@ -10,6 +10,7 @@ from torch import Tensor
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
+from utils.evaluation.statistics import doubled
 
 ALL_UP_TO, PER_OCTAVE = 32, 8  # lengths that are tried: each of the first, then so many to a doubling
 Score = Callable[[Tensor, Tensor], Tensor]  # of images and originals (B, 3, H, W) in [0, 1]: (B,), higher is better
@@ -72,10 +73,10 @@ def squared_error(images: Tensor, originals: Tensor, weights: Tensor | None = No
     Args:
         weights: Of each pixel, broadcastable to (B, 1, H, W); their sum over an image is not 0.
     """
-    errors = (images.float() - originals.float()).square().mean(dim=1) / 255**2  # (B, H, W)
+    errors = doubled((images.float() - originals.float()).square().mean(dim=1) / 255**2)  # (B, H, W)
     if weights is None:
-        return errors.double().mean(dim=(1, 2))
-    weights = weights.squeeze(1).expand_as(errors).double()
+        return errors.mean(dim=(1, 2))
+    weights = doubled(weights.squeeze(1).expand_as(errors))
     return (errors * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
 

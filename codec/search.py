@@ -149,7 +149,8 @@ class Trial:
         with torch.autocast(tokens.device.type, enabled=False):
             images = to_uint8(self.tokenizer.decode_tokens(tokens))
         weights = None if self.weights is None else self.weights[rows]
-        return 10 * torch.log10(squared_error(images, self.pixels[rows], weights).clamp(min=1e-10)).float()
+        errors = squared_error(images, self.pixels[rows], weights)
+        return 10 * torch.log10(errors.clamp(min=1e-10)).float().to(images.device)
 
 
 def _parts(count: int) -> list[slice]:

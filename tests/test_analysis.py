@@ -11,6 +11,7 @@ from PIL import Image
 
 from modeling.one_d_piece import OneDPiece
 from scripts import analyze_tokens, visualize_first_token_clustering
+from tests.apple_gpu import AppleGPU
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec
 from tests.test_contribution import config_of
@@ -159,6 +160,13 @@ def test_the_analysis_finds_what_was_put_into_the_tokens(call, setup, tmp_path):
     assert result["codebook_size"] == 16 and 0 < result["usage"] <= 1
     assert np.asarray(Image.open(tmp_path / "analysis.png").convert("L")).std() > 5
     assert (tmp_path / "analysis.pdf").is_file()
+
+
+def test_the_analysis_needs_no_float64_on_the_device(call, setup, tmp_path):
+    place = {"data": setup / "tokens.npz", "labels": setup / "labels.npy", "out": tmp_path}
+    with AppleGPU():
+        status, _, err = call(analyze_tokens, config=setup / "config.yaml", checkpoint=setup / "model", **place)
+    assert status == 0, err
 
 
 def test_without_labels_only_positions_are_told(call, setup, tmp_path):

@@ -16,6 +16,7 @@ from codec.image_format import as_format
 from codec.length import FILE as LENGTH_FILE
 from codec.length import fit
 from codec.rate import Goal
+from tests.apple_gpu import AppleGPU
 from tests.codec_images import CODEBOOK, NUM_TOKENS, SIDE, photo, pixels, save_codec, tiny_tokenizer
 from utils.errors import UserError
 from utils.evaluation.image_formats import candidates
@@ -76,6 +77,22 @@ def test_goals_are_kept(codec, images, goal):
             assert len(written.data) <= goal.value
         elif goal.measure == "psnr" and written.is_reached:
             assert psnr(back, as_tensor(image)) >= goal.value - 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(effort=1),
+        Settings(fit=Fit.PAD, effort=1),
+        Settings(Goal("psnr", 11.0)),
+    ],
+)
+def test_files_are_written_and_read_without_float64_on_the_device(codec, images, settings):
+    expected = codec.compress(images[:2], settings)
+    with AppleGPU():
+        written = codec.compress(images[:2], settings)
+        codec.decompress([file.data for file in written])
+    assert [file.data for file in written] == [file.data for file in expected]
 
 
 def test_a_budget_holds_for_all_files_together(codec, images):

@@ -218,7 +218,14 @@ def test_a_guess_steps_up_until_it_reaches_and_down_where_that_saves_much():
         looked.append(int(places[0]) + 1)
         return 10 ** (-psnr[rows, places] / 10)
 
-    for off, target, path in ((0, 16, [4]), (-6, 16, [7, 5]), (5, 16, [2, 4]), (-4, 16, [6]), (-2, 22, [8]), (0, 30, [8])):
+    for off, target, path in (
+        (0, 16, [4]),
+        (-6, 16, [7, 5]),
+        (5, 16, [2, 4]),
+        (-4, 16, [6]),
+        (-2, 22, [8]),
+        (0, 30, [8]),
+    ):
         looked.clear()
         places, errors, num_decoded = length.places_reaching(psnr + off, lengths, target, look)
         assert looked == path and num_decoded == len(path)

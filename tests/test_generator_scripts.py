@@ -16,6 +16,7 @@ from modeling.checkpoints.locate import Located, locate
 from modeling.checkpoints.published import BUNDLED
 from modeling.identity import has_mean_code
 from modeling.maskgit import ImageBert
+from tests.apple_gpu import AppleGPU
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
 from utils.errors import UserError
@@ -56,6 +57,12 @@ def sample(world, tmp_path, monkeypatch):
         return tmp_path / output
 
     return sample
+
+
+def test_images_are_sampled_without_float64_on_the_device(generate, sample):
+    with AppleGPU():
+        folder, samples = generate("--num_images", 1, "--lengths", "2"), sample("--num_images", 10)
+    assert (folder / "grid.png").is_file() and (samples / "samples.npz").is_file()
 
 
 def pixels(path):

@@ -20,6 +20,7 @@ from modeling.samplers.settings import (
     masked_counts,
     sampler_settings,
 )
+from tests.apple_gpu import AppleGPU
 from tests.fill import integers
 from tests.test_maskgit import CLASSES, CONFIGS, MASK, nested, small
 from utils.errors import UserError
@@ -227,6 +228,14 @@ def test_without_strength_remasking_is_choose_then_sample():
     model = small()
     chosen = model.generate(CLASSES, seeds=range(6), sampler="choose")
     assert torch.equal(chosen, model.generate(CLASSES, seeds=range(6), sampler="remasking", remasking_strength=0))
+
+
+@every_sampler
+@both_networks
+def test_sampling_needs_no_float64_on_the_device(network, sampler):
+    with AppleGPU():
+        tokens = small(network).generate([1, 2], seeds=[1, 2], guidance_decay="power-cosine", **sampler)
+    assert tokens.shape == (2, 32)
 
 
 # The published sampler

@@ -151,10 +151,17 @@ def _in_folder(folder: Path) -> Located:
         if weights := _weights_file(candidate):
             # A checkpoint's configuration may stand beside its weights, or once for the whole run.
             run = candidate.absolute().parents[:2] if candidate.name in ("ema_model", "unwrapped_model") else []
-            return Located(weights, _config_of(candidate, *run), str(candidate))
+            return Located(weights, _config_of(candidate, *run) or _config_by_name(folder), str(candidate))
     raise WeightsError(
         f"no weights in {folder}: expected {SAFETENSORS} or {PICKLE} in it, or a checkpoint-STEP/ema_model with one"
     )
+
+
+def _config_by_name(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a published repository that has none itself, of which the folder is a copy by its name."""
+    configs = {repository.rpartition("/")[2]: file for repository, file in PUBLISHED.items()}
+    file = configs.get(folder.resolve().name)
+    return _project_config(file) if file else None
 
 
 def _in_file(path: Path) -> Located:
