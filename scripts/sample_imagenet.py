@@ -17,7 +17,6 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.files import write_json
-from utils.flags import add_fields, given_fields
+from utils.flags import given_fields
 from utils.images import to_array, write_archive, write_image
 from utils.inference import (
     add_batch_size_argument,
@@ -43,6 +42,7 @@ from utils.inference import (
 )
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
+from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
 
 IMAGES_PER_PART = 256  # what a kill may cost each process
 DONE = "samples.json"
@@ -100,7 +100,6 @@ def parse_arguments() -> argparse.Namespace:
     count.add_argument("--num_images", type=int, default=50_000, help="of all classes together (default: %(default)s)")
     count.add_argument("--num_images_per_class", type=int, help="instead of --num_images")
     add_batch_size_argument(parser, "images at a time", default=64)
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
         "--npz", action=argparse.BooleanOptionalAction, default=True, help=f"write {NPZ} (default: yes)"
     )
@@ -108,8 +107,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
-    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
+    add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
     arguments = parser.parse_args()
+    take_like(arguments, SamplerSettings)
     for name in ("num_images", "num_images_per_class"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -134,8 +134,7 @@ def plan_of(
         "num_images": num_images,
         "num_classes": generator.num_classes,
         "image_size": tokenizer.image_size,
-        "seed": arguments.seed,
-        "sampler": asdict(settings),
+        **sampling_record(settings, arguments.seed),
         "precision": arguments.precision,
         "compiled": arguments.compile,
         "generator": fingerprint(generator.state_dict()),
@@ -151,7 +150,7 @@ def is_done(folder: Path, plan: dict[str, Any]) -> bool:
     if not (folder / DONE).is_file():
         return False
     there = json.loads((folder / DONE).read_text(encoding="utf-8"))["plan"]
-    there["sampler"] = asdict(SamplerSettings(**there["sampler"]))  # older files leave defaults out
+    there |= sampling_record(SamplerSettings(**there["sampler"]), there["seed"])  # older files leave defaults out
     check_plan(there, plan, folder)
     return True
 
@@ -187,7 +186,8 @@ def put_together(parts: Parts, plan: dict[str, Any], arguments: argparse.Namespa
     if arguments.npz:
         labels = np.arange(num_images, dtype=np.int64) % plan["num_classes"]
         shape = (num_images, size, size, 3)
-        write_archive(folder / NPZ, (part["images"] for part in parts.read()), shape, labels)
+        about = {name: plan[name] for name in ("seed", "passes", "sampler", "generator", "tokenizer")}
+        write_archive(folder / NPZ, (part["images"] for part in parts.read()), shape, labels, about)
         print(f"images         {folder / NPZ}: arr_0 {shape} uint8, arr_1 labels")
     if arguments.png:
         print(f"images         {folder / 'png'}")
