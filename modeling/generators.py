@@ -135,7 +135,7 @@ def sample(
     batch_size: int,
     arithmetic: Arithmetic = nullcontext,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sample images in batches: (tokens (b, N), pixels (b, 3, P, P) clamped to [0, 1]).
+    """Sample images in batches: (tokens (b, N), pixels (b, 3, P, P) clamped to [0, 1]), N the settings' `num_tokens`.
 
     Args:
         images: (class label, number of the sample within its class). These two and `seed` decide an image; the others

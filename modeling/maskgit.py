@@ -132,7 +132,6 @@ class MaskGIT(Pretrained):
         return_intermediate: bool = False,
         sampler: str = "confidence",
         *,
-        num_tokens: int | None = None,
         prefix: Tensor | None = None,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -152,11 +151,10 @@ class MaskGIT(Pretrained):
             seeds: The images' seeds themselves, one each, 0..2**64 - 1, in place of `generator`.
             return_intermediate: Also give the tokens after each step.
             sampler: How tokens are chosen, a name in `modeling.samplers.SAMPLERS`.
-            num_tokens: A draft: the first so many tokens alone, 1..N, as if an image had no others. In at most as many
-                passes, each over as many tokens.
             prefix: First tokens that are known, (B, K) in 0..V-1, K under N. They stay, and the others are sampled in
                 at most as many passes as there are.
-            options: Further `SamplerSettings`.
+            options: Further `SamplerSettings`. With `num_tokens` N is that: a draft of the first tokens alone, as if an
+                image had no others, in at most as many passes, each over as many tokens.
 
         Returns:
             (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
@@ -171,7 +169,9 @@ class MaskGIT(Pretrained):
             sampler,
             **options,
         )
-        num_tokens = self._checked_length(num_tokens)
+        num_tokens = settings.num_tokens or self.num_tokens
+        if num_tokens > self.num_tokens:
+            raise UserError(f"num_tokens must be at most {self.num_tokens}, got {num_tokens}")
         labels = None if condition is None and prefix is not None else self._checked_labels(condition)
         known = self._checked_prefix(prefix, len(prefix if labels is None else labels), num_tokens)
         num_open = num_tokens - known.shape[1]
@@ -213,13 +213,6 @@ class MaskGIT(Pretrained):
         both = logits(tokens.repeat(2, 1), labels.repeat(2), classes, positions.repeat(2, 1)).float()
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, 1 + weight)  # conditional + weight (conditional - unconditional)
-
-    def _checked_length(self, num_tokens: int | None) -> int:
-        if num_tokens is None:
-            return self.num_tokens
-        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 1 <= num_tokens <= self.num_tokens:
-            raise UserError(f"num_tokens must be an integer in 1..{self.num_tokens}, got {num_tokens!r}")
-        return num_tokens
 
     def _checked_labels(self, condition: Tensor | Sequence[int] | None) -> Tensor:
         labels = _given_labels(condition)

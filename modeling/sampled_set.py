@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from utils.images import to_array, write_archive, write_image
 from utils.inference import choose_batch_size
 from utils.parts import Parts, check_plan
 from utils.processes import Processes
+from utils.sampling_record import sampling_record
 
 IMAGES_PER_PART = 256  # what a kill may cost each process
 DONE, NPZ, PNG = "samples.json", "samples.npz", "png"
@@ -40,7 +40,7 @@ class SampledSet:
         if not (self.folder / DONE).is_file():
             return False
         there = json.loads((self.folder / DONE).read_text(encoding="utf-8"))["plan"]
-        there["sampler"] = asdict(SamplerSettings(**there["sampler"]))  # older files leave defaults out
+        there |= sampling_record(SamplerSettings(**there["sampler"]), there["seed"])  # older files leave defaults out
         check_plan(there, self.plan, self.folder)
         return True
 
@@ -85,7 +85,8 @@ class SampledSet:
         if self.plan["npz"]:
             labels = np.arange(self.num_images, dtype=np.int64) % self.plan["num_classes"]
             shape = (self.num_images, size, size, 3)
-            write_archive(self.folder / NPZ, (part["images"] for part in parts.read()), shape, labels)
+            about = {name: self.plan[name] for name in ("seed", "passes", "sampler", "generator", "tokenizer")}
+            write_archive(self.folder / NPZ, (part["images"] for part in parts.read()), shape, labels, about)
             written.append(f"{self.folder / NPZ}: arr_0 {shape} uint8, arr_1 labels")
         if self.plan["png"]:
             written.append(str(self.folder / PNG))

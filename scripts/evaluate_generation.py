@@ -9,7 +9,7 @@ Straight from a generator (by default the bundled one), without a network:
 
 A grid of sampler settings (and seeds); a run that was killed goes on where it was:
   python3 scripts/evaluate_generation.py ... --sweep guidance_scale=2,4,6 randomize_temperature=1.5,3
-  python3 scripts/evaluate_generation.py ... --sweep sampler=confidence,choose num_sample_steps=4,8,16 seed=42,43
+  python3 scripts/evaluate_generation.py ... --recipes configs/samplers/fashion.yaml --sweep num_sample_steps=4,8 seed=1
 
 The images of the first 1, 2, 4, ... of the same sampled tokens, beside the tokenizer's reconstructions:
   python3 scripts/evaluate_generation.py ... --lengths 1,2,4,8 --beside output/evaluate_reconstruction/metrics.json
@@ -22,6 +22,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -42,15 +43,16 @@ from utils.evaluation.generation import Reference, report, score, versions_seen_
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
-from utils.evaluation.sweep import SEED, STEPS, Points, Sweep
+from utils.evaluation.sweep import SEED, STEPS, Points, Sweep, read_recipes
 from utils.files import sha256_of
-from utils.flags import add_fields, given_fields
+from utils.flags import given_fields
 from utils.inference import (
     Arithmetic,
     add_speed_arguments,
     parse_lengths,
     prepared,
 )
+from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_images", type=int, help="images to sample (default: 50000), or to take of --samples (all)"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of the sampled images (default: %(default)s)")
     parser.add_argument(
         "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings and seeds to try, each with each"
     )
@@ -92,12 +93,20 @@ def parse_arguments() -> argparse.Namespace:
         "--lengths", help="token counts, such as 1,2,4,8: each image is sampled once and decoded at each (default: all)"
     )
     parser.add_argument("--name", help="of this sampler in the curves of a sweep (default: its swept settings)")
+    parser.add_argument(
+        "--recipes",
+        type=read_recipes,
+        default={},
+        metavar="FILE",
+        help="YAML, {name: {setting: value}}: samplers to compare",
+    )
     add_beside_argument(parser)
     add_feature_arguments(parser)
     add_common_arguments(parser, output_dir="output/evaluate_generation")
-    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
+    add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
     add_speed_arguments(parser)
     arguments = parser.parse_args()
+    take_like(arguments, SamplerSettings)
     arguments.sweep = Sweep(arguments.sweep or [])
     if arguments.lengths:
         parse_lengths(arguments.lengths)  # what is wrong for any tokenizer, before one is loaded
@@ -105,8 +114,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
     if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
         raise UserError("--samples are there already: --precision and --compile are for a generator")
-    if arguments.sweep.values and arguments.lengths:
-        raise UserError("--sweep scores all tokens: leave out either it or --lengths")
+    if (arguments.sweep.values or arguments.num_tokens) and arguments.lengths:
+        raise UserError("--sweep and --num_tokens score all sampled tokens: leave out either them or --lengths")
     if arguments.features == "none":
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:
@@ -150,22 +159,28 @@ def rows_of_generator(
     read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # errors before the work
     base = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
     arguments.sweep.check(asdict(base))
+    recipes = {
+        name: replace(base, **settings) for name, settings in (arguments.recipes or {arguments.name: {}}).items()
+    }
     facts = {
-        "samples": {"expected": expected, "seen": expected, "seed": arguments.seed, "sampler": asdict(base)},
+        "samples": {"expected": expected, "seen": expected, **sampling_record(base, arguments.seed)},
         "sweep": arguments.sweep.values or None,
+        "recipes": arguments.recipes or None,
         "lengths": lengths,
         **source.record(),
         "sampler_precision": arguments.precision,
         "compiled": arguments.compile,
     }
 
-    def rows_of(changed: dict[str, Any]) -> list[Row]:
-        settings = replace(base, **{name: value for name, value in changed.items() if name != SEED})
+    def rows_of(point: dict[str, Any]) -> list[Row]:
+        recipe, changed = point["recipe"], point["changed"]
+        settings = replace(recipes[recipe], **{name: value for name, value in changed.items() if name != SEED})
         drawing = {"seed": changed.get(SEED, arguments.seed), "batch_size": batch_size, "settings": settings}
-        batches = generated(source, lengths, expected, session, drawing)
-        names = names_of(changed, settings, arguments.name)
+        decoded = [settings.num_tokens] if settings.num_tokens else lengths
+        batches = generated(source, decoded, expected, session, drawing)
+        names = names_of(changed, settings, recipe)
         rows = []
-        for length, found in versions_seen_by(network, batches, lengths, expected, session, names["name"]).items():
+        for length, found in versions_seen_by(network, batches, decoded, expected, session, names["name"]).items():
             if found.count() != expected:
                 raise UserError(f"expected {expected} sampled images, got {found.count()}")
             row = {**names, **changed}
@@ -176,7 +191,8 @@ def rows_of_generator(
         return rows
 
     points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
-    rows = [row for changed in arguments.sweep.points() for row in points.rows(changed, rows_of)]
+    grid = [{"changed": changed, "recipe": recipe} for changed in arguments.sweep.points() for recipe in recipes]
+    rows = [row for point in grid for row in points.rows(point, rows_of)]
     return rows, reference, facts
 
 
@@ -184,7 +200,13 @@ def names_of(changed: dict[str, Any], settings: SamplerSettings, name: str | Non
     """What a point of a sweep is called, and which curve over the passes it is on."""
     texts = {key: f"{key} {value}" for key, value in changed.items()}
     system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or settings.sampler
-    return {"name": ", ".join(texts.values()) or "samples", "system": system, "passes": settings.num_sample_steps}
+    drafts = {"tokens": settings.num_tokens} if settings.num_tokens else {}
+    return {
+        "name": ", ".join([name] * bool(name) + list(texts.values())) or "samples",
+        "system": system,
+        "passes": min(settings.num_sample_steps, settings.num_tokens or math.inf),
+        **drafts,
+    }
 
 
 def load_source(arguments: argparse.Namespace, session: Session) -> Source:

@@ -2,12 +2,14 @@
 
     python3 scripts/inference_generator.py
     python3 scripts/inference_generator.py --labels Dress 9 --num_images 4 --lengths 1,4,16,32
+    python3 scripts/inference_generator.py --num_tokens 8                        # drafts: the first tokens alone
+    python3 scripts/inference_generator.py --like output/inference_generator/grid.png         # the same settings
     python3 scripts/inference_generator.py --config configs/training/generator/maskgit_one-d-piece_s256.yaml
 
-The first two take the bundled generator and tokenizer (garments, 32 x 32 pixels), the last the published ones from the
-hub. Into --output_dir go every image (CLASS_SAMPLE.png), grid.png, with --lengths also lengths.png (the first sample of
-each class from so many tokens), and tokens.npz (see utils/tokens.py); those of an earlier run are removed. --seed, the
-class and the number decide an image: asking for others beside it does not change it.
+The last takes the published generator and tokenizer from the hub, the others the bundled ones (garments, 32 x 32
+pixels). Into --output_dir go every image (CLASS_SAMPLE.png), grid.png, with --lengths also lengths.png (the first
+sample of each class from so many tokens), and tokens.npz (see utils/tokens.py); those of an earlier run are removed.
+--seed, the class and the number decide an image: asking for others beside it does not change it.
 """
 
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
@@ -15,7 +17,6 @@ from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends thi
 # isort: split
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -31,18 +32,20 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from utils.class_names import file_stem, parse_labels
 from utils.errors import UserError
 from utils.evaluation.report import tokens_text
-from utils.flags import add_fields, given_fields
+from utils.flags import given_fields
 from utils.images import contact_sheet, tile_side, to_pil, write_image
 from utils.inference import (
     add_batch_size_argument,
     add_model_arguments,
     add_speed_arguments,
+    check_lengths,
     choose_batch_size,
     parse_lengths,
     prepared,
 )
 from utils.lock import FolderLock
 from utils.result_folder import ResultFolder
+from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
 from utils.tokens import TOKENS_FILE, write_tokens
 
 GRID, PREFIXES = "grid.png", "lengths.png"
@@ -65,6 +68,7 @@ def sample_images(arguments: argparse.Namespace) -> None:
     check_decodable(arguments.lengths, tokenizer)
     arithmetic = prepared(arguments, generator, tokenizer)
     settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
+    check_lengths(arguments.lengths, settings.num_tokens or None, "--lengths")
     print(f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image")
     print(f"tokenizer      {its_located.name}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
     print(f"sampler        {settings}")
@@ -79,25 +83,24 @@ def sample_images(arguments: argparse.Namespace) -> None:
         arguments.batch_size, lambda num: list(draw(wanted[:num], batch_size=num)), device, most=len(wanted)
     )
     tokens, images = write_all(draw(wanted, batch_size=batch_size), keys, folder)
-    about = {"tokenizer": its_located.source, "generator": located.source, "seed": arguments.seed}
+    about = {"tokenizer": its_located.source, "generator": located.source}
+    about |= sampling_record(settings, arguments.seed)
     ids, samples = np.array(wanted).T
-    write_tokens(
-        folder / TOKENS_FILE, tokens.numpy(), keys, labels=ids, samples=samples, sampler=asdict(settings), **about
-    )
+    write_tokens(folder / TOKENS_FILE, tokens.numpy(), keys, labels=ids, samples=samples, **about)
     print(f"images         {arguments.output_dir / 'CLASS_SAMPLE.png'}: {len(images)}")
     print(f"tokens         {arguments.output_dir / TOKENS_FILE}")
     titles = [names[label] for label in labels]
     if arguments.grid:
         rows = [images[first : first + arguments.num_images] for first in range(0, len(images), arguments.num_images)]
         title = f"samples of seed {arguments.seed}"
-        write_image(sheet(rows, row_titles=titles, title=title), folder / GRID)
+        write_image(sheet(rows, row_titles=titles, title=title), folder / GRID, about)
         print(f"grid           {arguments.output_dir / GRID}: a row a class")
     if arguments.lengths:
         firsts = tokens[:: arguments.num_images].to(device)
         rows = decode_prefixes(tokenizer, firsts, arguments.lengths, batch_size, arithmetic)
         columns = list(map(tokens_text, arguments.lengths))
         title = f"first sample of each class, seed {arguments.seed}"
-        write_image(sheet(rows, row_titles=titles, column_titles=columns, title=title), folder / PREFIXES)
+        write_image(sheet(rows, row_titles=titles, column_titles=columns, title=title), folder / PREFIXES, about)
         print(f"lengths        {arguments.output_dir / PREFIXES}: the first sample of each class")
     folder.finish()
 
@@ -109,7 +112,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names (default: ten of the classes)")
     parser.add_argument("--num_images", type=int, default=8, help="images of each class (default: %(default)s)")
     add_batch_size_argument(parser, "images at a time", default=16)
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="numbers of tokens to decode, such as 1,4,16")
     parser.add_argument(
         "--grid", action=argparse.BooleanOptionalAction, default=True, help="write grid.png (default: yes)"
@@ -119,8 +121,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add_speed_arguments(parser)
-    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
+    add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
     arguments = parser.parse_args()
+    take_like(arguments, SamplerSettings)
     arguments.lengths = parse_lengths(arguments.lengths) if arguments.lengths else []
     if arguments.num_images < 1:
         raise UserError(f"--num_images must be 1 or more, got {arguments.num_images}")

@@ -15,7 +15,6 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from modeling.checkpoints.state import fingerprint
@@ -23,9 +22,10 @@ from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_toke
 from modeling.sampled_set import NPZ, SampledSet
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from utils.errors import UserError
-from utils.flags import add_fields, given_fields
+from utils.flags import given_fields
 from utils.inference import add_batch_size_argument, add_model_arguments, add_speed_arguments, prepared
 from utils.processes import Processes
+from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
 
 
 def main() -> None:
@@ -44,8 +44,7 @@ def main() -> None:
         "num_images": num_images,
         "num_classes": generator.num_classes,
         "image_size": tokenizer.image_size,
-        "seed": arguments.seed,
-        "sampler": asdict(settings),
+        **sampling_record(settings, arguments.seed),
         "precision": arguments.precision,
         "compiled": arguments.compile,
         "generator": fingerprint(generator.state_dict()),
@@ -81,7 +80,6 @@ def parse_arguments() -> argparse.Namespace:
     count.add_argument("--num_images", type=int, default=50_000, help="of all classes together (default: %(default)s)")
     count.add_argument("--num_images_per_class", type=int, help="instead of --num_images")
     add_batch_size_argument(parser, "images at a time", default=64)
-    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
         "--npz", action=argparse.BooleanOptionalAction, default=True, help=f"write {NPZ} (default: yes)"
     )
@@ -89,8 +87,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
-    add_fields(parser, SamplerSettings, SAMPLER_FLAGS)
+    add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
     arguments = parser.parse_args()
+    take_like(arguments, SamplerSettings)
     for name in ("num_images", "num_images_per_class"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -417,7 +417,7 @@ def test_generation_says_what_is_wrong(world, evaluate):
         ([*samples, *reference, "--sweep", "guidance_scale=1"], "leave out --config, --checkpoint, --sweep"),
         ([*samples, *reference, "--lengths", "1"], "leave out .* and --lengths"),
         ([*samples, *reference, "--precision", "bf16"], "--precision and --compile are for a generator"),
-        ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either it or --lengths"),
+        ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either them or --lengths"),
         ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=VALUE"),

@@ -100,6 +100,33 @@ def test_an_image_does_not_depend_on_the_others(generate):
     assert len(np.unique(tokens, axis=0)) == 12
 
 
+def test_like_a_file_repeats_its_settings_and_seed(generate, sample):
+    flags = ("--sampler", "choose", "--order", "front", "--top_p", 0.8, "--seed", 7, "--labels", 3, "--num_images", 2)
+    first = generate(*flags, "--lengths", "1,8")
+    samples = sample("--num_images", 10, *flags[:-4], "--png")
+    same = ("--labels", 3, "--num_images", 2)
+    for number, file in enumerate((first / "tokens.npz", first / "grid.png", first / "lengths.png",
+                                   samples / "samples.npz", samples / "samples.json")):  # fmt: skip
+        again = generate("--like", file, *same, output=f"again_{number}")
+        assert np.array_equal(read_tokens(again / "tokens.npz").tokens, read_tokens(first / "tokens.npz").tokens)
+    about = read_tokens(first / "tokens.npz").about
+    assert (about["passes"], about["sampler"]["order"], about["seed"]) == (3, "front", 7)
+    other = generate("--like", first / "grid.png", "--seed", 8, *same, output="other")
+    about = read_tokens(other / "tokens.npz").about
+    assert (about["sampler"]["order"], about["seed"]) == ("front", 8)
+    with pytest.raises(UserError, match="does not say how it was sampled"):
+        generate("--like", first / "3_dress_000.png", *same)
+    with pytest.raises(UserError, match="cannot be read"):
+        generate("--like", first / "nothing.json", *same)
+
+
+def test_a_draft_is_made_of_its_tokens_alone(generate):
+    folder = generate("--num_tokens", 3, "--labels", 3, "--num_images", 2, "--lengths", "1,3")
+    assert read_tokens(folder / "tokens.npz").tokens.shape == (2, 3)
+    with pytest.raises(UserError, match="--lengths must be in 1..3, got 8"):
+        generate("--num_tokens", 3, "--labels", 3, "--lengths", "1,8")
+
+
 def test_sampler_flags_change_the_configs_settings(world, monkeypatch, tmp_path):
     seen = {}
 

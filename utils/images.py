@@ -1,13 +1,16 @@
 """Images for people and programs: single files, contact sheets, archives."""
 
 import itertools
+import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from utils.evaluation.metrics import to_uint8
@@ -22,10 +25,18 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).cpu().numpy())
 
 
-def write_image(image: Image.Image, path: str | os.PathLike) -> None:
-    """Save, so that the file appears whole or not at all; the folder is made where it is missing."""
+def write_image(image: Image.Image, path: str | os.PathLike, about: Mapping[str, Any] | None = None) -> None:
+    """Save, so that the file appears whole or not at all; the folder is made where it is missing.
+
+    Args:
+        about: What a PNG says of itself, as JSON, in the text chunk `about`.
+    """
+    texts = {}
+    if about is not None:
+        texts["pnginfo"] = PngInfo()
+        texts["pnginfo"].add_text("about", json.dumps(about))
     with replacing(path) as aside:
-        image.save(aside)
+        image.save(aside, **texts)
 
 
 def tile_side(side: int, smallest: int, largest: int) -> int:
@@ -99,10 +110,12 @@ def to_array(pixels: Tensor) -> np.ndarray:
     return to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def write_archive(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray) -> None:
+def write_archive(
+    path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], labels: np.ndarray, about: Mapping[str, Any]
+) -> None:
     """Stream `parts` of images (n, H, W, 3) uint8 into the .npz that the ADM evaluator reads: arr_0, labels as arr_1.
 
-    It appears whole or not at all, and the same images give the same bytes.
+    Beside them stands `about`, as JSON. It appears whole or not at all, and the same images give the same bytes.
     """
     with replacing(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
         # A ZipInfo of its own has a fixed date.
@@ -113,3 +126,5 @@ def write_archive(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...
                 file.write(part.tobytes())
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as file:
             np.lib.format.write_array(file, labels, allow_pickle=False)
+        with archive.open(zipfile.ZipInfo("about.npy"), "w") as file:
+            np.lib.format.write_array(file, np.array(json.dumps(about)), allow_pickle=False)

@@ -56,12 +56,15 @@ class SamplerSettings:
     order: str = _setting("random", "which tokens first (choose and remasking)", choices=ORDERS)
     remasking: str = _setting("cap", "how much is drawn again (remasking)", choices=REMASKINGS)
     remasking_strength: float = _setting(0.1, "its share of the known tokens, or of the most")
+    num_tokens: int = _setting(0, "a draft: sample the first so many tokens alone; 0: all")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             object.__setattr__(self, setting.name, _typed(setting, getattr(self, setting.name)))
         if self.num_sample_steps < 1:
             raise UserError(f"num_sample_steps must be an integer of 1 or more, got {self.num_sample_steps}")
+        if self.num_tokens < 0:
+            raise UserError(f"num_tokens must be an integer of 0 or more, got {self.num_tokens}")
         for name in ("guidance_scale_pow", "randomize_temperature"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be a finite number of 0 or more, got {getattr(self, name)}")

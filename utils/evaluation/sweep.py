@@ -1,11 +1,15 @@
 """Grids of sampler settings: their points, what is kept of them while they are measured, and their figures."""
 
+import argparse
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from utils.errors import UserError
 from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
@@ -60,7 +64,7 @@ class Sweep:
         """
         names = [name for name in self.values if name != SEED]
         drawn: dict[str, Callable[[Path], None]] = {}
-        if len(names) in (1, 2):
+        if len(names) in (1, 2) and len(rows) == len(list(self.points())):  # one recipe
             means = over_seeds(rows, names)
             drawn["sweep.png"] = lambda path: plot_grid(path, means, names, measure)
         if len(self.values.get(STEPS, [])) > 1:
@@ -93,6 +97,21 @@ class Points:
             if self.session.processes.is_main:
                 write_json(self.path, {"plan": self.plan, "rows": self.done})
         return self.done[key]
+
+
+def read_recipes(path: str) -> dict[str, dict[str, Any]]:
+    """The samplers of a file, {name: {setting: value}}.
+
+    Raises:
+        ArgumentTypeError: There is none, or it holds something else.
+    """
+    try:
+        recipes = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read ({error})") from error
+    if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
+        raise argparse.ArgumentTypeError(f"{path} must hold samplers, name: {{setting: value}}")
+    return {str(name): recipe for name, recipe in recipes.items()}
 
 
 def over_seeds(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
