@@ -52,8 +52,9 @@ PASTE = """() => document.addEventListener('paste', event => {
   input.files = event.clipboardData.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
 })"""
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 # Sliders: nothing is computed, so nothing waits in a queue; of many moves the last one counts.
-SHOWING = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False, "api_visibility": "private"}
+SHOWING = {"trigger_mode": "always_last", "queue": False, **QUIET}
 # What runs a model: one at a time, whoever asks.
 COMPUTING = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
 
@@ -96,15 +97,22 @@ def html(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, padding=False, **options)
 
 
-def said(function: Callable) -> Callable:
-    """A mistake of the visitor as words on the page, and what it shows left as it was."""
+def said(function: Callable, instead: Any = None) -> Callable:
+    """A mistake of the visitor as words on the page.
+
+    Args:
+        instead: What the outputs become then; by default they stay as they are.
+    """
 
     @wraps(function)
     def wrapped(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except (UserError, OSError) as error:
-            raise gr.Error(str(error), title="That did not work", print_exception=False) from error
+            if instead is None:
+                raise gr.Error(str(error), print_exception=False) from error
+            gr.Warning(str(error), title="Error")
+            return instead
 
     return wrapped
 
@@ -136,6 +144,7 @@ def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
             end = gr.Slider(1, 2, step=1, label="Bytes that are left", visible=False, elem_id="end")
             stage = html(elem_id="stage")
     shown = [prepared, opened, tokens, end, stage]
+    untouched = None, *[gr.skip()] * (1 + len(shown))  # but ready for another file
 
     def show_prepared(result: Prepared, num_tokens: float) -> tuple:
         most = int(result.lengths[-1])
@@ -159,7 +168,7 @@ def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
 
     def take(path: str | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
         if path is None:
-            return (gr.skip(),) * 7
+            return untouched
         name, data = Path(path).stem, uploads.take(Path(path))
         if uploads.is_compressed(Path(path).name, data):
             return None, None, *show_opened(open_file(models, data, name))
@@ -199,12 +208,12 @@ def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
         return drawing.opened(file, cut(models.codec(file.model), file, int(num_bytes)))
 
     how = [model, fit, effort, tokens]
-    drop.upload(said(take), [drop, *how], [drop, source, *shown], **COMPUTING)
+    drop.upload(said(take, instead=untouched), [drop, *how], [drop, source, *shown], **COMPUTING)
     thumbnails.select(said(take_example), [tokens], [model, fit, effort, source, *shown], **COMPUTING)
     page.load(first_example, None, [source, *shown], **COMPUTING)
     for control in (model, fit, effort):
         control.input(said(again), [source, *how], shown, **COMPUTING)
-    gr.on([find.click, value.submit], said(find_target), [prepared, target, value], [tokens, stage], **SHOWING)
+    gr.on([find.click, value.submit], said(find_target), [prepared, target, value], [tokens, stage], **QUIET)
     tokens.input(show, [prepared, tokens], stage, **SHOWING)
     end.input(said(show_cut), [opened, end], stage, **SHOWING)
 

@@ -14,6 +14,8 @@ from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends thi
 # isort: split
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no uploads behind then either
     with tempfile.TemporaryDirectory(prefix="one-d-piece-") as uploads:
         page, options = prepared(arguments, uploads)
         where = {"server_name": arguments.host, "server_port": arguments.port, "share": arguments.share}
