@@ -1,0 +1,344 @@
+"""The page itself in Gradio: three tabs over the functions of this room. What belongs to a visitor is in `gr.State`."""
+
+from collections.abc import Callable
+from dataclasses import Field, fields
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from codec.conversions import EXTENSION
+from codec.files import FITS
+from codec.search import EFFORTS
+from data.file_formats import IMAGE_ENDINGS
+from modeling.samplers import SAMPLERS
+from modeling.samplers.settings import SamplerSettings
+from playground import drawing, exploring, generating, uploads
+from playground.compressing import TARGETS, Opened, Prepared, cut, open_file, prepare
+from playground.exploring import Explored
+from playground.generating import Generated
+from playground.models import Models
+from utils.errors import UserError
+
+STYLE = Path(__file__).with_name("style.css")
+FONTS = ["system-ui", "sans-serif"]
+THEME = gr.themes.Soft(
+    primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"], text_size="sm"
+).set(
+    block_title_background_fill="none",
+    block_title_text_color="*neutral_600",
+    block_title_text_color_dark="*neutral_300",
+    block_title_padding="0",
+    block_label_background_fill="none",
+    block_label_text_color="*neutral_600",
+    block_label_text_color_dark="*neutral_300",
+)
+FIRST_TOKENS = 12  # shown of an image first
+KEPT_SECONDS = 600  # an upload that was never read
+STATE_SECONDS = 3600  # what belongs to a visitor
+MOST_VISITORS = 100  # whose images are kept in memory; the oldest go first
+TITLE = """<div class="title"><h1>One-D-Piece</h1>
+<p>An image as a row of tokens, of which any first few are an image, too. Move the slider.</p></div>"""
+# A click within a component that is made of HTML tells which of its buttons it was.
+CLICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-place]');
+  if (button) trigger('select', {place: Number(button.dataset.place), code: Number(button.dataset.code)});
+});"""
+# An image in the clipboard is taken as one that was dropped.
+PASTE = """() => document.addEventListener('paste', event => {
+  const input = document.querySelector('#drop input[type=file]');
+  if (!input || !event.clipboardData?.files.length) return;
+  input.files = event.clipboardData.files;
+  input.dispatchEvent(new Event('change', {bubbles: true}));
+})"""
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+# Sliders: nothing is computed, so nothing waits in a queue; of many moves the last one counts.
+SHOWING = {"trigger_mode": "always_last", "queue": False, **QUIET}
+# What runs a model: one at a time, whoever asks.
+COMPUTING = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+
+
+def build(models: Models) -> gr.Blocks:
+    """The page; `launch` it with `LAUNCH`."""
+    deleted = KEPT_SECONDS, KEPT_SECONDS
+    with gr.Blocks(title="One-D-Piece", analytics_enabled=False, delete_cache=deleted, fill_width=True) as page:
+        html(TITLE)
+        prepared = kept()
+        with gr.Tabs():
+            with gr.Tab("Compress"):
+                compress_tab(page, models, prepared)
+            with gr.Tab("Generate"):
+                generate_tab(models)
+            with gr.Tab("Tokens") as tab:
+                tokens_tab(tab, models, prepared)
+    return page
+
+
+LAUNCH = {
+    "theme": THEME,
+    "css_paths": STYLE,
+    "js": PASTE,
+    "max_file_size": uploads.MAX_BYTES,
+    "footer_links": [],
+    "ssr_mode": False,
+    "enable_monitoring": False,
+    "state_session_capacity": MOST_VISITORS,
+}
+
+
+def kept(value: Any = None) -> gr.State:
+    """What belongs to one visitor."""
+    return gr.State(value, time_to_live=STATE_SECONDS)
+
+
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """A part of the page that `drawing` writes, in the look of style.css alone."""
+    return gr.HTML(value, apply_default_css=False, padding=False, **options)
+
+
+def said(function: Callable, instead: Any = None) -> Callable:
+    """A mistake of the visitor as words on the page.
+
+    Args:
+        instead: What the outputs become then; by default they stay as they are.
+    """
+
+    @wraps(function)
+    def wrapped(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (UserError, OSError) as error:
+            if instead is None:
+                raise gr.Error(str(error), print_exception=False) from error
+            gr.Warning(str(error), title="Error")
+            return instead
+
+    return wrapped
+
+
+# Compress
+
+
+def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
+    source, opened = kept(), kept()
+    found = models.examples()
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            drop = gr.File(
+                label="An image or a .1dp file",
+                file_types=[*IMAGE_ENDINGS, EXTENSION],
+                height=150,
+                elem_id="drop",
+            )
+            thumbnails = html(drawing.examples(found), js_on_load=CLICK, elem_id="examples")
+            model = gr.Dropdown(models.tokenizers, value=found[0].model, label="Model", elem_id="model")
+            fit = gr.Radio(list(FITS), value=found[0].fit, label="Fit", info="how it becomes the model's square")
+            effort = gr.Radio(range(len(EFFORTS)), value=0, label="Effort", info="how long better tokens are searched")
+            target = gr.Dropdown(list(TARGETS), value=next(iter(TARGETS)), label="Or a target", elem_id="target")
+            with gr.Row(equal_height=True):
+                value = gr.Number(20, show_label=False, container=False, min_width=80, elem_id="value")
+                find = gr.Button("Find", min_width=80, elem_id="find")
+        with gr.Column(scale=3, min_width=420):
+            tokens = gr.Slider(1, 2, step=1, label="Tokens", elem_id="tokens")
+            end = gr.Slider(1, 2, step=1, label="Bytes that are left", visible=False, elem_id="end")
+            stage = html(elem_id="stage")
+    shown = [prepared, opened, tokens, end, stage]
+    untouched = None, *[gr.skip()] * (1 + len(shown))  # but ready for another file
+
+    def show_prepared(result: Prepared, num_tokens: float) -> tuple:
+        most = int(result.lengths[-1])
+        num_tokens = min(int(num_tokens), most)
+        is_movable = len(result.lengths) > 1
+        slider = gr.Slider(maximum=most, value=num_tokens if is_movable else most, interactive=is_movable, visible=True)
+        return result, None, slider, gr.Slider(visible=False), drawing.stage(result, num_tokens)
+
+    def show_opened(file: Opened) -> tuple:
+        size = len(file.data)
+        slider = gr.Slider(maximum=size, value=size, visible=True)
+        left = cut(models.codec(file.model), file, size)
+        return gr.skip(), file, gr.Slider(visible=False), slider, drawing.opened(file, left)
+
+    @cache
+    def prepared_example(place: int) -> Prepared:
+        """Shared by all visitors."""
+        example = found[place]
+        image = uploads.open_image(example.path.read_bytes())
+        return prepare(models.codec(example.model), image, example.name, example.fit)
+
+    def take(path: str | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+        if path is None:
+            return untouched
+        name, data = Path(path).stem, uploads.take(Path(path))
+        if uploads.is_compressed(Path(path).name, data):
+            return None, None, *show_opened(open_file(models, data, name))
+        image = uploads.open_image(data)
+        return None, (data, name), *show_prepared(prepare(models.codec(model), image, name, fit, effort), num_tokens)
+
+    def take_example(num_tokens: float, event: gr.EventData) -> tuple:
+        example = found[event.place]
+        source = example.path.read_bytes(), example.name
+        return example.model, example.fit, 0, source, *show_prepared(prepared_example(event.place), num_tokens)
+
+    def first_example() -> tuple:
+        source = found[0].path.read_bytes(), found[0].name
+        return source, *show_prepared(prepared_example(0), FIRST_TOKENS)
+
+    def again(source: tuple[bytes, str] | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+        if source is None:
+            return (gr.skip(),) * len(shown)
+        data, name = source
+        result = prepare(models.codec(model), uploads.open_image(data), name, fit, effort)
+        return show_prepared(result, num_tokens)
+
+    def find_target(result: Prepared | None, target: str, value: float | None) -> tuple:
+        if result is None:
+            raise UserError("there is no image yet: choose one first")
+        num_tokens, is_reached = result.reaching(TARGETS[target], value)
+        if not is_reached:
+            gr.Warning(f"{target}: {value:g} is out of reach for this image; the nearest is shown")
+        return num_tokens, drawing.stage(result, num_tokens)
+
+    def show(result: Prepared | None, num_tokens: float) -> Any:
+        return gr.skip() if result is None else drawing.stage(result, int(num_tokens))
+
+    def show_cut(file: Opened | None, num_bytes: float) -> Any:
+        if file is None:
+            return gr.skip()
+        return drawing.opened(file, cut(models.codec(file.model), file, int(num_bytes)))
+
+    how = [model, fit, effort, tokens]
+    drop.upload(said(take, instead=untouched), [drop, *how], [drop, source, *shown], **COMPUTING)
+    thumbnails.select(said(take_example), [tokens], [model, fit, effort, source, *shown], **COMPUTING)
+    page.load(first_example, None, [source, *shown], **COMPUTING)
+    for control in (model, fit, effort):
+        control.input(said(again), [source, *how], shown, **COMPUTING)
+    gr.on([find.click, value.submit], said(find_target), [prepared, target, value], [tokens, stage], **QUIET)
+    tokens.input(show, [prepared, tokens], stage, **SHOWING)
+    end.input(said(show_cut), [opened, end], stage, **SHOWING)
+
+
+# Generate
+
+
+def generate_tab(models: Models) -> None:
+    made = kept()
+    first = models.painter(models.generators[0])
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            name = gr.Dropdown(models.generators, value=models.generators[0], label="Model")
+            label = gr.Dropdown(_numbered(first.classes), value=0, label="Class", elem_id="class")
+            seed = gr.Number(42, precision=0, label="Seed", elem_id="seed")
+            go = gr.Button("Generate", variant="primary", elem_id="generate")
+            with gr.Accordion("Sampler", open=False):
+                controls = [_control(setting, first.settings) for setting in fields(SamplerSettings)]
+        with gr.Column(scale=3, min_width=420):
+            tokens = gr.Slider(1, 2, step=1, label="Tokens that are decoded", visible=False, elem_id="made_tokens")
+            stage = html('<p class="nothing">Choose a class, and generate.</p>', elem_id="made")
+
+    def colours(name: str) -> Any:
+        return exploring.codebook_colours(models.painter(name).tokenizer)
+
+    def choose(name: str) -> tuple:
+        painter = models.painter(name)
+        values = [getattr(painter.settings, setting.name) for setting in fields(SamplerSettings)]
+        return gr.Dropdown(_numbered(painter.classes), value=0), *values
+
+    def generate(name: str, label: int, seed: float | None, *values: Any) -> tuple:
+        if seed is None:
+            raise UserError("a seed is needed: write a number")
+        names = [setting.name for setting in fields(SamplerSettings)]
+        settings = SamplerSettings(**dict(zip(names, values, strict=True)))
+        result = generating.generate(models.painter(name), label, seed, settings)
+        most = int(result.lengths[-1])
+        slider = gr.Slider(maximum=most, value=most, visible=len(result.lengths) > 1)
+        return (name, result), slider, drawing.sampled(result, most, colours(name))
+
+    def show(made: tuple[str, Generated] | None, num_tokens: float) -> Any:
+        return gr.skip() if made is None else drawing.sampled(made[1], int(num_tokens), colours(made[0]))
+
+    name.input(said(choose), name, [label, *controls], **COMPUTING)
+    gr.on([go.click, seed.submit], said(generate), [name, label, seed, *controls], [made, tokens, stage], **COMPUTING)
+    tokens.input(show, [made, tokens], stage, **SHOWING)
+
+
+def _numbered(classes: list[str]) -> list[tuple[str, int]]:
+    return [(name, label) for label, name in enumerate(classes)]
+
+
+def _control(setting: Field, settings: SamplerSettings) -> Any:
+    """The control of a field of the sampler's settings."""
+    title, about = setting.name.replace("_", " "), setting.metadata.get("help")
+    value, choices = getattr(settings, setting.name), setting.metadata.get("choices")
+    if setting.name == "sampler":
+        choices = list(SAMPLERS)
+    if choices:
+        return gr.Dropdown(list(choices), value=value, label=title, info=about)
+    if setting.type is bool:
+        return gr.Checkbox(value, label=title, info=about)
+    return gr.Number(value, label=title, info=about, precision=0 if setting.type is int else None)
+
+
+# Tokens
+
+
+def tokens_tab(tab: gr.Tab, models: Models, prepared: gr.State) -> None:
+    explored, begun, draws = kept(), kept(), kept(0)
+    html("<p>The image of the first tab, token by token. Alike codes have alike colours.</p>")
+    row = html(js_on_load=CLICK, elem_id="row")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            image = html(elem_id="explored")
+            reset = gr.Button("As the encoder gave them", elem_id="reset")
+        with gr.Column(scale=2, min_width=420):
+            changes = html(js_on_load=CLICK, elem_id="changes")
+    alike = html(elem_id="alike")
+
+    def begin(result: Prepared | None, begun: Prepared | None) -> tuple:
+        """Another image than last time; the same one stays as it was left."""
+        if result is None or result is begun:
+            return (gr.skip(),) * 5
+        codec = models.codec(result.model)
+        found = exploring.explore(codec, result.tokens, result.name)
+        return result, *show(found, None, None)
+
+    def show(found: Explored, place: int | None, changed: Any) -> tuple:
+        codec = models.codec(found.model)
+        return (
+            found,
+            drawing.token_row(found, exploring.codebook_colours(codec.tokenizer), place),
+            drawing.explored_image(found),
+            drawing.replaced(changed),
+        )
+
+    def show_alike(found: Explored | None) -> Any:
+        """Apart from the rest: the first time, hundreds of images are encoded for it."""
+        if found is None:
+            return gr.skip()
+        return drawing.same_first(exploring.alike(models.codec(found.model), found.tokens))
+
+    def look(found: Explored | None, num_draws: int, event: gr.EventData) -> tuple:
+        if found is None:
+            return (gr.skip(),) * 5
+        changed = exploring.replacements(models.codec(found.model), found, event.place, num_draws)
+        return num_draws + 1, *show(found, event.place, changed)
+
+    def take(found: Explored | None, event: gr.EventData) -> tuple:
+        if found is None:
+            return (gr.skip(),) * 4
+        codec = models.codec(found.model)
+        found = exploring.with_code(codec, found, event.place, event.code)
+        return show(found, event.place, exploring.replacements(codec, found, event.place))
+
+    def undo(found: Explored | None) -> tuple:
+        if found is None:
+            return (gr.skip(),) * 4
+        return show(exploring.explore(models.codec(found.model), found.original[None], found.about), None, None)
+
+    outputs = [explored, row, image, changes]
+    begins = tab.select(said(begin), [prepared, begun], [begun, *outputs], **COMPUTING)
+    row.select(said(look), [explored, draws], [draws, *outputs], **COMPUTING)
+    takes = changes.select(said(take), explored, outputs, **COMPUTING)
+    resets = reset.click(said(undo), explored, outputs, **COMPUTING)
+    for event in (begins, takes, resets):
+        event.then(said(show_alike), explored, alike, **COMPUTING)
