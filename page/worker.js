@@ -26,8 +26,9 @@ function kept(results, make) {
 
 const storeOf = kept(stores, async (name) => new EntropyModels(await fetched(`models/${name}/entropy.safetensors`)));
 const tokenizerOf = kept(tokenizers, async (name) => {
-  const config = JSON.parse(new TextDecoder().decode(await fetched(`models/${name}/config.json`)));
-  return new Tokenizer(config, await fetched(`models/${name}/model.safetensors`, true));
+  const files = [fetched(`models/${name}/config.json`), fetched(`models/${name}/model.safetensors`, true)];
+  const [config, weights] = await Promise.all(files);
+  return new Tokenizer(JSON.parse(new TextDecoder().decode(config)), weights);
 });
 
 async function fetched(path, isReported = false) {
@@ -36,7 +37,8 @@ async function fetched(path, isReported = false) {
     throw new Error(
       `${path} could not be fetched${response ? ` (${response.status})` : ""}. Is the page whole, and are you online?`,
     );
-  const total = Number(response.headers.get("Content-Length")),
+  const isPacked = response.headers.has("Content-Encoding"); // then its length is another
+  const total = isPacked ? 0 : Number(response.headers.get("Content-Length")),
     parts = [];
   let size = 0;
   for (const reader = response.body.getReader(); ;) {
@@ -50,12 +52,6 @@ async function fetched(path, isReported = false) {
 }
 
 const ACTIONS = {
-  /** Fetch a model. */
-  async load({ model }) {
-    const [tokenizer, store] = await Promise.all([tokenizerOf(model), storeOf(model)]);
-    return { side: tokenizer.side, numTokens: tokenizer.numTokens, tokenizer: hex(store.tokenizer) };
-  },
-
   /**
    * Of an image as a canvas has it what the model sees of it, its tokens, and files of each number of them.
    *
