@@ -2,10 +2,17 @@
 //
 // Numbers of up to 53 bits are exact in JavaScript, and no more are needed. Bit operators take 32: they are used below.
 
-export const MODES = ["fixed", "tables", "network"], FITS = ["crop", "pad", "stretch", "tile"];
-const MAGIC = 0x1d, VERSION = 1, TILE = FITS.indexOf("tile");
-const MAX_TOKENS = 4096, MAX_SIDE = 65535, MAX_PIXELS = 2 ** 26, MAX_TILES = 65536;
-const TOP = 2 ** 48, BOTTOM = 2 ** 40;
+export const MODES = ["fixed", "tables", "network"],
+  FITS = ["crop", "pad", "stretch", "tile"];
+const MAGIC = 0x1d,
+  VERSION = 1,
+  TILE = FITS.indexOf("tile");
+const MAX_TOKENS = 4096,
+  MAX_SIDE = 65535,
+  MAX_PIXELS = 2 ** 26,
+  MAX_TILES = 65536;
+const TOP = 2 ** 48,
+  BOTTOM = 2 ** 40;
 
 /** Bytes that are no .1dp file, a damaged one, or one that this reader cannot read. */
 export class FormatError extends Error {}
@@ -44,8 +51,10 @@ export function readHeader(data) {
   const reader = new Reader(data);
   const [magic, kind] = reader.take(2);
   if (magic !== MAGIC || kind >> 4 !== 5) throw new FormatError("This is no .1dp file: it does not begin with 1d 5x.");
-  const version = ((kind >> 2) & 3) + 1, mode = kind & 3;
-  if (version !== VERSION) throw new FormatError(`The file is of version ${version}, and this page reads version ${VERSION}.`);
+  const version = ((kind >> 2) & 3) + 1,
+    mode = kind & 3;
+  if (version !== VERSION)
+    throw new FormatError(`The file is of version ${version}, and this page reads version ${VERSION}.`);
   if (mode >= MODES.length) throw new FormatError(`The file is damaged: there is no mode ${mode}.`);
   reader.mark("version, mode");
   const tokenizer = reader.take(2);
@@ -62,11 +71,21 @@ export function readHeader(data) {
   reader.mark("geometry");
   const fields = data.subarray(0, reader.place);
   const entropy = mixed ^ crc8([...fields.subarray(0, 4), ...fields.subarray(5)]);
-  const header = { mode, tokenizer, entropy, numTokens, size, geometry, lengths: geometry?.tiles?.lengths ?? [numTokens] };
+  const header = {
+    mode,
+    tokenizer,
+    entropy,
+    numTokens,
+    size,
+    geometry,
+    lengths: geometry?.tiles?.lengths ?? [numTokens],
+  };
   checkHolds(header);
-  const check = reader.take(geometry?.tiles ? 4 : 1), payload = data.subarray(reader.place);
+  const check = reader.take(geometry?.tiles ? 4 : 1),
+    payload = data.subarray(reader.place);
   reader.mark("check");
-  if (payload.length > size) throw new FormatError(`The file is damaged: it has ${payload.length - size} bytes too many.`);
+  if (payload.length > size)
+    throw new FormatError(`The file is damaged: it has ${payload.length - size} bytes too many.`);
   const isCut = payload.length < size;
   if (!isCut && hex(checkOf([...fields, ...payload], check.length)) !== hex(check)) {
     throw new FormatError("The file is damaged: its check does not fit its bytes. Get it again.");
@@ -86,9 +105,12 @@ export function writeFile({ mode, tokenizer, entropy, lengths, geometry }, paylo
 }
 
 function readGeometry(reader, numTokens) {
-  const [kind] = reader.take(1), fit = kind >> 3, orientation = (kind & 7) + 1;
+  const [kind] = reader.take(1),
+    fit = kind >> 3,
+    orientation = (kind & 7) + 1;
   if (fit >= FITS.length) throw new FormatError(`The file is damaged, or of a later version: there is no fit ${fit}.`);
-  const width = reader.varint() + 1, height = reader.varint() + 1;
+  const width = reader.varint() + 1,
+    height = reader.varint() + 1;
   checkRange("pixels in width", width, MAX_SIDE);
   checkRange("pixels in height", height, MAX_SIDE);
   checkRange("pixels", width * height, MAX_PIXELS);
@@ -96,13 +118,21 @@ function readGeometry(reader, numTokens) {
 }
 
 function readTiles(reader, most) {
-  const columns = reader.varint() + 1, rows = reader.varint() + 1, least = reader.varint() + 1;
+  const columns = reader.varint() + 1,
+    rows = reader.varint() + 1,
+    least = reader.varint() + 1;
   checkRange("tiles", columns * rows, MAX_TILES);
   checkRange("tokens of the shortest tile", least, most);
-  const width = bitsOf(most - least), packed = reader.take(Math.ceil((columns * rows * width) / 8));
+  const width = bitsOf(most - least),
+    packed = reader.take(Math.ceil((columns * rows * width) / 8));
   const lengths = unpackBits(packed, width, columns * rows).map((more) => least + more);
   const holds = (length) => lengths.includes(length);
-  if (!isFilledWithZeros(packed, width * lengths.length) || !holds(least) || !holds(most) || lengths.some((length) => length > most)) {
+  if (
+    !isFilledWithZeros(packed, width * lengths.length) ||
+    !holds(least) ||
+    !holds(most) ||
+    lengths.some((length) => length > most)
+  ) {
     throw new FormatError(`The file is damaged: its tiles must have ${least} to ${most} tokens.`);
   }
   return { columns, rows, lengths };
@@ -113,7 +143,12 @@ function geometryBytes({ fit, orientation, width, height, tiles }, most) {
   if (!tiles) return bytes;
   const least = tiles.lengths.reduce((a, b) => Math.min(a, b));
   bytes.push(...varint(tiles.columns - 1), ...varint(tiles.rows - 1), ...varint(least - 1));
-  return bytes.concat(packBits(tiles.lengths.map((length) => length - least), bitsOf(most - least)));
+  return bytes.concat(
+    packBits(
+      tiles.lengths.map((length) => length - least),
+      bitsOf(most - least),
+    ),
+  );
 }
 
 /** Section 7: whether a payload of this size may hold that many tokens. */
@@ -121,11 +156,13 @@ export const mayHold = (mode, size, count) => size <= 4 * count && (mode === 0 |
 
 function checkHolds({ mode, size, lengths }) {
   const count = lengths.reduce((a, b) => a + b, 0);
-  if (!mayHold(mode, size, count)) throw new FormatError(`The file is damaged: ${size} bytes cannot hold ${count} tokens.`);
+  if (!mayHold(mode, size, count))
+    throw new FormatError(`The file is damaged: ${size} bytes cannot hold ${count} tokens.`);
 }
 
 function checkRange(what, value, most) {
-  if (value < 1 || value > most) throw new FormatError(`The file is damaged: 1 to ${most} ${what} are possible, and it says ${value}.`);
+  if (value < 1 || value > most)
+    throw new FormatError(`The file is damaged: 1 to ${most} ${what} are possible, and it says ${value}.`);
 }
 
 class Reader {
@@ -182,7 +219,8 @@ export function packBits(values, width) {
 export function unpackBits(bytes, width, count) {
   return Array.from({ length: count }, (_, index) => {
     let value = 0;
-    for (let place = index * width; place < (index + 1) * width; place++) value = 2 * value + ((bytes[place >> 3] >> (7 - (place & 7))) & 1);
+    for (let place = index * width; place < (index + 1) * width; place++)
+      value = 2 * value + ((bytes[place >> 3] >> (7 - (place & 7))) & 1);
     return value;
   });
 }
@@ -252,7 +290,8 @@ export class RangeReader {
 
   /** The code whose share comes next; starts: where each code's share starts, and 2^totalBits. */
   read(starts, totalBits) {
-    const step = Math.floor(this.range / 2 ** totalBits), target = Math.floor(this.code / step);
+    const step = Math.floor(this.range / 2 ** totalBits),
+      target = Math.floor(this.code / step);
     if (target >= 2 ** totalBits) throw new FormatError("The payload is damaged: no token is written so.");
     const code = indexOf(starts, target);
     this.code -= step * starts[code];
@@ -268,7 +307,8 @@ export class RangeReader {
 
 /** The last index whose start is not above the target. */
 function indexOf(starts, target) {
-  let first = 0, behind = starts.length - 1;
+  let first = 0,
+    behind = starts.length - 1;
   while (behind - first > 1) {
     const middle = (first + behind) >> 1;
     if (starts[middle] <= target) first = middle;

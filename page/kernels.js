@@ -2,8 +2,11 @@
 //
 // Plain JavaScript takes 8 times as long (docs/page.md); it is what runs where there is no SIMD.
 
-const I32 = 0x7f, V128 = 0x7b;
-const ROWS = 4, COLUMNS = 8, DEPTH = 4; // of a step: sizes of matrices are multiples of these
+const I32 = 0x7f,
+  V128 = 0x7b;
+const ROWS = 4,
+  COLUMNS = 8,
+  DEPTH = 4; // of a step: sizes of matrices are multiples of these
 const WASM_PAGE = 65536; // bytes of a page of memory
 
 const unsigned = (value) => (value < 128 ? [value] : [(value & 127) | 128, ...unsigned(value >>> 7)]);
@@ -23,54 +26,87 @@ const store = (address, offset, value) => [...address, ...value, ...simd(0x0b), 
 const multiplyAdd = (total, left, right) => set(total, get(total), left, right, simd(0xe6), simd(0xe4));
 /** Repeat `body` as long as `counter`, less `step` each time, is not 0. */
 const repeat = (counter, step, body) => [
-  0x03, 0x40, ...body.flat(Infinity),
-  ...get(counter), ...number(step), 0x6b, 0x22, counter, 0x0d, 0, 0x0b,
+  0x03,
+  0x40,
+  ...body.flat(Infinity),
+  ...get(counter),
+  ...number(step),
+  0x6b,
+  0x22,
+  counter,
+  0x0d,
+  0,
+  0x0b,
 ];
+
+const PARAMETERS = ["a", "aStep", "b", "start", "startStep", "c", "cStep", "rows", "depth", "columns"];
+const POINTERS = ["aRow", "startRow", "cRow", "rowsLeft", "depthLeft", "place", "p0", "p1", "p2", "p3"];
+const AT = Object.fromEntries([...PARAMETERS, ...POINTERS].map((name, index) => [name, index]));
+const FIRST_SUM = PARAMETERS.length + POINTERS.length; // then two for each row, and what is multiplied
+const LEFT = FIRST_SUM + 2 * ROWS;
+const RIGHT = LEFT + 1;
+
+/** For each of the rows of a block its pointer into a, and its two sums of four columns. */
+const eachRow = (make) => Array.from({ length: ROWS }, (_, row) => make(AT.p0 + row, FIRST_SUM + 2 * row, row));
+
+/** Four rows of a, and eight columns of b from there: set the sums, add up all products, write the sums. */
+function block() {
+  const products = Array.from({ length: DEPTH }, (_, k) => [
+    set(LEFT, load(get(AT.place), 32 * k)),
+    set(RIGHT, load(get(AT.place), 32 * k + 16)),
+    eachRow((pointer, sums) => [
+      multiplyAdd(sums, spread(get(pointer), 4 * k), get(LEFT)),
+      multiplyAdd(sums + 1, spread(get(pointer), 4 * k), get(RIGHT)),
+    ]),
+  ]);
+  return [
+    eachRow((pointer, _, row) => set(pointer, row ? sum(get(pointer - 1), get(AT.aStep)) : get(AT.aRow))),
+    eachRow((_, sums) => [
+      set(sums, load(get(AT.startRow), 0)),
+      set(sums + 1, load(get(AT.startRow), 16)),
+      set(AT.startRow, sum(get(AT.startRow), get(AT.startStep))),
+    ]),
+    set(AT.place, get(AT.b)),
+    set(AT.depthLeft, get(AT.depth)),
+    repeat(AT.depthLeft, DEPTH, [
+      products,
+      set(AT.place, sum(get(AT.place), number(32 * DEPTH))),
+      eachRow((pointer) => set(pointer, sum(get(pointer), number(4 * DEPTH)))),
+    ]),
+    eachRow((_, sums) => [
+      store(get(AT.cRow), 0, get(sums)),
+      store(get(AT.cRow), 16, get(sums + 1)),
+      set(AT.cRow, sum(get(AT.cRow), get(AT.cStep))),
+    ]),
+    set(AT.aRow, sum(get(AT.aRow), times4(get(AT.aStep)))),
+  ];
+}
+
+/** All rows, eight columns. */
+function panel() {
+  return [
+    set(AT.aRow, get(AT.a)),
+    set(AT.startRow, get(AT.start)),
+    set(AT.cRow, get(AT.c)),
+    set(AT.rowsLeft, get(AT.rows)),
+    repeat(AT.rowsLeft, ROWS, block()),
+    set(AT.b, get(AT.place)),
+    set(AT.start, sum(get(AT.start), number(32))),
+    set(AT.c, sum(get(AT.c), number(32))),
+  ];
+}
 
 /** The bytes of a module with the function `multiply` of ten numbers: see `Kernels.multiply`. */
 function assembled() {
-  const names = ["a", "aStep", "b", "start", "startStep", "c", "cStep", "rows", "depth", "columns", // parameters
-    "aRow", "startRow", "cRow", "rowsLeft", "depthLeft", "place", "p0", "p1", "p2", "p3"];
-  const at = Object.fromEntries(names.map((name, index) => [name, index]));
-  const sums = Array.from({ length: 2 * ROWS }, (_, index) => names.length + index);
-  const [left, right] = [names.length + sums.length, names.length + sums.length + 1];
-  const eachRow = (make) => Array.from({ length: ROWS }, (_, row) => make(row, at.p0 + row));
-
-  const step = Array.from({ length: DEPTH }, (_, k) => [
-    set(left, load(get(at.place), 32 * k)), set(right, load(get(at.place), 32 * k + 16)),
-    eachRow((row, pointer) => [
-      multiplyAdd(sums[2 * row], spread(get(pointer), 4 * k), get(left)),
-      multiplyAdd(sums[2 * row + 1], spread(get(pointer), 4 * k), get(right)),
-    ]),
+  const locals = vector([
+    [...unsigned(POINTERS.length), I32],
+    [...unsigned(RIGHT + 1 - FIRST_SUM), V128],
   ]);
-  const block = [
-    eachRow((row, pointer) => set(pointer, row ? sum(get(pointer - 1), get(at.aStep)) : get(at.aRow))),
-    eachRow((row) => [
-      set(sums[2 * row], load(get(at.startRow), 0)), set(sums[2 * row + 1], load(get(at.startRow), 16)),
-      set(at.startRow, sum(get(at.startRow), get(at.startStep))),
-    ]),
-    set(at.place, get(at.b)), set(at.depthLeft, get(at.depth)),
-    repeat(at.depthLeft, DEPTH, [
-      step, set(at.place, sum(get(at.place), number(32 * DEPTH))),
-      eachRow((_, pointer) => set(pointer, sum(get(pointer), number(4 * DEPTH)))),
-    ]),
-    eachRow((row) => [
-      store(get(at.cRow), 0, get(sums[2 * row])), store(get(at.cRow), 16, get(sums[2 * row + 1])),
-      set(at.cRow, sum(get(at.cRow), get(at.cStep))),
-    ]),
-    set(at.aRow, sum(get(at.aRow), times4(get(at.aStep)))),
-  ];
-  const panel = [
-    set(at.aRow, get(at.a)), set(at.startRow, get(at.start)), set(at.cRow, get(at.c)), set(at.rowsLeft, get(at.rows)),
-    repeat(at.rowsLeft, ROWS, block),
-    set(at.b, get(at.place)),
-    set(at.start, sum(get(at.start), number(32))), set(at.c, sum(get(at.c), number(32))),
-  ];
-  const locals = vector([[...unsigned(10), I32], [...unsigned(sums.length + 2), V128]]);
-  const body = [...locals, ...repeat(at.columns, COLUMNS, panel), 0x0b];
+  const body = [...locals, ...repeat(AT.columns, COLUMNS, panel()), 0x0b];
+  const numbers = vector(PARAMETERS.map(() => [I32]));
   return new Uint8Array([
-    0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
-    ...section(1, vector([[0x60, ...vector(Array(10).fill([I32])), 0]])), // type: ten numbers to none
+    ...[0, 0x61, 0x73, 0x6d, 1, 0, 0, 0],
+    ...section(1, vector([[0x60, ...numbers, 0]])), // type: ten numbers to none
     ...section(2, vector([[...text("page"), ...text("memory"), 2, 0, 1]])), // import: memory
     ...section(3, vector([[0]])), // function: of the first type
     ...section(7, vector([[...text("multiply"), 0, 0]])), // export
@@ -116,10 +152,12 @@ export class Kernels {
       this.native(4 * a, 4 * aStep, 4 * b, 4 * start, 4 * startStep, 4 * c, 4 * cStep, rows, depth, columns);
       return;
     }
-    const { floats } = this, sums = new Float64Array(COLUMNS);
+    const { floats } = this,
+      sums = new Float64Array(COLUMNS);
     for (let column = 0; column < columns; column += COLUMNS) {
       for (let row = 0; row < rows; row++) {
-        const from = start + row * startStep + column, to = c + row * cStep + column;
+        const from = start + row * startStep + column,
+          to = c + row * cStep + column;
         for (let k = 0; k < COLUMNS; k++) sums[k] = floats[from + k];
         let place = b + column * depth;
         for (let k = a + row * aStep; k < a + row * aStep + depth; k++) {
@@ -137,7 +175,8 @@ export class Kernels {
    * `values[rows[k] + j * step]` is its number in row k and column j.
    */
   pack(place, columns, values, rows, step) {
-    const { floats } = this, depth = rows.length;
+    const { floats } = this,
+      depth = rows.length;
     for (let first = 0; first < columns; first += COLUMNS) {
       const count = Math.min(COLUMNS, columns - first);
       for (let row = 0; row < depth; row++, place += COLUMNS) {

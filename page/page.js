@@ -1,11 +1,13 @@
 // What a person sees and does. All work is worker.js's; here are the image of now, and what is shown of it.
 
 import { blended, paddedBox, shownSize } from "./canvas.js";
+import { drawCurve } from "./curve.js";
 import { FITS, hex } from "./format.js";
 import { MODELS } from "./models.js";
 
 const $ = (id) => document.getElementById(id);
-const FIRST_LENGTH = 8, FEW_TILES = 100;
+const FIRST_LENGTH = 8,
+  FEW_TILES = 100;
 const MOST_PIXELS = 2 ** 24; // of a canvas, on phones
 const STRIP = [1, 2, 4, 8, 16, 32];
 const PARTS = ["version, mode", "tokenizer", "entropy model", "tokens", "size", "geometry", "check", "payload"];
@@ -19,7 +21,8 @@ const PARTS = ["version, mode", "tokenizer", "entropy model", "tokens", "size", 
  */
 let image = null;
 let model = MODELS[0].name;
-let length = FIRST_LENGTH, wantedLength = FIRST_LENGTH; // shown, and asked for: an image may have fewer
+let length = FIRST_LENGTH,
+  wantedLength = FIRST_LENGTH; // shown, and asked for: an image may have fewer
 
 // ------------------------------------------------------------------------------------------------ the worker
 
@@ -40,28 +43,37 @@ worker.onmessage = ({ data: { id, result, error, progress } }) => {
   if (error) reject(new Error(error));
   else resolve(result);
 };
-worker.onerror = () => say("The page's second half could not start: it needs a browser of 2023 or later, and a web server, even a simple one.");
+worker.onerror = () =>
+  say(
+    "The page's second half could not start: it needs a browser of 2023 or later, and a web server, even a simple one.",
+  );
 
 // ------------------------------------------------------------------------------------------------ opening
 
 /** Open what a person gave: an image, or a .1dp file, told by its first bytes. */
 async function open(blob, name, isExample = false) {
   const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-  if (name.endsWith(".1dp") || (head[0] === 0x1d && head[1] >> 4 === 5)) return openFile(new Uint8Array(await blob.arrayBuffer()), name);
+  if (name.endsWith(".1dp") || (head[0] === 0x1d && head[1] >> 4 === 5))
+    return openFile(new Uint8Array(await blob.arrayBuffer()), name);
   return attempt(async () => encoded({ ...(await pixelsOf(blob, name)), name, bytes: blob.size, isExample }), start);
 }
 
 async function encoded(source) {
-  const fit = Number($("fit").value), now = model, { name, image: pixels, size } = source;
+  const fit = Number($("fit").value),
+    now = model,
+    { name, image: pixels, size } = source;
   return { ...(await call("encode", { model: now, image: pixels, size, fit })), name, model: now, fit, source };
 }
 
 function openFile(bytes, name) {
-  return attempt(() => call("open", { bytes }), (opened) => {
-    selectModel(opened.model);
-    start({ ...opened, name, source: null, seen: null });
-    if (opened.isCut) say(`The file is cut: ${bytes.length} bytes of it are here. Shown is what is certain.`, true);
-  });
+  return attempt(
+    () => call("open", { bytes }),
+    (opened) => {
+      selectModel(opened.model);
+      start({ ...opened, name, source: null, seen: null });
+      if (opened.isCut) say(`The file is cut: ${bytes.length} bytes of it are here. Shown is what is certain.`, true);
+    },
+  );
 }
 
 /** Do something that may fail, and say so, or go on with its result; nothing of it where a later one was faster. */
@@ -83,11 +95,15 @@ const attempts = { begun: 0, done: 0 };
 async function pixelsOf(blob, name) {
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
   const bitmap = await createImageBitmap(blob, options).catch(() => {
-    throw new Error(`${name} is no image that this browser can read: give a PNG, JPEG, WebP, GIF or AVIF image, or a .1dp file.`);
+    throw new Error(
+      `${name} is no image that this browser can read: give a PNG, JPEG, WebP, GIF or AVIF image, or a .1dp file.`,
+    );
   });
   const { width, height } = bitmap;
   if (Math.max(width, height) > 65535 || width * height > 2 ** 26) {
-    throw new Error(`A .1dp file holds images of at most 65,535 pixels a side and ${(2 ** 26).toLocaleString("en")} in all; this one has ${width} × ${height}. Scale it down first.`);
+    throw new Error(
+      `A .1dp file holds images of at most 65,535 pixels a side and ${(2 ** 26).toLocaleString("en")} in all; this one has ${width} × ${height}. Scale it down first.`,
+    );
   }
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (width * height)));
   const canvas = document.createElement("canvas");
@@ -102,9 +118,15 @@ async function pixelsOf(blob, name) {
 /** Show a new image, and decode it at all lengths, the wanted one first; tiles, which take seconds, at a few. */
 function start(next) {
   image = { ...next, squares: [], shown: [] };
-  const most = image.files.length, few = STRIP.filter((n) => n <= most);
+  const most = image.files.length,
+    few = STRIP.filter((n) => n <= most);
   length = image.source ? Math.min(wantedLength, most) : most; // a file is shown as it is
-  image.order = image.tiles.length === 1 ? [...few, ...image.files.map((_, k) => k + 1)] : image.tiles.length <= FEW_TILES ? few : [];
+  image.order =
+    image.tiles.length === 1
+      ? [...few, ...image.files.map((_, k) => k + 1)]
+      : image.tiles.length <= FEW_TILES
+        ? few
+        : [];
   buildDial(most);
   show();
   decodeAll(image);
@@ -116,7 +138,8 @@ async function decodeAll(now) {
   while (now === image) {
     const wanted = [length, ...now.order].find((n) => !now.shown[n - 1]);
     if (!wanted) break;
-    const squares = (now.squares[wanted - 1] ??= []), tokens = now.tiles[squares.length].slice(0, wanted);
+    const squares = (now.squares[wanted - 1] ??= []),
+      tokens = now.tiles[squares.length].slice(0, wanted);
     try {
       squares.push(tokens.length ? await call("decode", { model: now.model, tokens }) : null);
     } catch (error) {
@@ -144,7 +167,8 @@ function psnrOf({ width, pixels, box }, shown) {
   const [left, top, right, bottom] = box;
   let sum = 0;
   for (let row = top; row < bottom; row++) {
-    for (let place = 3 * (row * width + left); place < 3 * (row * width + right); place++) sum += (pixels[place] - shown.pixels[place]) ** 2;
+    for (let place = 3 * (row * width + left); place < 3 * (row * width + right); place++)
+      sum += (pixels[place] - shown.pixels[place]) ** 2;
   }
   return 10 * Math.log10((255 ** 2 * areaOf(box) * 3) / sum);
 }
@@ -174,7 +198,10 @@ function showBusy(isBusy, text = "Encoding") {
 
 function showProgress({ size, total, doing }) {
   const megabytes = (count) => (count / 1e6).toFixed(1);
-  const far = total < 1e5 && total ? `tile ${size + 1} of ${total}` : `${megabytes(size)}${total ? ` of ${megabytes(total)}` : ""} MB`;
+  const far =
+    total < 1e5 && total
+      ? `tile ${size + 1} of ${total}`
+      : `${megabytes(size)}${total ? ` of ${megabytes(total)}` : ""} MB`;
   showBusy(true, `${doing}: ${far}`);
   if (total) $("loading").querySelector("progress").value = size / total;
 }
@@ -182,7 +209,8 @@ function showProgress({ size, total, doing }) {
 /** What there is of an image of tiles, now and then. */
 function showPart(now, squares) {
   showProgress({ size: squares.length, total: now.tiles.length, doing: "Decoding" });
-  if (squares.length % now.geometry.tiles.columns === 0 && squares.some(Boolean)) draw($("shown"), shownOf({ geometry: now.geometry }, squares));
+  if (squares.length % now.geometry.tiles.columns === 0 && squares.some(Boolean))
+    draw($("shown"), shownOf({ geometry: now.geometry }, squares));
 }
 
 function draw(canvas, { width, height, pixels }) {
@@ -203,34 +231,47 @@ function show() {
   if (seen) draw($("original"), seen);
   $("fit").disabled = !source;
   const { width, height } = source?.size ?? {};
-  $("original-caption").textContent = source ? `${width} × ${height}${seen.width === width ? "" : ` seen at ${seen.width} × ${seen.height}`}, ${bytesOf(source.bytes)}` : image.name;
-  for (const button of $("examples").children) button.setAttribute("aria-pressed", String(button.dataset.name === (source?.isExample && image.name)));
+  $("original-caption").textContent = source
+    ? `${width} × ${height}${seen.width === width ? "" : ` seen at ${seen.width} × ${seen.height}`}, ${bytesOf(source.bytes)}`
+    : image.name;
+  for (const button of $("examples").children)
+    button.setAttribute("aria-pressed", String(button.dataset.name === (source?.isExample && image.name)));
   showLength();
 }
 
-const bytesOf = (count) => (count < 10000 ? `${count.toLocaleString("en")} bytes` : `${(count / 1000).toLocaleString("en", { maximumFractionDigits: 0 })} kB`);
+const bytesOf = (count) =>
+  count < 10000
+    ? `${count.toLocaleString("en")} bytes`
+    : `${(count / 1000).toLocaleString("en", { maximumFractionDigits: 0 })} kB`;
 
 function buildDial(most) {
   $("slider").max = most;
   $("slider").value = length;
   document.querySelector(".dial").style.setProperty("--count", most);
   $("count-of").textContent = `of ${most}${image.geometry?.tiles ? " a tile" : ""}`;
-  const highest = Math.max(...image.bits), isTiled = image.tiles.length > 1;
-  $("bars").replaceChildren(...image.bits.map((bits, place) => {
-    const bar = document.createElement("i"), what = isTiled ? "of all tiles in the mean" : `is code ${image.tiles[0][place]}`;
-    bar.style.height = `${(100 * bits) / highest}%`;
-    bar.title = `token ${place + 1} ${what}: ${bits.toFixed(1)} bits`;
-    return bar;
-  }));
-  $("strip").replaceChildren(...STRIP.filter((n) => image.order.includes(n)).map((n) => {
-    const button = document.createElement("button"), canvas = document.createElement("canvas");
-    button.type = "button";
-    button.dataset.length = n;
-    button.append(canvas, String(n));
-    button.setAttribute("aria-label", n === 1 ? "1 token" : `${n} tokens`);
-    button.onclick = () => setLength(n);
-    return button;
-  }));
+  const highest = Math.max(...image.bits),
+    isTiled = image.tiles.length > 1;
+  $("bars").replaceChildren(
+    ...image.bits.map((bits, place) => {
+      const bar = document.createElement("i"),
+        what = isTiled ? "of all tiles in the mean" : `is code ${image.tiles[0][place]}`;
+      bar.style.height = `${(100 * bits) / highest}%`;
+      bar.title = `token ${place + 1} ${what}: ${bits.toFixed(1)} bits`;
+      return bar;
+    }),
+  );
+  $("strip").replaceChildren(
+    ...STRIP.filter((n) => image.order.includes(n)).map((n) => {
+      const button = document.createElement("button"),
+        canvas = document.createElement("canvas");
+      button.type = "button";
+      button.dataset.length = n;
+      button.append(canvas, String(n));
+      button.setAttribute("aria-label", n === 1 ? "1 token" : `${n} tokens`);
+      button.onclick = () => setLength(n);
+      return button;
+    }),
+  );
 }
 
 function setLength(value) {
@@ -251,7 +292,8 @@ function showLength() {
     const hue = image.tiles.length > 1 ? 249 : (image.tiles[0][place] * 137.5) % 360;
     bar.style.background = place < length ? `hsl(${hue} 62% var(--token))` : "";
   });
-  for (const button of $("strip").children) button.setAttribute("aria-pressed", String(Number(button.dataset.length) === length));
+  for (const button of $("strip").children)
+    button.setAttribute("aria-pressed", String(Number(button.dataset.length) === length));
   showFile();
   if (image.shown[length - 1]) showDecoded(length);
   else showBusy(true, "Decoding");
@@ -259,7 +301,8 @@ function showLength() {
 
 /** An image that was decoded: in the strip, on the curve, and large where it is the one of now. */
 function showDecoded(decoded) {
-  const shown = image.shown[decoded - 1], button = $("strip").querySelector(`[data-length="${decoded}"]`);
+  const shown = image.shown[decoded - 1],
+    button = $("strip").querySelector(`[data-length="${decoded}"]`);
   if (button && !button.dataset.isDrawn) draw(button.querySelector("canvas"), shown);
   if (button) button.dataset.isDrawn = "yes";
   if (decoded === length) {
@@ -274,7 +317,8 @@ function showDecoded(decoded) {
 }
 
 function showFile() {
-  const file = image.files[length - 1], { seen, geometry } = image;
+  const file = image.files[length - 1],
+    { seen, geometry } = image;
   for (const id of ["save", "link"]) $(id).disabled = !file;
   $("save-image").disabled = !image.shown[length - 1];
   if (!file) {
@@ -282,7 +326,8 @@ function showFile() {
     $("bytes").textContent = "";
     return;
   }
-  const size = file.bytes.length, area = areaOf(seen?.box ?? boxOf(image));
+  const size = file.bytes.length,
+    area = areaOf(seen?.box ?? boxOf(image));
   $("size").textContent = size.toLocaleString("en");
   $("rate").textContent = ((8 * size) / area).toFixed(3);
   $("ratio").textContent = `${((3 * area) / size).toFixed(0)} ×`;
@@ -291,15 +336,24 @@ function showFile() {
 
 /** The file in hexadecimal, each part in its colour. */
 function showBytes({ bytes, parts, mode }) {
-  const pieces = [], legend = [];
+  const pieces = [],
+    legend = [];
   let place = 0;
   for (const [name, size] of parts) {
-    const hue = (PARTS.indexOf(name) * 47 + 20) % 360, span = document.createElement("span");
-    span.textContent = hex(bytes.subarray(place, place + Math.min(size, 2000))).replace(/..(?!$)/g, "$& ") + (size > 2000 ? " …" : "");
-    const item = document.createElement("li"), swatch = document.createElement("i");
+    const hue = (PARTS.indexOf(name) * 47 + 20) % 360,
+      span = document.createElement("span");
+    span.textContent =
+      hex(bytes.subarray(place, place + Math.min(size, 2000))).replace(/..(?!$)/g, "$& ") + (size > 2000 ? " …" : "");
+    const item = document.createElement("li"),
+      swatch = document.createElement("i");
     for (const element of [span, item]) element.dataset.part = name;
     for (const element of [span, swatch]) element.style.setProperty("--hue", hue);
-    item.append(swatch, name === "payload" ? `payload: the tokens, by ${{ fixed: "fixed bits", tables: "tables", network: "a small network" }[mode]}` : name);
+    item.append(
+      swatch,
+      name === "payload"
+        ? `payload: the tokens, by ${{ fixed: "fixed bits", tables: "tables", network: "a small network" }[mode]}`
+        : name,
+    );
     if (size) pieces.push(span, " ");
     if (size) legend.push(item);
     place += size;
@@ -310,37 +364,20 @@ function showBytes({ bytes, parts, mode }) {
 
 /** PSNR by bytes, of what is decoded. */
 function showCurve() {
-  const { files, shown, seen } = image, svg = $("curve");
-  svg.parentElement.hidden = !seen;
+  const { files, shown, seen } = image;
+  $("curve").parentElement.hidden = !seen;
   if (!seen) return;
-  const points = shown.map((one, k) => one && [files[k].bytes.length, one.psnr, k + 1]).filter((point) => point && Number.isFinite(point[1]));
-  if (!points.length) return svg.replaceChildren();
-  const highest = Math.ceil(Math.max(...points.map(([, psnr]) => psnr)) + 0.5), lowest = Math.floor(Math.min(...points.map(([, psnr]) => psnr)) - 0.5);
-  const widest = files.at(-1).bytes.length, narrowest = files[0].bytes.length;
-  const x = (bytes) => 30 + (260 * (bytes - narrowest)) / Math.max(1, widest - narrowest);
-  const y = (psnr) => 122 - (110 * (psnr - lowest)) / (highest - lowest);
-  const line = points.map(([bytes, psnr], k) => `${k ? "L" : "M"}${x(bytes).toFixed(1)} ${y(psnr).toFixed(1)}`).join("");
-  const elements = [lowest, highest].flatMap((psnr) => [
-    make("line", { x1: 30, x2: 290, y1: y(psnr), y2: y(psnr) }), make("text", { x: 25, y: y(psnr) + 3, "text-anchor": "end" }, psnr),
-  ]);
-  elements.push(make("text", { x: 30, y: 138, "text-anchor": "middle" }, narrowest), make("text", { x: 290, y: 138, "text-anchor": "middle" }, widest));
-  elements.push(make("text", { x: 160, y: 138, "text-anchor": "middle" }, "bytes"), make("text", { x: 25, y: 67, "text-anchor": "end" }, "dB"), make("path", { d: line }));
-  const here = points.find(([, , n]) => n === length);
-  if (here) elements.push(make("circle", { cx: x(here[0]), cy: y(here[1]), r: 6 }));
-  svg.replaceChildren(...elements);
-}
-
-function make(name, attributes, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  return element;
+  const points = shown
+    .map(({ psnr }, place) => ({ bytes: files[place].bytes.length, psnr, isHere: place + 1 === length }))
+    .filter(({ psnr }) => Number.isFinite(psnr)); // also what is not decoded yet
+  drawCurve($("curve"), points, files[0].bytes.length, files.at(-1).bytes.length);
 }
 
 // ------------------------------------------------------------------------------------------------ saving
 
 function save(blob, name) {
-  const link = document.createElement("a"), url = URL.createObjectURL(blob);
+  const link = document.createElement("a"),
+    url = URL.createObjectURL(blob);
   [link.href, link.download] = [url, name];
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60000);
@@ -350,11 +387,15 @@ const stem = () => image.name.replace(/\.[^.]*$/, "") || "image";
 
 /** The image as decompressing gives it: what is in the square of the image, in its original size. */
 function saveImage() {
-  const { geometry } = image, shown = $("shown"), canvas = document.createElement("canvas");
+  const { geometry } = image,
+    shown = $("shown"),
+    canvas = document.createElement("canvas");
   const box = boxOf({ geometry, side: shown.width });
   [canvas.width, canvas.height] = [shown.width, shown.height];
   if (geometry && !geometry.tiles) {
-    const [width, height] = shownSize(geometry), fit = FITS[geometry.fit], shorter = Math.min(width, height);
+    const [width, height] = shownSize(geometry),
+      fit = FITS[geometry.fit],
+      shorter = Math.min(width, height);
     const [across, down] = fit === "crop" ? [shorter, shorter] : [width, height];
     const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (across * down)));
     [canvas.width, canvas.height] = [across, down].map((side) => Math.max(1, Math.floor(side * scale)));
@@ -362,18 +403,31 @@ function saveImage() {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(shown, box[0], box[1], box[2] - box[0], box[3] - box[1], 0, 0, canvas.width, canvas.height);
-  canvas.toBlob((blob) => (blob ? save(blob, `${stem()}_${length}.png`) : say(`This browser cannot make an image of ${canvas.width} × ${canvas.height} pixels.`)));
+  canvas.toBlob((blob) =>
+    blob
+      ? save(blob, `${stem()}_${length}.png`)
+      : say(`This browser cannot make an image of ${canvas.width} × ${canvas.height} pixels.`),
+  );
 }
 
-const toAddress = (bytes) => btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
-const fromAddress = (text) => Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+const toAddress = (bytes) =>
+  btoa(String.fromCharCode(...bytes))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replace(/=+$/, "");
+const fromAddress = (text) =>
+  Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
 
 /** The file as a link: it is short enough. */
 async function copyLink() {
   const { bytes } = image.files[length - 1];
-  if (bytes.length > 2000) return say(`A link holds up to 2,000 bytes, and this file has ${bytes.length.toLocaleString("en")}: save it.`);
+  if (bytes.length > 2000)
+    return say(`A link holds up to 2,000 bytes, and this file has ${bytes.length.toLocaleString("en")}: save it.`);
   history.replaceState(null, "", `#${toAddress(bytes)}`);
-  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+  const copied = await navigator.clipboard?.writeText(location.href).then(
+    () => true,
+    () => false,
+  );
   say(copied ? `Copied: ${location.href}` : `The address of this page now has the image in it: ${location.href}`, true);
 }
 
@@ -394,19 +448,23 @@ function selectModel(name) {
   model = name;
   document.querySelector(`#models [value="${name}"]`).checked = true;
   const { label, knows, examples, images } = MODELS.find((one) => one.name === name);
-  $("knows").textContent = `The model “${label}” knows ${knows}, 32 × 32 pixels, and nothing else: of another image it makes what it knows.`;
+  $("knows").textContent =
+    `The model “${label}” knows ${knows}, 32 × 32 pixels, and nothing else: of another image it makes what it knows.`;
   if ($("examples").dataset.model === name) return;
   $("examples").dataset.model = name;
-  $("examples").replaceChildren(...images.map((title) => {
-    const button = document.createElement("button"), picture = document.createElement("img");
-    button.type = "button";
-    button.setAttribute("aria-label", title.replaceAll("_", " "));
-    Object.assign(picture, { src: `${examples}${title}.png`, alt: "", width: 44, height: 44 });
-    button.dataset.name = `${title}.png`;
-    button.append(picture);
-    button.onclick = () => openExample(`${examples}${title}.png`);
-    return button;
-  }));
+  $("examples").replaceChildren(
+    ...images.map((title) => {
+      const button = document.createElement("button"),
+        picture = document.createElement("img");
+      button.type = "button";
+      button.setAttribute("aria-label", title.replaceAll("_", " "));
+      Object.assign(picture, { src: `${examples}${title}.png`, alt: "", width: 44, height: 44 });
+      button.dataset.name = `${title}.png`;
+      button.append(picture);
+      button.onclick = () => openExample(`${examples}${title}.png`);
+      return button;
+    }),
+  );
 }
 
 async function openExample(path) {
@@ -421,7 +479,8 @@ function again() {
 
 function setUp() {
   for (const { name, label } of MODELS) {
-    const choice = document.createElement("label"), input = document.createElement("input");
+    const choice = document.createElement("label"),
+      input = document.createElement("input");
     Object.assign(input, { type: "radio", name: "model", value: name });
     input.onchange = () => {
       const { examples, images } = MODELS.find((one) => one.name === name);
@@ -446,7 +505,10 @@ function setUp() {
   $("link").onclick = copyLink;
   $("bars").onpointerdown = $("bars").onpointermove = (event) => {
     const { left, width } = $("bars").getBoundingClientRect();
-    if (event.buttons) setLength(Math.min(image.files.length, Math.max(1, Math.ceil((image.files.length * (event.clientX - left)) / width))));
+    if (event.buttons)
+      setLength(
+        Math.min(image.files.length, Math.max(1, Math.ceil((image.files.length * (event.clientX - left)) / width))),
+      );
   };
   document.ondragover = (event) => {
     event.preventDefault();
@@ -459,7 +521,8 @@ function setUp() {
     const [file] = event.dataTransfer.files;
     if (file) open(file, file.name);
   };
-  document.onpaste = ({ clipboardData }) => clipboardData.files[0] && open(clipboardData.files[0], clipboardData.files[0].name);
+  document.onpaste = ({ clipboardData }) =>
+    clipboardData.files[0] && open(clipboardData.files[0], clipboardData.files[0].name);
   window.onhashchange = openAddress;
 }
 

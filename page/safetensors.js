@@ -8,7 +8,14 @@ export function readSafetensors(buffer) {
   const entries = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
   const { __metadata__: metadata = {}, ...rest } = entries;
   const arrays = {};
-  for (const [name, { dtype, shape, data_offsets: [first, last] }] of Object.entries(rest)) {
+  for (const [
+    name,
+    {
+      dtype,
+      shape,
+      data_offsets: [first, last],
+    },
+  ] of Object.entries(rest)) {
     const bytes = new Uint8Array(buffer, 8 + size + first, last - first);
     arrays[name] = { dtype, shape, bytes, values: new TYPES[dtype](bytes.slice().buffer) };
   }
@@ -21,7 +28,9 @@ let halves; // the 65,536 numbers of 16 bits
 export function asFloats({ dtype, values }) {
   if (dtype === "F32") return values;
   halves ??= Float32Array.from({ length: 65536 }, (_, bits) => {
-    const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    const sign = bits >> 15 ? -1 : 1,
+      exponent = (bits >> 10) & 31,
+      fraction = bits & 1023;
     if (exponent === 31) return fraction ? NaN : sign * Infinity;
     return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
   });

@@ -19,11 +19,13 @@ const turned = (value, bits) => (value >>> bits) | (value << (32 - bits));
 export function sha256(parts) {
   const pieces = parts.map((part) => (typeof part === "string" ? new TextEncoder().encode(part) : part));
   const size = pieces.reduce((sum, piece) => sum + piece.length, 0);
-  const message = new Uint8Array(Math.ceil((size + 9) / 64) * 64), view = new DataView(message.buffer);
+  const message = new Uint8Array(Math.ceil((size + 9) / 64) * 64),
+    view = new DataView(message.buffer);
   pieces.reduce((place, piece) => (message.set(piece, place), place + piece.length), 0);
   message[size] = 0x80;
   view.setBigUint64(message.length - 8, BigInt(size) * 8n);
-  const state = Int32Array.from(START), words = new Int32Array(64);
+  const state = Int32Array.from(START),
+    words = new Int32Array(64);
   for (let block = 0; block < message.length; block += 64) digest(state, words, view, block);
   const result = new DataView(new ArrayBuffer(32));
   state.forEach((value, index) => result.setInt32(4 * index, value));
@@ -33,8 +35,10 @@ export function sha256(parts) {
 function digest(state, words, view, block) {
   for (let k = 0; k < 16; k++) words[k] = view.getInt32(block + 4 * k);
   for (let k = 16; k < 64; k++) {
-    const early = words[k - 15], late = words[k - 2];
-    const low = turned(early, 7) ^ turned(early, 18) ^ (early >>> 3), high = turned(late, 17) ^ turned(late, 19) ^ (late >>> 10);
+    const early = words[k - 15],
+      late = words[k - 2];
+    const low = turned(early, 7) ^ turned(early, 18) ^ (early >>> 3),
+      high = turned(late, 17) ^ turned(late, 19) ^ (late >>> 10);
     words[k] = words[k - 16] + low + words[k - 7] + high;
   }
   let [a, b, c, d, e, f, g, h] = state;

@@ -7,7 +7,8 @@ import { Kernels, rounded } from "./kernels.js";
 import { asFloats, readSafetensors } from "./safetensors.js";
 
 const HEAD = 64; // channels of an attention head, in every published size
-const LAYER_NORM_EPS = 1e-5, GROUP_NORM_EPS = 1e-6;
+const LAYER_NORM_EPS = 1e-5,
+  GROUP_NORM_EPS = 1e-6;
 
 export class Tokenizer {
   /** config: the parsed config.json; weights: the ArrayBuffer of a model.safetensors; options: of `Kernels`. */
@@ -71,16 +72,22 @@ export class Tokenizer {
 
   /** Arguments as of `Kernels.pack`. */
   #packed(values, outputs, rows, step) {
-    const columns = rounded(outputs, 8), depth = rows.length, place = this.#reserve(depth * columns);
+    const columns = rounded(outputs, 8),
+      depth = rows.length,
+      place = this.#reserve(depth * columns);
     this.kernels.pack(place, outputs, values, rows, step);
     return { place, depth, columns };
   }
 
   /** (outputs, inputs, 3, 3) as three matrices, one a row of the kernel: three neighbouring pixels to the outputs. */
   #loadConvolution(name) {
-    const [outputs, inputs] = this.arrays[name].shape, values = asFloats(this.arrays[name]);
+    const [outputs, inputs] = this.arrays[name].shape,
+      values = asFloats(this.arrays[name]);
     const places = [0, 1, 2].map((row) => {
-      const rows = Int32Array.from({ length: 3 * inputs }, (_, k) => (k % inputs) * 9 + 3 * row + Math.floor(k / inputs));
+      const rows = Int32Array.from(
+        { length: 3 * inputs },
+        (_, k) => (k % inputs) * 9 + 3 * row + Math.floor(k / inputs),
+      );
       return this.#packed(values, outputs, rows, 9 * inputs).place;
     });
     this.matrices[name] = { places, depth: 3 * inputs, columns: rounded(outputs, 8), inputs };
@@ -88,7 +95,8 @@ export class Tokenizer {
 
   /** (outputs, 3, P, P) as a matrix whose rows are a patch's numbers, row by row, colours last. */
   #loadPatches(name) {
-    const [outputs, colours, size] = this.arrays[name].shape, depth = colours * size * size;
+    const [outputs, colours, size] = this.arrays[name].shape,
+      depth = colours * size * size;
     const rows = Int32Array.from({ length: depth }, (_, k) => (k % colours) * size * size + Math.floor(k / colours));
     this.matrices[name] = this.#packed(asFloats(this.arrays[name]), outputs, rows, depth);
   }
@@ -120,22 +128,28 @@ export class Tokenizer {
   // ------------------------------------------------------------------------------------------------ transformers
 
   #layerNorm(input, rows, name, output) {
-    const { floats } = this.kernels, [scale, shift] = [this.vectors[`${name}.weight`], this.vectors[`${name}.bias`]];
+    const { floats } = this.kernels,
+      [scale, shift] = [this.vectors[`${name}.weight`], this.vectors[`${name}.bias`]];
     const width = this.width;
     for (let row = 0; row < rows; row++) {
-      const from = input + row * width, to = output + row * width;
-      let mean = 0, square = 0;
+      const from = input + row * width,
+        to = output + row * width;
+      let mean = 0,
+        square = 0;
       for (let k = 0; k < width; k++) mean += floats[from + k];
       mean /= width;
       for (let k = 0; k < width; k++) square += (floats[from + k] - mean) ** 2;
       const factor = 1 / Math.sqrt(square / width + LAYER_NORM_EPS);
-      for (let k = 0; k < width; k++) floats[to + k] = (floats[from + k] - mean) * factor * floats[scale + k] + floats[shift + k];
+      for (let k = 0; k < width; k++)
+        floats[to + k] = (floats[from + k] - mean) * factor * floats[scale + k] + floats[shift + k];
     }
   }
 
   #transformer(half, x, rows) {
     const { kernels, width, widest } = this;
-    const normed = this.#rows("normed", widest), mixed = this.#rows("mixed", widest), wide = this.#rows("wide", 4 * widest);
+    const normed = this.#rows("normed", widest),
+      mixed = this.#rows("mixed", widest),
+      wide = this.#rows("wide", 4 * widest);
     this.#layerNorm(x, rows, `${half}.ln_pre`, x);
     for (let layer = 0; `${half}.transformer.${layer}.ln_1.weight` in this.vectors; layer++) {
       const block = `${half}.transformer.${layer}`;
@@ -154,12 +168,22 @@ export class Tokenizer {
 
   /** From rows of queries, keys and values, (rows, 3 width), to (rows, width). */
   #attention(qkv, rows, output) {
-    const { kernels, width } = this, room = rounded(rows, 8);
-    const keys = this.#rows("keys", HEAD), values = this.#rows("values", HEAD);
-    const scores = this.#rows("scores", this.mostRows), zeros = this.#rows("zeros", HEAD);
+    const { kernels, width } = this,
+      room = rounded(rows, 8);
+    const keys = this.#rows("keys", HEAD),
+      values = this.#rows("values", HEAD);
+    const scores = this.#rows("scores", this.mostRows),
+      zeros = this.#rows("zeros", HEAD);
     for (let head = 0; head < width; head += HEAD) {
-      const { floats } = kernels, at = (row, part) => qkv + (3 * row + part) * width + head;
-      kernels.pack(keys, rows, floats, Array.from({ length: HEAD }, (_, k) => at(0, 1) + k), 3 * width);
+      const { floats } = kernels,
+        at = (row, part) => qkv + (3 * row + part) * width + head;
+      kernels.pack(
+        keys,
+        rows,
+        floats,
+        Array.from({ length: HEAD }, (_, k) => at(0, 1) + k),
+        3 * width,
+      );
       floats.fill(0, values, values + room * HEAD);
       for (let first = 0; first < HEAD; first += 8) {
         for (let row = 0; row < rows; row++) {
@@ -175,20 +199,27 @@ export class Tokenizer {
 
   /** Tokens (N) of an image: bytes of red, green and blue, pixel by pixel. */
   encode(pixels) {
-    const { kernels, side, patch, numTokens } = this, across = side / patch, patches = across ** 2;
-    const rows = 1 + patches + numTokens, depth = patch * patch * 3;
+    const { kernels, side, patch, numTokens } = this,
+      across = side / patch,
+      patches = across ** 2;
+    const rows = 1 + patches + numTokens,
+      depth = patch * patch * 3;
     this.width = this.matrices["encoder.patch_embed.weight"].columns;
     const { width } = this;
-    const x = this.#rows("x", this.widest), cut = this.#buffer("patches", rounded(patches, 4) * depth);
+    const x = this.#rows("x", this.widest),
+      cut = this.#buffer("patches", rounded(patches, 4) * depth);
     for (let index = 0; index < patches; index++) {
-      const top = Math.floor(index / across) * patch, left = (index % across) * patch;
+      const top = Math.floor(index / across) * patch,
+        left = (index % across) * patch;
       for (let row = 0; row < patch; row++) {
-        const from = ((top + row) * side + left) * 3, to = cut + index * depth + row * patch * 3;
+        const from = ((top + row) * side + left) * 3,
+          to = cut + index * depth + row * patch * 3;
         for (let k = 0; k < patch * 3; k++) kernels.floats[to + k] = pixels[from + k] / 255;
       }
     }
     this.#linear(cut, patches, "encoder.patch_embed.weight", x + width); // rows behind are written next
-    const { floats } = kernels, { vectors } = this;
+    const { floats } = kernels,
+      { vectors } = this;
     floats.copyWithin(x, vectors["encoder.class_embedding"], vectors["encoder.class_embedding"] + width);
     add(floats, x, vectors["encoder.positional_embedding"], (1 + patches) * width);
     const latents = x + (1 + patches) * width;
@@ -201,12 +232,15 @@ export class Tokenizer {
   /** Vectors (N, C) of the encoder's last features, (N, width). */
   #encoded(latents) {
     const { kernels, width, numTokens } = this;
-    const normed = this.#rows("normed", this.widest), turned = this.#rows("wide", 4 * this.widest);
+    const normed = this.#rows("normed", this.widest),
+      turned = this.#rows("wide", 4 * this.widest);
     this.#layerNorm(latents, numTokens, "encoder.ln_post", normed);
     let last = normed;
-    if (this.isLegacy) { // the published weights read the memory of (N, width) as (width, N)
+    if (this.isLegacy) {
+      // the published weights read the memory of (N, width) as (width, N)
       for (let row = 0; row < numTokens; row++) {
-        for (let k = 0; k < width; k++) kernels.floats[turned + row * width + k] = kernels.floats[normed + k * numTokens + row];
+        for (let k = 0; k < width; k++)
+          kernels.floats[turned + row * width + k] = kernels.floats[normed + k * numTokens + row];
       }
       last = turned;
     }
@@ -214,14 +248,16 @@ export class Tokenizer {
     const output = this.#buffer("encoded", rounded(numTokens, 4) * columns);
     this.#linear(last, numTokens, "encoder.conv_out.weight", output);
     return Array.from({ length: numTokens }, (_, row) =>
-      kernels.floats.slice(output + row * columns, output + row * columns + this.tokenSize));
+      kernels.floats.slice(output + row * columns, output + row * columns + this.tokenSize),
+    );
   }
 
   #nearest(vectors) {
     const { codebook, tokenSize, codebookSize } = this;
     return vectors.map((vector) => {
       if (this.useL2Norm) normalise(vector, 0, tokenSize);
-      let best = 0, least = Infinity;
+      let best = 0,
+        least = Infinity;
       for (let code = 0; code < codebookSize; code++) {
         let distance = 0; // less |vector|^2, which is the same for all
         for (let k = 0; k < tokenSize; k++) {
@@ -236,12 +272,16 @@ export class Tokenizer {
 
   /** Bytes of red, green and blue, pixel by pixel, of the first tokens of an image: 1 to N of them. */
   decode(tokens) {
-    const { kernels, tokenSize, grid } = this, cells = grid ** 2, rows = 1 + cells + tokens.length;
+    const { kernels, tokenSize, grid } = this,
+      cells = grid ** 2,
+      rows = 1 + cells + tokens.length;
     this.width = this.matrices["decoder.decoder_embed.weight"].columns;
     const { width, vectors } = this;
-    const x = this.#rows("x", this.widest), codes = this.#rows("codes", tokenSize);
+    const x = this.#rows("x", this.widest),
+      codes = this.#rows("codes", tokenSize);
     tokens.forEach((token, row) =>
-      kernels.floats.set(this.codebook.subarray(token * tokenSize, (token + 1) * tokenSize), codes + row * tokenSize));
+      kernels.floats.set(this.codebook.subarray(token * tokenSize, (token + 1) * tokenSize), codes + row * tokenSize),
+    );
     const latents = x + (1 + cells) * width;
     this.#linear(codes, tokens.length, "decoder.decoder_embed.weight", latents);
     const { floats } = kernels;
@@ -257,9 +297,12 @@ export class Tokenizer {
 
   /** Of the features of the grid's cells the expected vectors of the pixel codes, (cells, channels). */
   #pixelVectors(features, cells) {
-    const { kernels } = this, normed = this.#rows("normed", this.widest);
-    const hidden = this.matrices["decoder.ffn.0.weight"].columns, codes = this.matrices["decoder.ffn.2.weight"].columns;
-    const first = this.#buffer("ffn", cells * hidden), logits = this.#buffer("logits", cells * codes);
+    const { kernels } = this,
+      normed = this.#rows("normed", this.widest);
+    const hidden = this.matrices["decoder.ffn.0.weight"].columns,
+      codes = this.matrices["decoder.ffn.2.weight"].columns;
+    const first = this.#buffer("ffn", cells * hidden),
+      logits = this.#buffer("logits", cells * codes);
     const output = this.#buffer("pixels", cells * this.matrices["pixel_quantize.embedding.weight"].columns);
     this.#layerNorm(features, cells, "decoder.ln_post", normed);
     this.#linear(normed, cells, "decoder.ffn.0.weight", first);
@@ -274,14 +317,22 @@ export class Tokenizer {
 
   /** The image of the grid's vectors. */
   #pixels(z) {
-    let side = this.grid, x = this.#buffer("level0", side * side * this.matrices["pixel_decoder.conv_in.weight"].columns);
+    let side = this.grid,
+      x = this.#buffer("level0", side * side * this.matrices["pixel_decoder.conv_in.weight"].columns);
     const base = "pixel_decoder";
-    this.#convolution(this.#framed(z, side, this.matrices[`${base}.conv_in.weight`].inputs), side, `${base}.conv_in.weight`, x);
+    this.#convolution(
+      this.#framed(z, side, this.matrices[`${base}.conv_in.weight`].inputs),
+      side,
+      `${base}.conv_in.weight`,
+      x,
+    );
     for (let block = 0; block < this.numResBlocks; block++) x = this.#residual(x, side, `${base}.mid.${block}`);
     for (let level = this.levels - 1; level >= 0; level--) {
-      for (let block = 0; block < this.numResBlocks; block++) x = this.#residual(x, side, `${base}.up.${level}.block.${block}`);
+      for (let block = 0; block < this.numResBlocks; block++)
+        x = this.#residual(x, side, `${base}.up.${level}.block.${block}`);
       if (level === 0) break;
-      const name = `${base}.up.${level}.upsample_conv.weight`, { inputs, columns } = this.matrices[name];
+      const name = `${base}.up.${level}.upsample_conv.weight`,
+        { inputs, columns } = this.matrices[name];
       side *= 2;
       const larger = this.#buffer(`up${level}`, side * side * columns);
       this.#convolution(this.#framed(x, side, inputs, 2), side, name, larger);
@@ -289,20 +340,39 @@ export class Tokenizer {
     }
     const { inputs, columns } = this.matrices[`${base}.conv_out.weight`];
     const output = this.#buffer("image", side * side * columns);
-    this.#convolution(this.#normedAndFramed(x, side, inputs, `${base}.norm_out`), side, `${base}.conv_out.weight`, output);
-    const pixels = new Uint8ClampedArray(side * side * 3), { floats } = this.kernels;
+    this.#convolution(
+      this.#normedAndFramed(x, side, inputs, `${base}.norm_out`),
+      side,
+      `${base}.conv_out.weight`,
+      output,
+    );
+    const pixels = new Uint8ClampedArray(side * side * 3),
+      { floats } = this.kernels;
     // Clamped and rounded, halves to even, by the array.
     for (let k = 0; k < pixels.length; k++) pixels[k] = 255 * floats[output + Math.floor(k / 3) * columns + (k % 3)];
     return pixels;
   }
 
   #residual(x, side, name) {
-    const first = this.matrices[`${name}.conv1.weight`], second = this.matrices[`${name}.conv2.weight`];
+    const first = this.matrices[`${name}.conv1.weight`],
+      second = this.matrices[`${name}.conv2.weight`];
     const size = side * side * second.columns;
-    const middle = this.#buffer(`middle${side}`, size), output = this.#buffer(`${name}`, size);
-    this.#convolution(this.#normedAndFramed(x, side, first.inputs, `${name}.norm1`), side, `${name}.conv1.weight`, middle);
-    this.#convolution(this.#normedAndFramed(middle, side, second.inputs, `${name}.norm2`), side, `${name}.conv2.weight`, output);
-    if (`${name}.nin_shortcut.weight` in this.matrices) { // it reads the block's own output
+    const middle = this.#buffer(`middle${side}`, size),
+      output = this.#buffer(`${name}`, size);
+    this.#convolution(
+      this.#normedAndFramed(x, side, first.inputs, `${name}.norm1`),
+      side,
+      `${name}.conv1.weight`,
+      middle,
+    );
+    this.#convolution(
+      this.#normedAndFramed(middle, side, second.inputs, `${name}.norm2`),
+      side,
+      `${name}.conv2.weight`,
+      output,
+    );
+    if (`${name}.nin_shortcut.weight` in this.matrices) {
+      // it reads the block's own output
       this.#linear(output, side * side, `${name}.nin_shortcut.weight`, middle);
       x = middle;
     }
@@ -312,17 +382,31 @@ export class Tokenizer {
 
   /** 3 x 3, of an image with a frame of zeros: for every row of it three products, whose rows overlap. */
   #convolution(framed, side, name, output) {
-    const { places, depth, columns, inputs, bias } = this.matrices[name], stride = (side + 2) * inputs;
+    const { places, depth, columns, inputs, bias } = this.matrices[name],
+      stride = (side + 2) * inputs;
     for (let row = 0; row < side; row++) {
       const to = output + row * side * columns;
-      places.forEach((place, k) => this.kernels.multiply(
-        framed + (row + k) * stride, inputs, place, k ? to : bias, k ? columns : 0, to, columns, side, depth, columns));
+      places.forEach((place, k) =>
+        this.kernels.multiply(
+          framed + (row + k) * stride,
+          inputs,
+          place,
+          k ? to : bias,
+          k ? columns : 0,
+          to,
+          columns,
+          side,
+          depth,
+          columns,
+        ),
+      );
     }
   }
 
   /** A copy with a frame of zeros, to `side` after each pixel was repeated `times` across and down. */
   #framed(x, side, channels, times = 1) {
-    const { floats } = this.kernels, stride = (side + 2) * channels;
+    const { floats } = this.kernels,
+      stride = (side + 2) * channels;
     const framed = this.#frame(side, channels);
     for (let row = 0; row < side; row++) {
       for (let column = 0; column < side; column++) {
@@ -339,15 +423,20 @@ export class Tokenizer {
 
   /** GroupNorm, then SiLU, with a frame of zeros. */
   #normedAndFramed(x, side, channels, name) {
-    const framed = this.#frame(side, channels), { floats } = this.kernels;
-    const scale = this.vectors[`${name}.weight`], shift = this.vectors[`${name}.bias`], stride = (side + 2) * channels;
+    const framed = this.#frame(side, channels),
+      { floats } = this.kernels;
+    const scale = this.vectors[`${name}.weight`],
+      shift = this.vectors[`${name}.bias`],
+      stride = (side + 2) * channels;
     const { factor, offset } = groupStatistics(floats, x, side * side, channels, this.normGroups);
-    for (let channel = 0; channel < channels; channel++) { // one factor and offset a channel
+    for (let channel = 0; channel < channels; channel++) {
+      // one factor and offset a channel
       factor[channel] *= floats[scale + channel];
       offset[channel] = offset[channel] * floats[scale + channel] + floats[shift + channel];
     }
     for (let row = 0; row < side; row++) {
-      let from = x + row * side * channels, to = framed + (row + 1) * stride + channels;
+      let from = x + row * side * channels,
+        to = framed + (row + 1) * stride + channels;
       for (let column = 0; column < side; column++) {
         for (let channel = 0; channel < channels; channel++) {
           const value = floats[from++] * factor[channel] + offset[channel];
@@ -361,7 +450,9 @@ export class Tokenizer {
 
 /** Of each channel what its group's values are multiplied with and what is added, to mean 0 and variance 1. */
 function groupStatistics(floats, x, pixels, channels, groups) {
-  const sums = new Float64Array(channels), squares = new Float64Array(channels), size = channels / groups;
+  const sums = new Float64Array(channels),
+    squares = new Float64Array(channels),
+    size = channels / groups;
   for (let pixel = 0, place = x; pixel < pixels; pixel++) {
     for (let channel = 0; channel < channels; channel++) {
       const value = floats[place++];
@@ -369,11 +460,15 @@ function groupStatistics(floats, x, pixels, channels, groups) {
       squares[channel] += value * value;
     }
   }
-  const factor = new Float64Array(channels), offset = new Float64Array(channels);
+  const factor = new Float64Array(channels),
+    offset = new Float64Array(channels);
   for (let first = 0; first < channels; first += size) {
-    let sum = 0, square = 0;
-    for (let channel = first; channel < first + size; channel++) [sum, square] = [sum + sums[channel], square + squares[channel]];
-    const mean = sum / (pixels * size), variance = square / (pixels * size) - mean * mean;
+    let sum = 0,
+      square = 0;
+    for (let channel = first; channel < first + size; channel++)
+      [sum, square] = [sum + sums[channel], square + squares[channel]];
+    const mean = sum / (pixels * size),
+      variance = square / (pixels * size) - mean * mean;
     factor.fill(1 / Math.sqrt(variance + GROUP_NORM_EPS), first, first + size);
     offset.fill(-mean / Math.sqrt(variance + GROUP_NORM_EPS), first, first + size);
   }
@@ -393,7 +488,8 @@ function add(floats, to, from, size) {
 
 /** Of `scale` times the first `count` numbers of a row; the others become 0. */
 function softmax(floats, place, count, room, scale) {
-  let most = -Infinity, sum = 0;
+  let most = -Infinity,
+    sum = 0;
   for (let k = place; k < place + count; k++) most = Math.max(most, floats[k]);
   for (let k = place; k < place + count; k++) sum += floats[k] = Math.exp(scale * (floats[k] - most));
   for (let k = place; k < place + count; k++) floats[k] /= sum;
@@ -403,9 +499,14 @@ function softmax(floats, place, count, room, scale) {
 /** x times the normal distribution's share below x. */
 function gelu(floats, place, size) {
   for (let k = place; k < place + size; k++) {
-    const x = floats[k], z = Math.abs(x) * Math.SQRT1_2, t = 1 / (1 + 0.3275911 * z);
+    const x = floats[k],
+      z = Math.abs(x) * Math.SQRT1_2,
+      t = 1 / (1 + 0.3275911 * z);
     // 1 - erf(z) to 1.5e-7: Abramowitz and Stegun, 7.1.26
-    const tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))) * Math.exp(-z * z);
+    const tail =
+      t *
+      (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))) *
+      Math.exp(-z * z);
     floats[k] = x > 0 ? x * (1 - tail / 2) : (x * tail) / 2;
   }
 }

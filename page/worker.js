@@ -9,28 +9,39 @@ import { Tokenizer } from "./tokenizer.js";
 const MOST_TILES = 500; // that are decoded: half a minute's work
 const TILED_SIDE = 256; // of an image that is cut into tiles: 81 of them at most
 
-const stores = new Map(), tokenizers = new Map();
+const stores = new Map(),
+  tokenizers = new Map();
 
 /** A function that is called once for each name, whatever comes of it kept; what failed is tried again. */
 function kept(results, make) {
   return (name) => {
-    if (!results.has(name)) results.set(name, make(name).catch((error) => (results.delete(name), Promise.reject(error))));
+    if (!results.has(name))
+      results.set(
+        name,
+        make(name).catch((error) => (results.delete(name), Promise.reject(error))),
+      );
     return results.get(name);
   };
 }
 
 const storeOf = kept(stores, async (name) => new EntropyModels(await fetched(`models/${name}/entropy.safetensors`)));
 const tokenizerOf = kept(tokenizers, async (name) => {
-  const config = JSON.parse(new TextDecoder().decode(await fetched(`models/${name}/config.json`)));
-  return new Tokenizer(config, await fetched(`models/${name}/model.safetensors`, true));
+  const files = [fetched(`models/${name}/config.json`), fetched(`models/${name}/model.safetensors`, true)];
+  const [config, weights] = await Promise.all(files);
+  return new Tokenizer(JSON.parse(new TextDecoder().decode(config)), weights);
 });
 
 async function fetched(path, isReported = false) {
   const response = await fetch(path).catch(() => null);
-  if (!response?.ok) throw new Error(`${path} could not be fetched${response ? ` (${response.status})` : ""}. Is the page whole, and are you online?`);
-  const total = Number(response.headers.get("Content-Length")), parts = [];
+  if (!response?.ok)
+    throw new Error(
+      `${path} could not be fetched${response ? ` (${response.status})` : ""}. Is the page whole, and are you online?`,
+    );
+  const isPacked = response.headers.has("Content-Encoding"); // then its length is another
+  const total = isPacked ? 0 : Number(response.headers.get("Content-Length")),
+    parts = [];
   let size = 0;
-  for (const reader = response.body.getReader(); ; ) {
+  for (const reader = response.body.getReader(); ;) {
     const { done, value } = await reader.read();
     if (done) break;
     parts.push(value);
@@ -41,12 +52,6 @@ async function fetched(path, isReported = false) {
 }
 
 const ACTIONS = {
-  /** Fetch a model. */
-  async load({ model }) {
-    const [tokenizer, store] = await Promise.all([tokenizerOf(model), storeOf(model)]);
-    return { side: tokenizer.side, numTokens: tokenizer.numTokens, tokenizer: hex(store.tokenizer) };
-  },
-
   /**
    * Of an image as a canvas has it what the model sees of it, its tokens, and files of each number of them.
    *
@@ -54,15 +59,28 @@ const ACTIONS = {
    */
   async encode({ model, image, size, fit }) {
     const [tokenizer, store] = await Promise.all([tokenizerOf(model), storeOf(model)]);
-    const given = onWhite(image), { side } = tokenizer;
+    const given = onWhite(image),
+      { side } = tokenizer;
     if (FITS[fit] === "tile") {
-      const seen = withinSide(given, TILED_SIDE), { squares, geometry } = toTiles(seen, side);
+      const seen = withinSide(given, TILED_SIDE),
+        { squares, geometry } = toTiles(seen, side);
       const tiles = squares.map((square, tile) => (tell(tile, squares.length, "Encoding"), tokenizer.encode(square)));
-      return { seen: { ...seen, box: [0, 0, seen.width, seen.height] }, geometry, tiles, ...filesOf(store, tiles, geometry) };
+      return {
+        seen: { ...seen, box: [0, 0, seen.width, seen.height] },
+        geometry,
+        tiles,
+        ...filesOf(store, tiles, geometry),
+      };
     }
-    const { square, box, geometry } = toSquare(given, fit, side), tiles = [tokenizer.encode(square)];
+    const { square, box, geometry } = toSquare(given, fit, side),
+      tiles = [tokenizer.encode(square)];
     const said = geometry && { ...geometry, ...size };
-    return { seen: { width: side, height: side, pixels: square, box }, geometry: said, tiles, ...filesOf(store, tiles, said) };
+    return {
+      seen: { width: side, height: side, pixels: square, box },
+      geometry: said,
+      tiles,
+      ...filesOf(store, tiles, said),
+    };
   },
 
   /** Bytes of the square that the first tokens of an image, or of a tile, show. */
@@ -77,15 +95,22 @@ const ACTIONS = {
       const store = await storeOf(name);
       if (hex(store.tokenizer.subarray(0, 2)) !== hex(written)) continue;
       if (lengths.length > MOST_TILES) {
-        throw new FormatError(`The file has ${lengths.length} tiles, and this page shows ${MOST_TILES} at most: use scripts/decompress.py.`);
+        throw new FormatError(
+          `The file has ${lengths.length} tiles, and this page shows ${MOST_TILES} at most: use scripts/decompress.py.`,
+        );
       }
-      const { side } = await tokenizerOf(name), { geometry, tiles, isCut } = store.read(bytes);
-      if (!tiles.some((tokens) => tokens.length)) throw new FormatError("The file is cut before its first token: nothing is left of the image.");
-      if (geometry?.tiles && !covers(geometry, side)) throw new FormatError("The file is damaged: its tiles do not cover the image.");
+      const { side } = await tokenizerOf(name),
+        { geometry, tiles, isCut } = store.read(bytes);
+      if (!tiles.some((tokens) => tokens.length))
+        throw new FormatError("The file is cut before its first token: nothing is left of the image.");
+      if (geometry?.tiles && !covers(geometry, side))
+        throw new FormatError("The file is damaged: its tiles do not cover the image.");
       return { model: name, side, geometry, tiles, isCut, ...filesOf(store, tiles, geometry) };
     }
     const known = MODELS.map(({ label }) => label.toLowerCase()).join(" and ");
-    throw new FormatError(`The file was written with a tokenizer that this page does not have (${hex(written)}): it has those of ${known}.`);
+    throw new FormatError(
+      `The file was written with a tokenizer that this page does not have (${hex(written)}): it has those of ${known}.`,
+    );
   },
 };
 
@@ -95,16 +120,26 @@ const ACTIONS = {
  * A file is null where a tile has no tokens, as in what is left of a cut one: no file says that.
  */
 function filesOf(store, tiles, geometry) {
-  const most = tiles.reduce((longest, tokens) => Math.max(longest, tokens.length), 0), shares = store.shares(tiles);
+  const most = tiles.reduce((longest, tokens) => Math.max(longest, tokens.length), 0),
+    shares = store.shares(tiles);
   const files = Array.from({ length: most }, (_, place) => {
-    const kept = tiles.map((tokens) => tokens.slice(0, place + 1)), lengths = kept.map((tokens) => tokens.length);
+    const kept = tiles.map((tokens) => tokens.slice(0, place + 1)),
+      lengths = kept.map((tokens) => tokens.length);
     if (!lengths.every(Boolean)) return null;
-    const bytes = store.write(kept, geometry?.tiles ? { ...geometry, tiles: { ...geometry.tiles, lengths } } : geometry, undefined, shares);
+    const bytes = store.write(
+      kept,
+      geometry?.tiles ? { ...geometry, tiles: { ...geometry.tiles, lengths } } : geometry,
+      undefined,
+      shares,
+    );
     const { mode, parts } = readHeader(bytes);
     return { bytes, mode: MODES[mode], parts };
   });
   const bits = files.map((_, place) => {
-    const found = shares.at(-1).filter((tile) => tile.length > place).map((tile) => store.totalBits - Math.log2(tile[place][1]));
+    const found = shares
+      .at(-1)
+      .filter((tile) => tile.length > place)
+      .map((tile) => store.totalBits - Math.log2(tile[place][1]));
     return found.reduce((a, b) => a + b) / found.length;
   });
   return { files, bits };

@@ -55,7 +55,14 @@ const JOBS = {
     const { squares, geometry } = toTiles(onWhite({ width, height, data: bytesOf(rgba) }), side);
     return { squares: squares.map(hex), geometry };
   },
-  blend: ({ squares, geometry, side }) => hex(blended(squares.map((square) => square && bytesOf(square)), geometry, side).pixels),
+  blend: ({ squares, geometry, side }) =>
+    hex(
+      blended(
+        squares.map((square) => square && bytesOf(square)),
+        geometry,
+        side,
+      ).pixels,
+    ),
   encode: ({ model, pixels, withSimd }) => tokenizerOf(model, withSimd ?? true).encode(bytesOf(pixels)),
   decode: ({ model, tokens, withSimd }) => hex(tokenizerOf(model, withSimd ?? true).decode(tokens)),
 };

@@ -25,9 +25,15 @@ async function milliseconds(runs, work) {
 
 async function measure(name, load, encode, decode) {
   const loaded = await milliseconds(1, load);
-  const times = [await milliseconds(RUNS, encode), await milliseconds(RUNS, () => decode(32)), await milliseconds(RUNS, () => decode(8))];
+  const times = [
+    await milliseconds(RUNS, encode),
+    await milliseconds(RUNS, () => decode(32)),
+    await milliseconds(RUNS, () => decode(8)),
+  ];
   const [encoded, whole, part] = times.map((time) => time.toFixed(1));
-  console.log(`${name}: load ${loaded.toFixed(0)} ms, encode ${encoded} ms, decode 32 tokens ${whole} ms, 8 tokens ${part} ms`);
+  console.log(
+    `${name}: load ${loaded.toFixed(0)} ms, encode ${encoded} ms, decode 32 tokens ${whole} ms, 8 tokens ${part} ms`,
+  );
 }
 
 let tokenizer;
@@ -37,18 +43,34 @@ for (const withSimd of [true, false]) {
     tokenizer = new Tokenizer(JSON.parse(readFileSync(`${model}config.json`)), buffer, { withSimd });
   };
   const name = withSimd ? "the page's kernels" : "without WebAssembly's SIMD";
-  await measure(name, load, () => tokenizer.encode(new Uint8Array(3072)), (length) => tokenizer.decode(tokens.slice(0, length)));
+  await measure(
+    name,
+    load,
+    () => tokenizer.encode(new Uint8Array(3072)),
+    (length) => tokenizer.decode(tokens.slice(0, length)),
+  );
 }
 
 const folder = process.argv[2] && resolve(process.argv[2]);
 if (folder) {
-  const dist = `${folder}/node_modules/onnxruntime-web/dist/`, { InferenceSession, Tensor, env } = await import(`${dist}ort.wasm.min.mjs`);
-  Object.assign(env.wasm, { numThreads: 1, wasmPaths: dist, wasmBinary: readFileSync(`${dist}ort-wasm-simd-threaded.wasm`) });
-  const sessions = {}, pixels = new Tensor("float32", new Float32Array(3072), [1, 3, 32, 32]);
+  const dist = `${folder}/node_modules/onnxruntime-web/dist/`,
+    { InferenceSession, Tensor, env } = await import(`${dist}ort.wasm.min.mjs`);
+  Object.assign(env.wasm, {
+    numThreads: 1,
+    wasmPaths: dist,
+    wasmBinary: readFileSync(`${dist}ort-wasm-simd-threaded.wasm`),
+  });
+  const sessions = {},
+    pixels = new Tensor("float32", new Float32Array(3072), [1, 3, 32, 32]);
   const given = new Tensor("int64", BigInt64Array.from(tokens, BigInt), [1, 32]);
   const load = async () => {
-    for (const half of ["encoder", "decoder"]) sessions[half] = await InferenceSession.create(Uint8Array.from(readFileSync(`${folder}/onnx/${half}_fp16.onnx`)));
+    for (const half of ["encoder", "decoder"])
+      sessions[half] = await InferenceSession.create(Uint8Array.from(readFileSync(`${folder}/onnx/${half}_fp16.onnx`)));
   };
-  await measure("onnxruntime-web", load, () => sessions.encoder.run({ pixels }),
-    (length) => sessions.decoder.run({ tokens: given, length: new Tensor("int64", [BigInt(length)], [1]) }));
+  await measure(
+    "onnxruntime-web",
+    load,
+    () => sessions.encoder.run({ pixels }),
+    (length) => sessions.decoder.run({ tokens: given, length: new Tensor("int64", [BigInt(length)], [1]) }),
+  );
 }
