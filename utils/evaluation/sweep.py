@@ -69,6 +69,18 @@ class Sweep:
         return drawn
 
 
+def names_of(changed: Mapping[str, Any], name: str | None, sampler: str, passes: int) -> Row:
+    """What a point of a sweep is called, and which curve over the passes it is on.
+
+    Args:
+        changed: The settings of the point.
+        name: Of the curve; its swept settings for None, and the sampler where there are none.
+    """
+    texts = {key: f"{key} {value}" for key, value in changed.items()}
+    system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or sampler
+    return {"name": ", ".join(texts.values()) or "samples", "system": system, "passes": passes}
+
+
 class Points:
     """The rows of a sweep's points that are measured, kept in a file until all are: one that was killed goes on.
 
