@@ -26,63 +26,18 @@ from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietl
 # isort: split
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from data.benchmark_loader import bundled_shard, load
+from data.benchmark_loader import load, pretokenize, reconstruct
 from modeling import benchmark_items
 from modeling.tokenizers import encode_tokens
 from utils.benchmark.arguments import parse_arguments
-from utils.benchmark.items import Setting, Work
 from utils.benchmark.peers import serve
 from utils.benchmark.report import against, alone
 from utils.errors import UserError
 from utils.files import write_json
-from utils.images import to_array
-
-
-def reconstruct(setting: Setting) -> Iterator[Work]:
-    """From a loader's images to the rows of images.npy, as scripts/reconstruct_tokenizer.py goes; also one by one.
-
-    The loader is an item of its own: one process of it is slower than a GPU.
-    """
-    from data.loaders import evaluation_loader
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("stage2", *bundled_shard(setting, Path(folder)))
-        model = benchmark_items.tokenizer(setting, config)
-        for name, batch_size in (("reconstruct", setting.batch_size), ("reconstruct, 1 by 1", 1)):
-            batches = list(evaluation_loader(config, rank=0, world_size=1, batch_size=batch_size))
-
-            @torch.no_grad()
-            def turn(batches=batches):
-                with setting.autocast():
-                    for batch in batches:
-                        to_array(model(batch["image"].to(setting.device) / 255)[0])
-
-            yield Work(name, turn, setting.batch_size)
-
-
-def pretokenize(setting: Setting) -> Iterator[Work]:
-    """From shards to tokens, as scripts/pretokenize.py goes: in float32 whatever the precision."""
-    from data.batches import FaultLog
-    from data.catalogue import Catalogue, CentreCrop, decoded
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("stage2", *bundled_shard(setting, Path(folder)))
-        model = benchmark_items.tokenizer(setting, config)
-        (part,) = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing)).parts
-
-        def turn():
-            for examples in decoded(part, batch_size=setting.batch_size, num_threads=1, faults=FaultLog(strict=True)):
-                images = torch.cat([example.image for example in examples]).to(setting.device)
-                encode_tokens(model, images.float() / 255).cpu()
-
-        yield Work("pretokenize", turn, setting.batch_size)
-
 
 ITEMS = {
     "encode": benchmark_items.encode,
@@ -93,10 +48,10 @@ ITEMS = {
     "stage2": benchmark_items.train_stage2,
     "generator": benchmark_items.train_generator,
     "sample": benchmark_items.sample,
-    "reconstruct": reconstruct,
+    "reconstruct": partial(reconstruct, benchmark_items.tokenizer),
     "contribution": benchmark_items.contribute,
     "loader": load,
-    "pretokenize": pretokenize,
+    "pretokenize": partial(pretokenize, benchmark_items.tokenizer, encode_tokens),
     "checkpoint": benchmark_items.checkpoint,
 }
 

@@ -22,16 +22,11 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from torch import Tensor
-
-from modeling.checkpoints.locate import Located
-from modeling.generators import load_generator, load_its_tokenizer, sample_prefixes
-from modeling.maskgit import MaskGIT
+from modeling.generation_scores import GenerationScores, Source
+from modeling.generators import load_generator, load_its_tokenizer
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.judges import feature_record
 from modeling.prefixes import check_decodable
@@ -39,39 +34,17 @@ from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_s
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.arguments import add_beside_argument, add_common_arguments, add_feature_arguments
-from utils.evaluation.generation import Reference, report, score, versions_seen_by
-from utils.evaluation.metrics import to_uint8
+from utils.evaluation.generation import Reference, report
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
-from utils.evaluation.sweep import SEED, STEPS, Points, Sweep, read_recipes
-from utils.files import sha256_of
+from utils.evaluation.sweep import SEED, Points, Sweep, names_of, read_recipes
 from utils.flags import given_fields
 from utils.inference import (
-    Arithmetic,
     add_speed_arguments,
     parse_lengths,
     prepared,
 )
 from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
-
-
-@dataclass(frozen=True)
-class Source:
-    """A generator with its tokenizer, and how they compute."""
-
-    generator: MaskGIT
-    tokenizer: TiTok
-    generator_located: Located
-    tokenizer_located: Located
-    arithmetic: Arithmetic
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator_located.name,
-            "generator_sha256": sha256_of(self.generator_located.weights),
-            "tokenizer": self.tokenizer_located.name,
-            "tokenizer_sha256": sha256_of(self.tokenizer_located.weights),
-        }
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -177,36 +150,21 @@ def rows_of_generator(
         settings = replace(recipes[recipe], **{name: value for name, value in changed.items() if name != SEED})
         drawing = {"seed": changed.get(SEED, arguments.seed), "batch_size": batch_size, "settings": settings}
         decoded = [settings.num_tokens] if settings.num_tokens else lengths
-        batches = generated(source, decoded, expected, session, drawing)
-        names = names_of(changed, settings, recipe)
-        rows = []
-        for length, found in versions_seen_by(network, batches, decoded, expected, session, names["name"]).items():
-            if found.count() != expected:
-                raise UserError(f"expected {expected} sampled images, got {found.count()}")
-            row = {**names, **changed}
-            if arguments.lengths:
-                row = {"name": tokens_text(length).replace(" ", " sampled "), "system": source.generator_located.name}
-                row["tokens"] = length
-            rows.append(row | score(found, reference, session.processes))
-        return rows
+        scores = GenerationScores(source, decoded, expected, network, reference, session)
+        names = names_of(changed, recipe, settings)
+        found = scores.of(drawing, names["name"])
+        if not arguments.lengths:
+            return [{**names, **changed, **measures} for measures in found.values()]
+        system = source.generator_located.name
+        return [
+            {"name": tokens_text(length).replace(" ", " sampled "), "system": system, "tokens": length, **measures}
+            for length, measures in found.items()
+        ]
 
     points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
     grid = [{"changed": changed, "recipe": recipe} for changed in arguments.sweep.points() for recipe in recipes]
     rows = [row for point in grid for row in points.rows(point, rows_of)]
     return rows, reference, facts
-
-
-def names_of(changed: dict[str, Any], settings: SamplerSettings, name: str | None) -> Row:
-    """What a point of a sweep is called, and which curve over the passes it is on."""
-    texts = {key: f"{key} {value}" for key, value in changed.items()}
-    system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or settings.sampler
-    drafts = {"tokens": settings.num_tokens} if settings.num_tokens else {}
-    return {
-        "name": ", ".join([name] * bool(name) + list(texts.values())) or "samples",
-        "system": system,
-        "passes": min(settings.num_sample_steps, settings.num_tokens or math.inf),
-        **drafts,
-    }
 
 
 def load_source(arguments: argparse.Namespace, session: Session) -> Source:
@@ -222,22 +180,6 @@ def lengths_of(tokenizer: TiTok, text: str | None) -> list[int]:
     lengths = parse_lengths(text) if text else [tokenizer.num_latent_tokens]
     check_decodable(lengths, tokenizer)
     return lengths
-
-
-def generated(
-    source: Source, lengths: list[int], count: int, session: Session, drawing: dict[str, Any]
-) -> Iterator[tuple[list[str], dict[int, Tensor]]]:
-    """This process's share of `count` images, the classes in turn: keys, and 8-bit images by number of tokens."""
-    mine = range(session.processes.rank, count, session.processes.world_size)
-    classes = source.generator.num_classes
-    wanted = [(index % classes, index // classes) for index in mine]
-    drawing = {"arithmetic": source.arithmetic, **drawing}
-    done = 0
-    for versions in sample_prefixes(source.generator, source.tokenizer, wanted, lengths, **drawing):
-        images = {length: to_uint8(pixels) for length, pixels in versions.items()}
-        indices = mine[done : done + len(images[lengths[0]])]
-        done += len(indices)
-        yield [f"{index:08d}" for index in indices], images
 
 
 if __name__ == "__main__":

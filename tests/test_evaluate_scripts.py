@@ -14,6 +14,7 @@ from PIL import Image
 from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
 from modeling.checkpoints.published import BUNDLED
+from modeling.generation_scores import Source
 from modeling.tokenizers import BUNDLED_TOKENIZER
 from scripts import (
     evaluate_baselines,
@@ -338,7 +339,7 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
 def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(world, evaluate, tmp_path, monkeypatch):
     flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
     sweep = ("--sweep", "sampler=confidence,choose", "num_sample_steps=1,2", "seed=42,43")
-    measured, sampled = [], evaluate_generation.generated
+    measured, sampled = [], Source.images
 
     def dying(*arguments):
         measured.append(arguments[-1]["seed"])
@@ -346,7 +347,7 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
             raise UserError("killed")
         return sampled(*arguments)
 
-    monkeypatch.setattr(evaluate_generation, "generated", dying)
+    monkeypatch.setattr(Source, "images", dying)
     assert evaluate(evaluate_generation, *flags, *sweep)[0] == 1
     status, _, err, _ = evaluate(evaluate_generation, *flags, *sweep, "--top_p", "0.9")
     assert status == 1 and "holds results of other settings" in err

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -71,6 +72,25 @@ class Sweep:
             curves = over_seeds([row for row in shown if "passes" in row], ["system", "passes"])
             drawn["curves.png"] = lambda path: plot_curves(path, curves, "Samplers", over="passes")
         return drawn
+
+
+def names_of(changed: Mapping[str, Any], name: str | None, settings: Any) -> Row:
+    """What a point of a sweep is called, and which curve over the passes it is on.
+
+    Args:
+        changed: The settings of the point that the sweep names.
+        name: Of the curve; its swept settings for None, and the sampler where there are none.
+        settings: All of them: `sampler`, `num_sample_steps`, and `num_tokens` of a draft.
+    """
+    texts = {key: f"{key} {value}" for key, value in changed.items()}
+    system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or settings.sampler
+    drafts = {"tokens": settings.num_tokens} if settings.num_tokens else {}
+    return {
+        "name": ", ".join([name] * bool(name) + list(texts.values())) or "samples",
+        "system": system,
+        "passes": min(settings.num_sample_steps, settings.num_tokens or math.inf),
+        **drafts,
+    }
 
 
 class Points:
