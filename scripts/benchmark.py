@@ -32,6 +32,7 @@ from pathlib import Path
 
 import torch
 
+from codec.benchmark_items import payloads
 from data.benchmark_loader import bundled_shard, load
 from modeling import benchmark_items
 from modeling.tokenizers import encode_tokens
@@ -98,6 +99,7 @@ ITEMS = {
     "loader": load,
     "pretokenize": pretokenize,
     "checkpoint": benchmark_items.checkpoint,
+    "payloads": payloads,
 }
 
 

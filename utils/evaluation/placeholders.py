@@ -46,9 +46,8 @@ class BlurHash(Format):
         return np.array(blurhash.decode(data.decode("ascii"), SIDE, SIDE), dtype=np.uint8)
 
 
-WAVES = tuple(
-    sorted((10 * x + y for x in range(1, 6) for y in range(1, 6)), key=lambda both: (both // 10) * (both % 10))
-)
+# Waves across and down, as many of both, or one more of one of them.
+WAVES = (11, 12, 21, 22, 23, 32, 33, 34, 43, 44, 45, 54, 55)
 PLACEHOLDERS = {
     "thumbhash": ThumbHash("ThumbHash", "", (0,), lambda setting, side: {}, header=0, scales_down=False),
     "blurhash": BlurHash("BlurHash", "", WAVES, lambda setting, side: {}, header=0, scales_down=False),
