@@ -46,11 +46,10 @@ class BlurHash(Format):
         return np.array(blurhash.decode(data.decode("ascii"), SIDE, SIDE), dtype=np.uint8)
 
 
-# Waves across and down, as many of both, or one more of one of them.
-WAVES = (11, 12, 21, 22, 23, 32, 33, 34, 43, 44, 45, 54, 55)
+WAVES = sorted((10 * across + down for across in range(1, 6) for down in range(1, 6)), key=lambda x: x // 10 * (x % 10))
 PLACEHOLDERS = {
     "thumbhash": ThumbHash("ThumbHash", "", (0,), lambda setting, side: {}, header=0, scales_down=False),
-    "blurhash": BlurHash("BlurHash", "", WAVES, lambda setting, side: {}, header=0, scales_down=False),
+    "blurhash": BlurHash("BlurHash", "", tuple(WAVES), lambda setting, side: {}, header=0, scales_down=False),
 }
 
 
