@@ -73,6 +73,8 @@ def conversions(
         found = [Conversion(source, _single_target(output, beside))]
     else:
         raise UserError(f"{given} is neither a file nor a folder (from {Path.cwd()}), nor - for the standard input")
+    if any(one.target is None for one in found) and sys.stdout.isatty():
+        raise UserError("the standard output is a terminal: send it into a file (> FILE), or give --output")
     _check_targets(found, force)
     return found
 

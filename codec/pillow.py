@@ -57,6 +57,9 @@ class CompressedImage(ImageFile.ImageFile):
 
             self.im = decompress(self._data, self._codec).im
             self._data = None
+            if self._exclusive_fp and self.fp is not None:
+                self.fp.close()
+                self.fp = None
         return Image.Image.load(self)
 
 

@@ -30,6 +30,7 @@ from functools import partial
 
 import torch
 
+from codec.benchmark_items import payloads
 from data.benchmark_loader import load, pretokenize, reconstruct
 from modeling import benchmark_items
 from modeling.tokenizers import encode_tokens
@@ -53,6 +54,7 @@ ITEMS = {
     "loader": load,
     "pretokenize": partial(pretokenize, benchmark_items.tokenizer, encode_tokens),
     "checkpoint": benchmark_items.checkpoint,
+    "payloads": payloads,
 }
 
 

@@ -8,6 +8,7 @@ Takes files, folders and - for the standard input. The exit status is 0 where al
 from utils.cli import Parser  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
+import signal
 import sys
 from pathlib import Path
 
@@ -24,9 +25,8 @@ def main() -> None:
     num_broken = 0
     for name in listed(parser.parse_args().files):
         try:
-            data = sys.stdin.buffer.read() if name == STREAM else Path(name).read_bytes()
-            lines = facts(data)
-        except (UserError, OSError) as error:
+            lines = facts(read(name))
+        except UserError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             num_broken += 1
             continue
@@ -37,14 +37,28 @@ def main() -> None:
 
 
 def listed(names: list[str]) -> list[str]:
-    """The files among `names`, and those in the folders among them."""
+    """The files among `names`, and those in the folders among them; a folder that has none stays."""
     found = []
     for name in names:
-        if name != STREAM and Path(name).is_dir():
-            found += [str(Path(name) / one) for one in list_compressed(Path(name))]
-        else:
-            found.append(name)
+        is_folder = name not in ("", STREAM) and Path(name).is_dir()
+        files = [str(Path(name) / one) for one in list_compressed(Path(name))] if is_folder else []
+        found += files or [name]
     return found
+
+
+def read(name: str) -> bytes:
+    """
+    Raises:
+        UserError: It cannot be read.
+    """
+    if name == STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except IsADirectoryError as error:
+        raise UserError("this is a folder without .1dp files: name another, or a file") from error
+    except OSError as error:
+        raise UserError(f"it cannot be read: {error.strerror}") from error
 
 
 def facts(data: bytes) -> dict[str, str]:
@@ -90,4 +104,6 @@ def certain_tokens(data: bytes, known: KnownModel | None) -> str:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet where a reader such as `head` has seen enough
     main()

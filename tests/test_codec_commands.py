@@ -210,6 +210,27 @@ def test_inspection_tells_what_a_file_holds(folder, command):
     assert status == 1 and "error: -: the file is damaged" in err and "nowhere.1dp" in err
 
 
+def test_what_inspection_cannot_read_is_said(folder, command):
+    (folder / "empty").mkdir()
+    status, out, err = command(inspect_compressed.main, folder / "nowhere.1dp", folder / "empty")
+    assert (status, out) == (1, b"")
+    assert "nowhere.1dp: it cannot be read: No such file or directory" in err
+    assert "empty: this is a folder without .1dp files" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
+def test_inspection_ends_quietly_where_its_reader_has_seen_enough(folder):
+    code = f"{sys.executable} scripts/inspect_compressed.py tests/golden/v1 | head -n 1"
+    found = subprocess.run(code, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.startswith("tests/golden/v1/") and found.stderr == ""
+
+
+def test_a_terminal_is_not_filled_with_bytes(command, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    status, out, err = command(compress.main, "-", stdin=png())
+    assert (status, out) == (1, b"") and "the standard output is a terminal" in err
+
+
 def test_inspection_needs_no_torch(folder, command):
     command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
     code = f"""

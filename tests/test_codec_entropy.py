@@ -149,18 +149,47 @@ def logits_in_torch(arrays, tokens, dtype):
     for weights, bias, scale in zip(arrays["hidden"], arrays["hidden_bias"], arrays["hidden_scale"], strict=True):
         hidden = hidden + rescaled(product(hidden, weights) + bias[place], scale).clamp(0, 255)
     table = arrays["tables"][arrays["table_of_position"][place]]
-    return (rescaled(product(hidden, arrays["head"]), arrays["head_scale"]) + 16 * table).numpy()
+    return rescaled(product(hidden, arrays["head"]), arrays["head_scale"]) + 16 * table
 
 
-@pytest.mark.parametrize("kind", FULL)
-@pytest.mark.parametrize("count", [300, pytest.param(6000, marks=pytest.mark.long)])
-def test_numpy_and_torch_agree_in_float32_and_in_int64(kind, count):
+def frequencies_in_torch(arrays, tokens, total_bits, dtype=torch.float32):
+    below = logits_in_torch(arrays, tokens, dtype)
+    below = below.amax(dim=1, keepdim=True) - below
+    weights = torch.from_numpy(EXP2)[below & 255] >> (below >> 8).clamp(max=31)
+    spread = (1 << total_bits) - below.shape[1]
+    found = 1 + torch.div(weights * spread, weights.sum(dim=1, keepdim=True), rounding_mode="floor")
+    likeliest = (below == 0).int().argmax(dim=1, keepdim=True)
+    return found.scatter_add(1, likeliest, (1 << total_bits) - found.sum(dim=1, keepdim=True)).numpy()
+
+
+@pytest.fixture
+def threads():
+    """torch's number of threads is that of before afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind, count", [("pairs", 2000), ("shared", 200)])
+def test_numpy_and_torch_give_the_same_frequencies_on_one_thread_and_on_more(kind, count, threads):
     """Sums as large as the format allows, where float32 is about to round."""
     network = CausalNetwork(random_arrays(**FULL[kind]), total_bits=20)
     for tokens in contexts(FULL[kind], count):
-        found = network.logits(tokens)
-        assert np.array_equal(found, logits_in_torch(network.arrays, tokens, torch.int64))
-        assert np.array_equal(found, logits_in_torch(network.arrays, tokens, torch.float32))
+        found = network.frequencies(tokens)
+        for number in (1, 3):
+            threads(number)
+            assert np.array_equal(found, frequencies_in_torch(network.arrays, tokens, 20))
+        assert np.array_equal(found[:3], frequencies_in_torch(network.arrays, tokens[:3], 20, torch.int64))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", FULL)
+def test_thousands_of_contexts_have_the_same_frequencies_in_numpy_and_torch(kind):
+    network = CausalNetwork(random_arrays(**FULL[kind]), total_bits=20)
+    for tokens in contexts(FULL[kind], 6000):
+        found = network.frequencies(tokens)
+        for dtype in (torch.float32, torch.int64):
+            assert np.array_equal(found, frequencies_in_torch(network.arrays, tokens, 20, dtype))
 
 
 @pytest.mark.parametrize("kind", FULL)
@@ -178,8 +207,11 @@ import hashlib, numpy as np
 from codec.entropy import CausalNetwork
 from tests.codec_data import random_arrays
 network = CausalNetwork(random_arrays(num_tokens=32, codebook_size=1024, token_size=12, width=128), total_bits=18)
-tokens = np.random.default_rng(0).integers(0, 1024, (500, 31))
-print(hashlib.sha256(network.frequencies(tokens).tobytes()).hexdigest())
+tokens, found = np.random.default_rng(0).integers(0, 1024, (500, 31)), hashlib.sha256()
+for place in (0, 1, 7, 16, 31):
+    for size in (1, 8, 491):
+        found.update(network.frequencies(tokens[:size, :place]).tobytes())
+print(found.hexdigest())
 """
 
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from codec.bitstream import Fit, FormatError, Header, Mode, pack, unpack
-from codec.canvas import to_canvas
+from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, Tiles, pack, unpack
+from codec.canvas import UNKNOWN_GREY, to_canvas
 from codec.entropy import FILE
 from codec.files import Codec, Settings, chosen, codec_for, compress, decompress, header_bytes, load_codec
 from codec.image_format import as_format
@@ -227,6 +228,23 @@ def test_declared_sizes_that_a_file_cannot_hold_are_refused_before_any_work(code
     header = dataclasses.replace(whole.header, num_tokens=NUM_TOKENS, geometry=geometry, mode=Mode.FIXED, entropy=b"\0")
     with pytest.raises(FormatError):
         codec.decompress([pack(header, whole.payload[:size])])
+
+
+def test_a_few_bytes_of_a_large_image_take_no_more_memory_than_it(codec):
+    """A header of 30,745 tiles, cut behind the first tokens: grey but for one tile."""
+    tiles = Tiles(215, 143, (NUM_TOKENS,) * (215 * 143))
+    header = Header(
+        Mode.FIXED, codec.identity[:2], b"\0", NUM_TOKENS, 60_000, Geometry(3000, 2000, Fit.TILE, tiles=tiles)
+    )
+    file = pack(header, bytes(60_000))[: header_bytes(NUM_TOKENS, 60_000, header.geometry) + 1]
+    assert len(file) < 30
+    tracemalloc.start()
+    image = np.asarray(codec.decompress([file])[0])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (2000, 3000, 3) and (image[20:] == UNKNOWN_GREY).all()
+    assert not (image[:10, :10] == UNKNOWN_GREY).all()
+    assert most < 3 * image.nbytes
 
 
 def test_headers_are_eight_bytes_for_an_image_of_the_models_size(codec, images):

@@ -52,6 +52,27 @@ def test_a_golden_file_decodes_as_ever(path: Path):
     assert read.header_size + len(expected["certain_when_cut"]) == len(data)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_flipped_bit_of_a_golden_file_is_an_error(path: Path):
+    data = path.read_bytes()
+    models = models_for(vectors_of(path.parent)["files"][path.name]["store"], path.parent)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            read_tokens(bytes(flipped), models)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_golden_file_is_refused_by_every_other_model(path: Path):
+    own = vectors_of(path.parent)["files"][path.name]["store"]
+    for store in {"pairs", "shared", *BUNDLED} - {own}:
+        models = models_for(store, path.parent)
+        if models.tokenizer != models_for(own, path.parent).tokenizer:
+            with pytest.raises(FormatError, match="written with the tokenizer"):
+                read_tokens(path.read_bytes(), models)
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent == SETS[-1]], ids=lambda path: path.name)
 def test_golden_tokens_are_written_as_ever(path: Path):
     """Of the version that is written now."""

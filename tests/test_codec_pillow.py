@@ -44,6 +44,17 @@ def test_the_size_is_that_of_the_original(model, known):
         assert image.resize((5, 5)).size == (5, 5)
 
 
+def test_a_file_opened_by_its_name_is_closed_once_it_is_read(model, known, tmp_path):
+    photo(SIDE, SIDE).save(tmp_path / "one.1dp", model=model, tokens=3)
+    image = Image.open(tmp_path / "one.1dp")
+    file = image.fp
+    image.load()
+    assert file.closed and image.getpixel((0, 0)) == image.copy().getpixel((0, 0))
+    with open(tmp_path / "one.1dp", "rb") as file:
+        Image.open(file).load()
+        assert not file.closed
+
+
 def test_opening_decodes_nothing(model, known, monkeypatch):
     file = compress(photo(SIDE, SIDE), model)
     monkeypatch.setattr(type(model), "decompress", None)

@@ -46,12 +46,10 @@ class BlurHash(Format):
         return np.array(blurhash.decode(data.decode("ascii"), SIDE, SIDE), dtype=np.uint8)
 
 
-WAVES = tuple(
-    sorted((10 * x + y for x in range(1, 6) for y in range(1, 6)), key=lambda both: (both // 10) * (both % 10))
-)
+WAVES = sorted((10 * across + down for across in range(1, 6) for down in range(1, 6)), key=lambda x: x // 10 * (x % 10))
 PLACEHOLDERS = {
     "thumbhash": ThumbHash("ThumbHash", "", (0,), lambda setting, side: {}, header=0, scales_down=False),
-    "blurhash": BlurHash("BlurHash", "", WAVES, lambda setting, side: {}, header=0, scales_down=False),
+    "blurhash": BlurHash("BlurHash", "", tuple(WAVES), lambda setting, side: {}, header=0, scales_down=False),
 }
 
 

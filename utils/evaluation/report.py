@@ -43,7 +43,7 @@ MEASURES = {
     "map_to_original": ("mAP to the original's", +1),
     "map_50_to_original": ("mAP to the original's at IoU 0.5", +1),
 }
-LINES = (("-", "o"), ("--", "s"), (":", "^"))  # and markers
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (6, 2)), "v"), ((0, (1, 3)), "x"))  # and markers
 NOT_DRAWN = ("psnr_of_mse",)  # whose curve is nearly that of `psnr`
 COLUMNS = {"bytes_per_image": "bytes", "bits_per_pixel": "bits/pixel"}
 
