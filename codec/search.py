@@ -140,12 +140,15 @@ class Trial:
         return torch.cat([self._gradient(codes[part], part) for part in parts])[:, place]
 
     def _gradient(self, codes: Tensor, part: slice) -> Tensor:
-        weights = None if self.weights is None else self.weights[part]
+        """(b, n, C), of the errors in dB of codes (b, n, C)."""
         with torch.enable_grad(), torch.autocast(codes.device.type, enabled=False):
             codes.requires_grad_()
-            images = 255 * self.tokenizer.decode(codes.movedim(-1, 1)[:, :, None])
-            errors = 10 * torch.log10(squared_error(images, self.pixels[part], weights).clamp(min=1e-10))
-            return torch.autograd.grad(errors.sum(), codes)[0]
+            images = self.tokenizer.decode(codes.movedim(-1, 1)[:, :, None])
+            errors = (images - self.pixels[part].float() / 255).square()
+            if self.weights is not None:
+                errors = errors * self.weights[part]
+            decibels = 10 * torch.log10(errors.sum(dim=(1, 2, 3)).clamp(min=1e-10))  # but for a constant
+            return torch.autograd.grad(decibels.sum(), codes)[0]
 
     def _decoded(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
