@@ -111,12 +111,16 @@ class Results:
             rows.append(row)
         return rows
 
-    def of_psnr(self, target: float) -> Row:
-        """Each image has the smallest prefix of so many dB, or its best one."""
+    def of_psnr(self, target: float, fewest: str = "bytes") -> Row:
+        """Each image has the smallest prefix of so many dB, or its best one.
+
+        Args:
+            fewest: "bytes", where the best of the prefixes of as many bytes is taken; or "tokens".
+        """
         goal = Goal("psnr", target)
-        choices = [
-            choose(Options(self.lengths[:, None], *of), goal) for of in zip(self.sizes, self.errors, strict=True)
-        ]
+        sizes = self.sizes if fewest == "bytes" else np.broadcast_to(self.lengths, self.sizes.shape)
+        options = [Options(self.lengths[:, None], *of) for of in zip(sizes, self.errors, strict=True)]
+        choices = [choose(one, goal) for one in options]
         places = np.array([choice.option for choice in choices])
         reached = float(np.mean([choice.is_reached for choice in choices]))
         name = f"{target:g} dB" + ", fewest tokens" * (fewest == "tokens")

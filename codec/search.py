@@ -1,6 +1,6 @@
 """Better tokens for the same decoder: searched so that what is decoded from them comes nearer to the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
 
 BATCH, SLOPE_BATCH = 256, 16  # decoded at once, without and with a gradient
-TRADE = 0.015  # dB that a bit is worth: somewhat less than what more tokens gain for the bits that they cost
+TRADE = 0.01  # dB that a bit is worth: somewhat less than what more tokens gain for the bits that they cost
 ALPHA, BETA = 0.01, 0.25  # squared distances that a bit and a dB are worth where candidates are ranked
 MANY = 8  # candidates, for whose ranking a gradient pays
 Bits = Callable[[Tensor], Tensor]  # of tokens (B, p): bits (B, V) of each token that may come next
@@ -23,22 +23,27 @@ class Effort:
     """How much is tried.
 
     Args:
-        candidates: Codes tried at positions 0, 1, 2-3, 4-7, 8-15, ...; the last number holds for all later ones.
+        sweeps: Over all positions, one after the other: codes tried at positions 0, 1, 2-3, 4-7, 8-15, ...; the last
+            number holds for all later ones.
         survivors: How many of them are decoded at more than one length.
     """
 
-    candidates: tuple[int, ...]
+    sweeps: tuple[tuple[int, ...], ...]
     survivors: int
 
-    def at(self, place: int) -> int:
-        return self.candidates[min(place.bit_length(), len(self.candidates) - 1)]
+    def steps(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+        """(position, codes tried), in turn."""
+        for candidates in self.sweeps:
+            for place in range(num_tokens):
+                if tried := candidates[min(place.bit_length(), len(candidates) - 1)]:
+                    yield place, tried
 
 
 EFFORTS = (
-    Effort((0,), 0),
-    Effort((2, 2, 2, 2, 1), 1),
-    Effort((8, 8, 8, 8, 3, 2), 1),
-    Effort((16, 16, 16, 16, 6, 3), 2),
+    Effort((), 0),
+    Effort(((2, 2, 2, 2, 1),), 1),
+    Effort(((8, 8, 8, 8, 3, 2),), 1),
+    Effort(((16, 16, 16, 16, 5, 2), (6, 6, 6, 6, 0)), 2),
 )
 
 
@@ -78,10 +83,7 @@ def search(
     errors = trial.errors(tokens[:, None], lengths)[:, 0]  # (B, G)
     unit = tokenizer.quantize.normalize(encoded.vectors.float())
     codebook = tokenizer.quantize.lookup(torch.arange(tokenizer.codebook_size, device=tokens.device))
-    for place in range(lengths[-1]):
-        num_candidates = effort.at(place)
-        if not num_candidates:
-            continue
+    for place, num_candidates in effort.steps(lengths[-1]):
         first = next(index for index, length in enumerate(lengths) if length > place)
         current = tokens[:, place : place + 1]
         distances = torch.cdist(unit[:, place], codebook).square()
@@ -138,12 +140,15 @@ class Trial:
         return torch.cat([self._gradient(codes[part], part) for part in parts])[:, place]
 
     def _gradient(self, codes: Tensor, part: slice) -> Tensor:
-        weights = None if self.weights is None else self.weights[part]
+        """(b, n, C), of the errors in dB of codes (b, n, C)."""
         with torch.enable_grad(), torch.autocast(codes.device.type, enabled=False):
             codes.requires_grad_()
-            images = 255 * self.tokenizer.decode(codes.movedim(-1, 1)[:, :, None])
-            errors = 10 * torch.log10(squared_error(images, self.pixels[part], weights).clamp(min=1e-10))
-            return torch.autograd.grad(errors.sum(), codes)[0]
+            images = self.tokenizer.decode(codes.movedim(-1, 1)[:, :, None])
+            errors = (images - self.pixels[part].float() / 255).square()
+            if self.weights is not None:
+                errors = errors * self.weights[part]
+            decibels = 10 * torch.log10(errors.sum(dim=(1, 2, 3)).clamp(min=1e-10))  # but for a constant
+            return torch.autograd.grad(decibels.sum(), codes)[0]
 
     def _decoded(self, tokens: Tensor, rows: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):

@@ -27,8 +27,6 @@ from utils.parts import Parts
 if TYPE_CHECKING:
     from codec.evaluation import Results
 
-CHUNK = 50  # images of a part of the work
-
 
 def main() -> None:
     arguments = parse_arguments()
@@ -46,6 +44,7 @@ def main() -> None:
             "images": numbers.tolist(),
             "efforts": arguments.efforts,
             "psnr_only": arguments.psnr_only,
+            "batch_size": arguments.batch_size or config.training.per_gpu_batch_size,
         }
         results = measured_results(arguments, session, codec, images, numbers, plan)
         if results:
@@ -74,7 +73,8 @@ def measured_results(
     from codec.evaluation import Prefixes, Results, measured
     from codec.rate import tried_lengths
 
-    chunks = [numbers[first : first + CHUNK] for first in range(0, len(numbers), CHUNK)]
+    size = plan["batch_size"]
+    chunks = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     jobs = [(effort, chunk) for effort in arguments.efforts for chunk in chunks]
     parts = Parts(session.output_dir, plan, len(jobs), session.processes)
     todo = list(parts.mine())
@@ -82,7 +82,7 @@ def measured_results(
     with session.progress(sum(len(jobs[index][1]) for index in todo) * session.processes.world_size) as done:
         for index in todo:
             effort, chunk = jobs[index]
-            batches = images.batches(chunk, arguments.batch_size or CHUNK)
+            batches = images.batches(chunk, size)
             prefixes = Prefixes.joined([measured(codec, pixels, effort, looks_closely) for _, pixels in batches])
             parts.write(index, **vars(prefixes))
             done(len(chunk))

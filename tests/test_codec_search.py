@@ -50,7 +50,7 @@ def test_tokens_after_the_longest_prefix_stay(tokenizer, encoded):
 
 
 def test_where_every_code_is_tried_the_best_is_found(tokenizer, encoded):
-    tokens = search(tokenizer, encoded, [1], Effort((CODEBOOK - 1,), 1))
+    tokens = search(tokenizer, encoded, [1], Effort(((CODEBOOK - 1,),), 1))
     each = torch.arange(CODEBOOK).expand(4, CODEBOOK)
     found = np.stack([decibels(tokenizer, encoded, code[:, None], [1])[:, 0] for code in each.T], axis=1)
     np.testing.assert_allclose(decibels(tokenizer, encoded, tokens, [1])[:, 0], found.max(axis=1), rtol=1e-5)
@@ -82,6 +82,11 @@ def test_pixels_without_weight_do_not_guide_the_search(tokenizer, encoded):
     plain = search(tokenizer, encoded, LENGTHS, EFFORTS[3])
     there = [decibels(tokenizer, encoded, some, weights=weights).mean() for some in (tokens, plain)]
     assert there[0] > there[1]
+
+
+def test_a_sweep_tries_as_many_codes_as_the_effort_says_of_each_octave():
+    assert [*Effort(((3, 2, 1), (4, 0)), 1).steps(5)] == [(0, 3), (1, 2), (2, 1), (3, 1), (4, 1), (0, 4)]
+    assert not [*EFFORTS[0].steps(32)]
 
 
 def test_prefixes_that_are_searched_double(tokenizer):
