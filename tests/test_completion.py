@@ -63,9 +63,19 @@ def test_a_short_file_is_completed_and_it_is_said_that_the_rest_is_invented(fold
     vivid = {seed: shown("two.1dp", "--complete", "vivid", "--seed", seed, *own)[0] for seed in (1, 2)}
     assert not np.array_equal(vivid[1], vivid[2])
     assert np.array_equal(vivid[1], shown("two.1dp", "--complete", "vivid", "--seed", 1, *own)[0])
-    way = ("--complete", "vivid")
-    labelled = {label: shown("two.1dp", *way, "--label", label, *own)[0] for label in ("boot", "1", "hat")}
-    assert np.array_equal(labelled["boot"], labelled["1"]) and not np.array_equal(labelled["boot"], labelled["hat"])
+
+
+def test_the_class_of_what_is_shown_may_be_told(folder, shown, monkeypatch):
+    told, generate = [], ImageBert.generate
+
+    def recording(self, condition, *arguments, **settings):
+        told.append(condition)
+        return generate(self, condition, *arguments, **settings)
+
+    monkeypatch.setattr(ImageBert, "generate", recording)
+    for flags in ((), ("--label", "boot"), ("--label", "2")):
+        shown("two.1dp", "--complete", "--generator", folder / "generator", *flags)
+    assert told == [None, [1], [2]]
 
 
 def test_a_whole_file_stays_as_it_is_and_the_first_tokens_of_one_are_completed_as_a_short_file(folder, shown):
