@@ -84,14 +84,23 @@ def load_its_tokenizer(
             f"the tokenizer that the generator was trained with ({named}) could not be loaded: {error}; give another "
             "place as --tokenizer_checkpoint"
         ) from error
+    check_its_tokenizer(generator, located, tokenizer, named)
+    return tokenizer, tokenizer_located
+
+
+def check_its_tokenizer(generator: MaskGIT, located: Located, tokenizer: TiTok, named: str | os.PathLike) -> None:
+    """Refuse a tokenizer (called `named`) that a generator was not trained with.
+
+    Args:
+        located: Where the generator was found.
+    """
     check_sizes(generator, tokenizer, named)
-    if not _is_trained_with(own, tokenizer):
+    if not _is_trained_with(lenient_config(located.config or generator.config), tokenizer):
         raise WeightsError(
             f"the tokenizer {named} is another than the one that the generator was trained with, as after another "
             "training, or a copy in bfloat16: the generator's tokens mean something else to it. Give the one it was "
             "trained with as --tokenizer_checkpoint, or train the generator again"
         )
-    return tokenizer, tokenizer_located
 
 
 def _is_trained_with(own: DictConfig, tokenizer: TiTok) -> bool:

@@ -13,6 +13,9 @@ how often two images of one cluster are of one class. All of it is computed agai
 because few images seem to tell more than they do: a number means something as far as it differs from the shuffled one.
 With --config or --checkpoint as well, a linear probe tells the class from the code vectors of those tokens, learnt on
 4/5 of the images, tested on the rest.
+
+With --bits it also tells how ordinary the images are: the bits of their tokens under the tokenizer's entropy model, of
+all and by class; bits.png shows the most ordinary and the strangest ones.
 """
 
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
@@ -27,6 +30,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.figures import write_figure
 from utils.files import write_json
+from utils.images import write_image
 from utils.result_folder import ResultPaths
 from utils.token_report import class_table, draw, position_table
 from utils.token_statistics import class_rows, entropy, position_rows, probe
@@ -34,6 +38,7 @@ from utils.tokens import Tokens, read_labels, read_tokens
 
 LENGTHS = (1, 2, 4, 8)
 RESULTS = ("analysis.json", "analysis.png", "analysis.pdf")
+BITS = "bits.png"
 
 
 def main() -> None:
@@ -44,7 +49,7 @@ def main() -> None:
     codebook = read_codebook(arguments, tokens) if arguments.config or arguments.checkpoint else None
     draws = np.random.default_rng(arguments.seed)
     out, results = arguments.out or arguments.data.parent, ResultPaths()
-    results.claim(*(out / name for name in RESULTS))
+    results.claim(*(out / name for name in (*RESULTS, BITS)))
 
     positions, classes = position_rows(tokens, draws), []
     result: dict[str, Any] = {"data": str(arguments.data), "num_images": len(tokens), "seed": arguments.seed}
@@ -64,11 +69,13 @@ def main() -> None:
         if codebook is not None:
             probe(tokens[known], labels[known], codebook, classes, arguments.seed)
         print(f"\n{class_table(classes)}")
+    if arguments.bits:
+        result["bits"] = rows_of_bits(arguments, saved, labels, results.place(out / BITS))
     table, *figures = (results.place(out / name) for name in RESULTS)
     write_json(table, result | {"positions": positions, "classes": classes})
     write_figure(draw(positions, classes, len(tokens)), figures[0].with_suffix(""))
     results.finish()
-    print(f"\nwrote {', '.join(RESULTS)} into {out}")
+    print(f"\nwrote {', '.join((*RESULTS, *[BITS] * arguments.bits))} into {out}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,11 +89,28 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: beside the tokens)")
     parser.add_argument("--seed", type=int, default=42, help="shuffles and splits (default: %(default)s)")
+    parser.add_argument("--bits", action="store_true", help="tell how ordinary the images are, and show the strangest")
     arguments = parser.parse_args()
     for name, smallest in (("shuffles", 1), ("seed", 0)):
         if getattr(arguments, name) < smallest:
             raise UserError(f"--{name} must be {smallest} or more, got {getattr(arguments, name)}")
     return arguments
+
+
+def rows_of_bits(arguments: argparse.Namespace, saved: Tokens, labels: np.ndarray | None, path: Path) -> list[dict]:
+    """The bits of all images and of each class, printed; the sheet goes to `path`."""
+    from codec.ordinariness import Ordinariness, bits_row, bits_table
+
+    named = arguments.checkpoint or (None if arguments.config else saved.about.get("tokenizer"))
+    scores = Ordinariness(arguments.config, named)
+    bits = scores.bits(saved.tokens)
+    rows = [bits_row("all", bits)]
+    if labels is not None:
+        rows += [bits_row(f"class {label}", bits[labels == label]) for label in np.unique(labels[labels >= 0])]
+    strangest = [saved.keys[index] for index in np.argsort(-bits, kind="stable")[:5]]
+    print(f"\n{bits_table(rows)}\nstrangest: {', '.join(strangest)} ({scores.name})")
+    write_image(scores.sheet(saved.tokens, bits), path)
+    return rows
 
 
 def read_codebook(arguments: argparse.Namespace, tokens: np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
     python3 scripts/decompress.py bag.1dp -o bag.png
     python3 scripts/decompress.py output/fashion_1dp -o output/fashion_png
     python3 scripts/decompress.py bag.1dp -o - --tokens 8 > bag_8_tokens.png
+    python3 scripts/decompress.py bag.1dp -o bag_invented.png --tokens 4 --complete vivid --seed 1
 
 IN is a file, a folder, whose tree is kept, or - for the standard input. Without -o images are written beside the files,
 as PNG; -o NAME.jpg and so on choose another format. The bundled model that wrote a file is found by itself; another one
-is named by --checkpoint. Of a cut file what is left of it is shown. The exit status is 0 where all files were read, and
-1 where some were not.
+is named by --checkpoint. Of a cut file what is left of it is shown. With --complete a generator invents the tokens that
+are not there: the image is sharp, and what the first tokens do not say is not what was compressed. The exit status is 0
+where all files were read, and 1 where some were not.
 """
 
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
@@ -26,6 +28,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from codec.completion import Completer
     from codec.files import Codec
 
 
@@ -39,12 +42,17 @@ def main() -> None:
     device = pick_device(arguments.device)
     is_named = arguments.config or arguments.checkpoint or arguments.bare
     codec = load_codec(arguments.config, arguments.checkpoint, device) if is_named else None
+    completer = None
+    if arguments.complete:
+        from codec.completion import Completer
+
+        completer = Completer(arguments.complete, arguments.seed, arguments.label, arguments.generator)
     failures, num_cut = [], 0
     # disable=None: no bar where nobody watches, in files and pipes.
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
             data = one.read()
-            image, is_cut = decoded(data, codec or codec_for(data, device), arguments)
+            image, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
             one.write(in_format(image, one.target))
         except (UserError, OSError) as error:
             failures.append((one, str(error)))
@@ -52,7 +60,10 @@ def main() -> None:
         num_cut += is_cut
     if num_cut:
         what = "the file is" if len(plan) == 1 else f"{num_cut} of {len(plan)} files are"
-        print(f"{what} cut: shown is what the tokens say that are there", file=sys.stderr)
+        shown = "the rest is invented" if completer else "shown is what the tokens say that are there"
+        print(f"{what} cut: {shown}", file=sys.stderr)
+    if completer and completer.num_completed:
+        print(f"{completer}: not what was compressed", file=sys.stderr)
     report_failures(failures, len(plan))
 
 
@@ -63,6 +74,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, metavar="N", help="read the first N alone, of each tile")
     parser.add_argument("--bare", action="store_true", help="IN is a payload without a header, of --tokens tokens")
     parser.add_argument("--mode", choices=("fixed", "tables", "network"), help="with --bare: bits of tokens")
+    parser.add_argument(
+        "--complete",
+        nargs="?",
+        const="faithful",
+        choices=("faithful", "vivid"),
+        help="invent the tokens that are not there: the likeliest (faithful, the default) or drawn ones (vivid)",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of what is invented (default: %(default)s)")
+    parser.add_argument("--label", metavar="CLASS", help="number or name of what is shown (default: not known)")
+    parser.add_argument("--generator", help="what invents (default: the bundled one of a bundled model)")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--config", help="configuration of the model; its own when not given")
     parser.add_argument("--checkpoint", help="the model: bundled name, folder, training output, file or hub id")
@@ -72,19 +93,26 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--tokens must be 1 or more, got {arguments.tokens}")
     if arguments.bare and arguments.tokens is None:
         raise UserError("--bare needs --tokens N: a payload does not say how many it holds")
+    if arguments.complete and arguments.bare:
+        raise UserError("--complete is for files: a payload without a header is complete")
+    if not arguments.complete and (arguments.label or arguments.generator):
+        raise UserError("--label and --generator go with --complete")
     if arguments.mode and not arguments.bare:
         raise UserError("--mode is for --bare: a file says it itself")
     return arguments
 
 
-def decoded(data: bytes, codec: "Codec", arguments: argparse.Namespace) -> tuple["Image.Image", bool]:
+def decoded(
+    data: bytes, codec: "Codec", completer: "Completer | None", arguments: argparse.Namespace
+) -> tuple["Image.Image", bool]:
     """The image of a file, and whether the file is cut."""
     if arguments.bare:
         from codec.files import MODES
 
         return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), False
     read = codec.read(data, arguments.tokens)
-    return codec.images([read])[0], read.is_cut and arguments.tokens is None
+    shown = completer(read, codec) if completer else read
+    return codec.images([shown])[0], read.is_cut and arguments.tokens is None
 
 
 def in_format(image: "Image.Image", target: Path | None) -> bytes:

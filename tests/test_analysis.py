@@ -9,9 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from codec.files import load_codec
 from modeling.one_d_piece import OneDPiece
 from scripts import analyze_tokens, visualize_first_token_clustering
 from tests.apple_gpu import AppleGPU
+from tests.codec_images import CODEBOOK, NUM_TOKENS, save_codec
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec
 from tests.test_contribution import config_of
@@ -186,6 +188,25 @@ def test_labels_of_the_tokens_file_are_taken_where_no_others_are_given(call, set
     write_tokens(tmp_path / "tokens.npz", saved.tokens, saved.keys, labels=np.full(NUM_IMAGES, -1))
     status, printed, _ = call(analyze_tokens, data=tmp_path / "tokens.npz")
     assert status == 0 and "NMI" not in printed
+
+
+def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypatch, capsys, tmp_path):
+    save_codec(tmp_path / "tokenizer")
+    tokens = np.random.default_rng(0).integers(0, CODEBOOK, (20, NUM_TOKENS))
+    labels = np.arange(20) % 2
+    write_tokens(tmp_path / "tokens.npz", tokens, [f"image-{index}" for index in range(20)], labels=labels)
+    flags = ("--data", tmp_path / "tokens.npz", "--checkpoint", tmp_path / "tokenizer", "--bits", "--out", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["analyze_tokens.py", *map(str, flags)])
+    analyze_tokens.main()
+    printed = capsys.readouterr().out
+    everything, first, second = json.loads((tmp_path / "analysis.json").read_text())["bits"]
+    assert everything["num_images"] == 20 and first["num_images"] == second["num_images"] == 10
+    assert everything["mean"] == pytest.approx((first["mean"] + second["mean"]) / 2)
+    codec = load_codec(checkpoint=str(tmp_path / "tokenizer"))
+    bits = codec.models.best().prefix_bits(tokens)[:, -1]
+    assert everything["mean"] == pytest.approx(bits.mean())
+    assert f"strangest: image-{bits.argmax()}, " in printed
+    assert (tmp_path / "bits.png").is_file()
 
 
 def test_input_that_does_not_fit_is_refused(call, setup, tmp_path):
