@@ -61,7 +61,7 @@ def numbers(prepared: Prepared, place: int) -> str:
         {
             "tokens": (f"{prepared.lengths[place]}", f"of {total}"),
             "file": (f"{size:,}", "bytes"),
-            "rate": (f"{8 * size / prepared.pixels:.3f}", "bits/pixel"),
+            "rate": (f"{8 * size / prepared.pixels:.3f}", "bpp"),
             "PSNR": (f"{psnr:.2f}" if np.isfinite(psnr) else "∞", "dB"),
             "SSIM": (f"{ssim:.3f}" if np.isfinite(ssim) else "–", ""),
         }

@@ -67,11 +67,11 @@ def build(models: Models) -> gr.Blocks:
         prepared = kept()
         with gr.Tabs():
             with gr.Tab("Compress"):
-                compress_tab(page, models, prepared)
+                Compress(models).build(page, prepared)
             with gr.Tab("Generate"):
-                generate_tab(models)
+                Generate(models).build()
             with gr.Tab("Tokens") as tab:
-                tokens_tab(tab, models, prepared)
+                Tokens(models).build(tab, prepared)
     return page
 
 
@@ -111,87 +111,111 @@ def said(function: Callable, instead: Any = None) -> Callable:
         except (UserError, OSError) as error:
             if instead is None:
                 raise gr.Error(str(error), print_exception=False) from error
-            gr.Warning(str(error), title="Error")
+            gr.Warning(str(error))
             return instead
 
     return wrapped
 
 
-# Compress
+# Compress: `prepared` and `opened` are the image or the file that is shown, `source` the bytes that were chosen.
 
 
-def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
-    source, opened = kept(), kept()
-    found = models.examples()
-    with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            drop = gr.File(
-                label="An image or a .1dp file",
-                file_types=[*IMAGE_ENDINGS, EXTENSION],
-                height=150,
-                elem_id="drop",
-            )
-            thumbnails = html(drawing.examples(found), js_on_load=CLICK, elem_id="examples")
-            model = gr.Dropdown(models.tokenizers, value=found[0].model, label="Model", elem_id="model")
-            fit = gr.Radio(list(FITS), value=found[0].fit, label="Fit", info="how it becomes the model's square")
-            effort = gr.Radio(range(len(EFFORTS)), value=0, label="Effort", info="how long better tokens are searched")
-            target = gr.Dropdown(list(TARGETS), value=next(iter(TARGETS)), label="Or a target", elem_id="target")
-            with gr.Row(equal_height=True):
-                value = gr.Number(20, show_label=False, container=False, min_width=80, elem_id="value")
-                find = gr.Button("Find", min_width=80, elem_id="find")
-        with gr.Column(scale=3, min_width=420):
-            tokens = gr.Slider(1, 2, step=1, label="Tokens", elem_id="tokens")
-            end = gr.Slider(1, 2, step=1, label="Bytes that are left", visible=False, elem_id="end")
-            stage = html(elem_id="stage")
-    shown = [prepared, opened, tokens, end, stage]
-    untouched = None, *[gr.skip()] * (1 + len(shown))  # but ready for another file
+class Compress:
+    """The first tab."""
 
-    def show_prepared(result: Prepared, num_tokens: float) -> tuple:
-        most = int(result.lengths[-1])
-        num_tokens = min(int(num_tokens), most)
-        is_movable = len(result.lengths) > 1
-        slider = gr.Slider(maximum=most, value=num_tokens if is_movable else most, interactive=is_movable, visible=True)
-        return result, None, slider, gr.Slider(visible=False), drawing.stage(result, num_tokens)
+    def __init__(self, models: Models):
+        self.models = models
+        self.examples = models.examples()
+        self.prepared_example = cache(self.prepare_example)  # shared by all visitors
 
-    def show_opened(file: Opened) -> tuple:
-        size = len(file.data)
-        slider = gr.Slider(maximum=size, value=size, visible=True)
-        left = cut(models.codec(file.model), file, size)
-        return gr.skip(), file, gr.Slider(visible=False), slider, drawing.opened(file, left)
+    def build(self, page: gr.Blocks, prepared: gr.State) -> None:
+        source, opened = kept(), kept()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                endings = [*IMAGE_ENDINGS, EXTENSION]
+                drop = gr.File(label="An image or a .1dp file", file_types=endings, height=150, elem_id="drop")
+                thumbnails = html(drawing.examples(self.examples), js_on_load=CLICK, elem_id="examples")
+                controls = self.controls()
+                target, value, find = self.target()
+            with gr.Column(scale=3, min_width=420):
+                tokens = gr.Slider(1, 2, step=1, label="Tokens", elem_id="tokens")
+                end = gr.Slider(1, 2, step=1, label="Bytes that are left", visible=False, elem_id="end")
+                stage = html(elem_id="stage")
+        shown = [prepared, opened, tokens, end, stage]
+        how = [*controls, tokens]
+        refused = None, *[gr.skip()] * (1 + len(shown))  # ready for another file
+        drop.upload(said(self.take, instead=refused), [drop, *how], [drop, source, *shown], **COMPUTING)
+        thumbnails.select(said(self.take_example), tokens, [*controls, source, *shown], **COMPUTING)
+        page.load(self.first_example, None, [source, *shown], **COMPUTING)
+        for control in controls:
+            control.input(said(self.again), [source, *how], shown, **COMPUTING)
+        gr.on([find.click, value.submit], said(self.find), [prepared, target, value], [tokens, stage], **QUIET)
+        tokens.input(self.show, [prepared, tokens], stage, **SHOWING)
+        end.input(said(self.show_cut), [opened, end], stage, **SHOWING)
 
-    @cache
-    def prepared_example(place: int) -> Prepared:
-        """Shared by all visitors."""
-        example = found[place]
+    def controls(self) -> tuple[gr.Dropdown, gr.Radio, gr.Radio]:
+        first = self.examples[0]
+        model = gr.Dropdown(self.models.tokenizers, value=first.model, label="Model", elem_id="model")
+        fit = gr.Radio(list(FITS), value=first.fit, label="Fit", info="how it becomes the model's square")
+        effort = gr.Radio(range(len(EFFORTS)), value=0, label="Effort", info="how long better tokens are searched")
+        return model, fit, effort
+
+    def target(self) -> tuple[gr.Dropdown, gr.Number, gr.Button]:
+        target = gr.Dropdown(list(TARGETS), value=next(iter(TARGETS)), label="Or a target", elem_id="target")
+        with gr.Row(equal_height=True):
+            value = gr.Number(20, show_label=False, container=False, min_width=80, elem_id="value")
+            find = gr.Button("Find", min_width=80, elem_id="find")
+        return target, value, find
+
+    def prepare_example(self, place: int) -> Prepared:
+        example = self.examples[place]
         image = uploads.open_image(example.path.read_bytes())
-        return prepare(models.codec(example.model), image, example.name, example.fit)
+        return prepare(self.models.codec(example.model), image, example.name, example.fit)
 
-    def take(path: str | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+    # Each of these gives what the outputs become.
+
+    def take(self, path: str | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+        """A file that was dropped: nothing of it stays on the disk."""
         if path is None:
-            return untouched
+            raise UserError("no file came: choose it again")
         name, data = Path(path).stem, uploads.take(Path(path))
         if uploads.is_compressed(Path(path).name, data):
-            return None, None, *show_opened(open_file(models, data, name))
-        image = uploads.open_image(data)
-        return None, (data, name), *show_prepared(prepare(models.codec(model), image, name, fit, effort), num_tokens)
+            return None, None, *self.opened(open_file(self.models, data, name))
+        source = data, name
+        return None, source, *self.again(source, model, fit, effort, num_tokens)
 
-    def take_example(num_tokens: float, event: gr.EventData) -> tuple:
-        example = found[event.place]
+    def take_example(self, num_tokens: float, event: gr.EventData) -> tuple:
+        example = self.examples[event.place]
         source = example.path.read_bytes(), example.name
-        return example.model, example.fit, 0, source, *show_prepared(prepared_example(event.place), num_tokens)
+        shown = self.prepared(self.prepared_example(event.place), num_tokens)
+        return example.model, example.fit, 0, source, *shown
 
-    def first_example() -> tuple:
-        source = found[0].path.read_bytes(), found[0].name
-        return source, *show_prepared(prepared_example(0), FIRST_TOKENS)
+    def first_example(self) -> tuple:
+        example = self.examples[0]
+        source = example.path.read_bytes(), example.name
+        return source, *self.prepared(self.prepared_example(0), FIRST_TOKENS)
 
-    def again(source: tuple[bytes, str] | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+    def again(self, source: tuple[bytes, str] | None, model: str, fit: str, effort: int, num_tokens: float) -> tuple:
+        """The same image in another way."""
         if source is None:
-            return (gr.skip(),) * len(shown)
+            raise UserError("a .1dp file is shown, which has its model: choose an image first")
         data, name = source
-        result = prepare(models.codec(model), uploads.open_image(data), name, fit, effort)
-        return show_prepared(result, num_tokens)
+        result = prepare(self.models.codec(model), uploads.open_image(data), name, fit, effort)
+        return self.prepared(result, num_tokens)
 
-    def find_target(result: Prepared | None, target: str, value: float | None) -> tuple:
+    def prepared(self, result: Prepared, num_tokens: float) -> tuple:
+        most = int(result.lengths[-1])
+        is_movable = len(result.lengths) > 1
+        num_tokens = min(int(num_tokens), most) if is_movable else most
+        slider = gr.Slider(maximum=most, value=num_tokens, interactive=is_movable, visible=True)
+        return result, None, slider, gr.Slider(visible=False), drawing.stage(result, num_tokens)
+
+    def opened(self, file: Opened) -> tuple:
+        size = len(file.data)
+        slider = gr.Slider(maximum=size, value=size, visible=True)
+        return gr.skip(), file, gr.Slider(visible=False), slider, self.show_cut(file, size)
+
+    def find(self, result: Prepared | None, target: str, value: float | None) -> tuple:
         if result is None:
             raise UserError("there is no image yet: choose one first")
         num_tokens, is_reached = result.reaching(TARGETS[target], value)
@@ -199,67 +223,64 @@ def compress_tab(page: gr.Blocks, models: Models, prepared: gr.State) -> None:
             gr.Warning(f"{target}: {value:g} is out of reach for this image; the nearest is shown")
         return num_tokens, drawing.stage(result, num_tokens)
 
-    def show(result: Prepared | None, num_tokens: float) -> Any:
+    def show(self, result: Prepared | None, num_tokens: float) -> Any:
         return gr.skip() if result is None else drawing.stage(result, int(num_tokens))
 
-    def show_cut(file: Opened | None, num_bytes: float) -> Any:
+    def show_cut(self, file: Opened | None, num_bytes: float) -> Any:
         if file is None:
             return gr.skip()
-        return drawing.opened(file, cut(models.codec(file.model), file, int(num_bytes)))
-
-    how = [model, fit, effort, tokens]
-    drop.upload(said(take, instead=untouched), [drop, *how], [drop, source, *shown], **COMPUTING)
-    thumbnails.select(said(take_example), [tokens], [model, fit, effort, source, *shown], **COMPUTING)
-    page.load(first_example, None, [source, *shown], **COMPUTING)
-    for control in (model, fit, effort):
-        control.input(said(again), [source, *how], shown, **COMPUTING)
-    gr.on([find.click, value.submit], said(find_target), [prepared, target, value], [tokens, stage], **QUIET)
-    tokens.input(show, [prepared, tokens], stage, **SHOWING)
-    end.input(said(show_cut), [opened, end], stage, **SHOWING)
+        return drawing.opened(file, cut(self.models.codec(file.model), file, int(num_bytes)))
 
 
-# Generate
+# Generate: `made` is the generator's name and what it made.
 
 
-def generate_tab(models: Models) -> None:
-    made = kept()
-    first = models.painter(models.generators[0])
-    with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            name = gr.Dropdown(models.generators, value=models.generators[0], label="Model")
-            label = gr.Dropdown(_numbered(first.classes), value=0, label="Class", elem_id="class")
-            seed = gr.Number(42, precision=0, label="Seed", elem_id="seed")
-            go = gr.Button("Generate", variant="primary", elem_id="generate")
-            with gr.Accordion("Sampler", open=False):
-                controls = [_control(setting, first.settings) for setting in fields(SamplerSettings)]
-        with gr.Column(scale=3, min_width=420):
-            tokens = gr.Slider(1, 2, step=1, label="Tokens that are decoded", visible=False, elem_id="made_tokens")
-            stage = html('<p class="nothing">Choose a class, and generate.</p>', elem_id="made")
+class Generate:
+    """The second tab."""
 
-    def colours(name: str) -> Any:
-        return exploring.codebook_colours(models.painter(name).tokenizer)
+    def __init__(self, models: Models):
+        self.models = models
 
-    def choose(name: str) -> tuple:
-        painter = models.painter(name)
+    def build(self) -> None:
+        made, first = kept(), self.models.painter(self.models.generators[0])
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                name = gr.Dropdown(self.models.generators, value=self.models.generators[0], label="Model")
+                label = gr.Dropdown(_numbered(first.classes), value=0, label="Class", elem_id="class")
+                seed = gr.Number(42, precision=0, label="Seed", elem_id="seed")
+                go = gr.Button("Generate", variant="primary", elem_id="generate")
+                with gr.Accordion("Sampler", open=False):
+                    controls = [_control(setting, first.settings) for setting in fields(SamplerSettings)]
+            with gr.Column(scale=3, min_width=420):
+                title = "Tokens that are decoded"
+                tokens = gr.Slider(1, 2, step=1, label=title, visible=False, elem_id="made_tokens")
+                stage = html('<p class="nothing">Choose a class, and generate.</p>', elem_id="made")
+        name.input(said(self.choose), name, [label, *controls], **COMPUTING)
+        asked = [name, label, seed, *controls]
+        gr.on([go.click, seed.submit], said(self.generate), asked, [made, tokens, stage], **COMPUTING)
+        tokens.input(self.show, [made, tokens], stage, **SHOWING)
+
+    def choose(self, name: str) -> tuple:
+        painter = self.models.painter(name)
         values = [getattr(painter.settings, setting.name) for setting in fields(SamplerSettings)]
         return gr.Dropdown(_numbered(painter.classes), value=0), *values
 
-    def generate(name: str, label: int, seed: float | None, *values: Any) -> tuple:
+    def generate(self, name: str, label: int, seed: float | None, *values: Any) -> tuple:
         if seed is None:
             raise UserError("a seed is needed: write a number")
         names = [setting.name for setting in fields(SamplerSettings)]
         settings = SamplerSettings(**dict(zip(names, values, strict=True)))
-        result = generating.generate(models.painter(name), label, seed, settings)
-        most = int(result.lengths[-1])
-        slider = gr.Slider(maximum=most, value=most, visible=len(result.lengths) > 1)
-        return (name, result), slider, drawing.sampled(result, most, colours(name))
+        made = name, generating.generate(self.models.painter(name), label, seed, settings)
+        most = int(made[1].lengths[-1])
+        slider = gr.Slider(maximum=most, value=most, visible=len(made[1].lengths) > 1)
+        return made, slider, self.show(made, most)
 
-    def show(made: tuple[str, Generated] | None, num_tokens: float) -> Any:
-        return gr.skip() if made is None else drawing.sampled(made[1], int(num_tokens), colours(made[0]))
-
-    name.input(said(choose), name, [label, *controls], **COMPUTING)
-    gr.on([go.click, seed.submit], said(generate), [name, label, seed, *controls], [made, tokens, stage], **COMPUTING)
-    tokens.input(show, [made, tokens], stage, **SHOWING)
+    def show(self, made: tuple[str, Generated] | None, num_tokens: float) -> Any:
+        if made is None:
+            return gr.skip()
+        name, result = made
+        colours = exploring.codebook_colours(self.models.painter(name).tokenizer)
+        return drawing.sampled(result, int(num_tokens), colours)
 
 
 def _numbered(classes: list[str]) -> list[tuple[str, int]]:
@@ -279,66 +300,68 @@ def _control(setting: Field, settings: SamplerSettings) -> Any:
     return gr.Number(value, label=title, info=about, precision=0 if setting.type is int else None)
 
 
-# Tokens
+# Tokens: `explored` are the tokens as they are now, `begun` the image that they are of.
 
 
-def tokens_tab(tab: gr.Tab, models: Models, prepared: gr.State) -> None:
-    explored, begun, draws = kept(), kept(), kept(0)
-    html("<p>The image of the first tab, token by token. Alike codes have alike colours.</p>")
-    row = html(js_on_load=CLICK, elem_id="row")
-    with gr.Row():
-        with gr.Column(scale=1, min_width=260):
-            image = html(elem_id="explored")
-            reset = gr.Button("As the encoder gave them", elem_id="reset")
-        with gr.Column(scale=2, min_width=420):
-            changes = html(js_on_load=CLICK, elem_id="changes")
-    alike = html(elem_id="alike")
+class Tokens:
+    """The third tab."""
 
-    def begin(result: Prepared | None, begun: Prepared | None) -> tuple:
+    def __init__(self, models: Models):
+        self.models = models
+
+    def build(self, tab: gr.Tab, prepared: gr.State) -> None:
+        explored, begun, draws = kept(), kept(), kept(0)
+        html("<p>The image of the first tab, token by token. Alike codes have alike colours.</p>")
+        row = html(js_on_load=CLICK, elem_id="row")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                image = html(elem_id="explored")
+                reset = gr.Button("As the encoder gave them", elem_id="reset")
+            with gr.Column(scale=2, min_width=420):
+                changes = html(js_on_load=CLICK, elem_id="changes")
+        alike = html(elem_id="alike")
+        outputs = [explored, row, image, changes]
+        begins = tab.select(said(self.begin), [prepared, begun], [begun, *outputs], **COMPUTING)
+        row.select(said(self.look), [explored, draws], [draws, *outputs], **COMPUTING)
+        takes = changes.select(said(self.take), explored, outputs, **COMPUTING)
+        resets = reset.click(said(self.undo), explored, outputs, **COMPUTING)
+        for event in (begins, takes, resets):
+            event.then(said(self.show_alike), explored, alike, **COMPUTING)
+
+    def begin(self, result: Prepared | None, begun: Prepared | None) -> tuple:
         """Another image than last time; the same one stays as it was left."""
         if result is None or result is begun:
             return (gr.skip(),) * 5
-        codec = models.codec(result.model)
-        found = exploring.explore(codec, result.tokens, result.name)
-        return result, *show(found, None, None)
+        found = exploring.explore(self.models.codec(result.model), result.tokens, result.name)
+        return result, *self.show(found)
 
-    def show(found: Explored, place: int | None, changed: Any) -> tuple:
-        codec = models.codec(found.model)
-        return (
-            found,
-            drawing.token_row(found, exploring.codebook_colours(codec.tokenizer), place),
-            drawing.explored_image(found),
-            drawing.replaced(changed),
-        )
+    def look(self, found: Explored | None, num_draws: int, event: gr.EventData) -> tuple:
+        """A token was clicked: other codes are drawn for its place, others each time."""
+        if found is None:
+            return (gr.skip(),) * 5
+        return num_draws + 1, *self.show(found, event.place, num_draws)
 
-    def show_alike(found: Explored | None) -> Any:
+    def take(self, found: Explored | None, event: gr.EventData) -> tuple:
+        """Another code was clicked."""
+        if found is None:
+            return (gr.skip(),) * 4
+        changed = exploring.with_code(self.models.codec(found.model), found, event.place, event.code)
+        return self.show(changed, event.place)
+
+    def undo(self, found: Explored | None) -> tuple:
+        if found is None:
+            return (gr.skip(),) * 4
+        codec = self.models.codec(found.model)
+        return self.show(exploring.explore(codec, found.original[None], found.about))
+
+    def show(self, found: Explored, place: int | None = None, num_draws: int = 0) -> tuple:
+        codec = self.models.codec(found.model)
+        changes = None if place is None else exploring.replacements(codec, found, place, num_draws)
+        row = drawing.token_row(found, exploring.codebook_colours(codec.tokenizer), place)
+        return found, row, drawing.explored_image(found), drawing.replaced(changes)
+
+    def show_alike(self, found: Explored | None) -> Any:
         """Apart from the rest: the first time, hundreds of images are encoded for it."""
         if found is None:
             return gr.skip()
-        return drawing.same_first(exploring.alike(models.codec(found.model), found.tokens))
-
-    def look(found: Explored | None, num_draws: int, event: gr.EventData) -> tuple:
-        if found is None:
-            return (gr.skip(),) * 5
-        changed = exploring.replacements(models.codec(found.model), found, event.place, num_draws)
-        return num_draws + 1, *show(found, event.place, changed)
-
-    def take(found: Explored | None, event: gr.EventData) -> tuple:
-        if found is None:
-            return (gr.skip(),) * 4
-        codec = models.codec(found.model)
-        found = exploring.with_code(codec, found, event.place, event.code)
-        return show(found, event.place, exploring.replacements(codec, found, event.place))
-
-    def undo(found: Explored | None) -> tuple:
-        if found is None:
-            return (gr.skip(),) * 4
-        return show(exploring.explore(models.codec(found.model), found.original[None], found.about), None, None)
-
-    outputs = [explored, row, image, changes]
-    begins = tab.select(said(begin), [prepared, begun], [begun, *outputs], **COMPUTING)
-    row.select(said(look), [explored, draws], [draws, *outputs], **COMPUTING)
-    takes = changes.select(said(take), explored, outputs, **COMPUTING)
-    resets = reset.click(said(undo), explored, outputs, **COMPUTING)
-    for event in (begins, takes, resets):
-        event.then(said(show_alike), explored, alike, **COMPUTING)
+        return drawing.same_first(exploring.alike(self.models.codec(found.model), found.tokens))

@@ -27,16 +27,21 @@ if TYPE_CHECKING:
 
 def main() -> None:
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave no uploads behind then either
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    status = 0
     with tempfile.TemporaryDirectory(prefix="one-d-piece-") as uploads:
         page, options = prepared(arguments, uploads)
         where = {"server_name": arguments.host, "server_port": arguments.port, "share": arguments.share}
         try:
             page.launch(**options, **where)
+        except SystemExit as stopped:
+            status = stopped.code
         except OSError as error:
             if "port" not in str(error).lower():
                 raise
             raise UserError(f"port {arguments.port} is taken: name another one as --port") from error
+    sys.stdout.flush()
+    os._exit(status)  # the server's threads have kept Python from ending for minutes
 
 
 def parse_arguments() -> argparse.Namespace:
