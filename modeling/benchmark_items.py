@@ -10,16 +10,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.contribution import replacement_changes
 from modeling.modules import blocks, conv
+from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer
 from utils.benchmark.items import Setting, Work, allow_tf32
 from utils.benchmark.measure import Product
 
 
-def tokenizer(setting: Setting, config: DictConfig) -> nn.Module:
+def tokenizer(setting: Setting, config: DictConfig) -> TiTok:
     return setting.prepared(build_tokenizer(config))
 
 
@@ -55,7 +56,7 @@ def attend(setting: Setting) -> Iterator[Work]:
     """Attention of one encoder block, forward and backward: by our choice of arithmetic, and by torch's fused one."""
     with torch.device("meta"):  # for its sizes
         encoder = build_tokenizer(setting.config("stage1")).encoder
-    num_heads = encoder.transformer[0].attn.num_heads
+    num_heads = encoder.num_heads
     num_patches, width = encoder.positional_embedding.shape  # and the class token
     positions = num_patches + encoder.latent_token_positional_embedding.shape[0]
     # In memory as a block's packed projection leaves them: the layout is part of the cost.
@@ -73,7 +74,7 @@ def attend(setting: Setting) -> Iterator[Work]:
 def compare_precisions(setting: Setting) -> Iterator[Work]:
     """A linear layer and a convolution in float32 and in bfloat16, which a processor may only emulate."""
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        kind = {"device": setting.device, "dtype": dtype}
+        kind: dict[str, Any] = {"device": setting.device, "dtype": dtype}
         x, weight = torch.randn(1500, 192, **kind), torch.randn(768, 192, **kind)
         yield Work(f"linear layer, {name}", partial(F.linear, x, weight))
         images = torch.randn(1, 128, 64, 64, **kind).contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,8 @@ class CausalTokenNetwork(Pretrained):
     """
 
     pipeline_tag = "other"
+    codes: Tensor
+    tables: Tensor
 
     def __init__(self, config: DictConfig):
         super().__init__()

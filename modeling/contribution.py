@@ -24,12 +24,12 @@ def other_codes(tokens: Tensor, keys: list[str], *, codebook_size: int, num_draw
         tokens: (B, N) in 0..codebook_size-1.
         keys: Names of the B images.
     """
-    steps = []
+    drawn = []
     for key in keys:
         name = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
         draws = np.random.default_rng([seed, name])
-        steps.append(draws.integers(1, codebook_size, size=(tokens.shape[1], num_draws)))
-    steps = torch.from_numpy(np.stack(steps)).to(tokens.device)
+        drawn.append(draws.integers(1, codebook_size, size=(tokens.shape[1], num_draws)))
+    steps = torch.from_numpy(np.stack(drawn)).to(tokens.device)
     return (tokens[..., None] + steps) % codebook_size  # a step of 1..V-1 never comes back to the same code
 
 
@@ -83,7 +83,7 @@ def mean_of_one_token(tokenizer: TiTok, counts: Tensor, batch_size: int) -> Tens
         counts: How often each code is the first one, (V,).
     """
     codes = counts.nonzero()[:, 0]
-    total = 0.0
+    total: Tensor | float = 0.0
     for some in codes.split(batch_size):
         images = images_of(tokenizer, some[:, None].to(tokenizer.latent_tokens.device))
         total = total + torch.einsum("b,bchw->chw", counts[some].to(images), images)
@@ -199,6 +199,7 @@ class Measurement:
 
     def _changes(self, keys: list[str], tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if self.mode == "prefix":
+            assert self.no_tokens is not None, "start_from comes first"
             return prefix_changes(self.tokenizer, tokens, self.no_tokens)
         draws = {"codebook_size": self.tokenizer.codebook_size, "num_draws": self.num_draws}
         codes = other_codes(tokens, keys, seed=self.seed, **draws)

@@ -28,7 +28,7 @@ def identity(tokenizer: TiTok) -> str:
     layout = {
         "image_size": tokenizer.image_size,
         "patch_size": encoder.patch_embed.kernel_size[0],
-        "num_heads": encoder.transformer[0].attn.num_heads,
+        "num_heads": encoder.num_heads,
         "is_legacy": encoder.is_legacy,
         "use_l2_norm": tokenizer.quantize.use_l2_norm,
     }

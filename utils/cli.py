@@ -5,6 +5,7 @@ A command imports this before anything else: from here on Ctrl-C ends it quietly
 
 import argparse
 import difflib
+import io
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self._words: list[str] = []
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads by the class of `namespace`
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(self._words, namespace)
 
@@ -73,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
 
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.argv[1:] = checked(sys.argv[1:])

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -86,7 +86,7 @@ def lenient_config(config: Mapping[str, Any]) -> DictConfig:
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as dicts, lists and scalars, every `${...}` resolved."""
-    return dict(OmegaConf.to_container(config, resolve=True))
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
@@ -249,7 +249,8 @@ def _merge_defaults(path: Path, defaults: list[str], chain: list[Path]) -> DictC
             raise ConfigError(f"{path}: defaults name {name}, but there is no {file} (names are relative to the file)")
         body, deeper = _read(file)
         try:
-            config = OmegaConf.merge(config, _merge_defaults(file, deeper, [*chain, file]), body)
+            merged = OmegaConf.merge(config, _merge_defaults(file, deeper, [*chain, file]), body)
+            config = cast(DictConfig, merged)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{path}: cannot merge {name}: {_one_line(error)}") from error
     return config
@@ -354,7 +355,7 @@ def _check_decided(config: DictConfig, source: str) -> None:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(config, resolve=False))
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
 def _resolved(config: DictConfig, name: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 # What a disk, or the rights on it, refuse, and what to do about it. Not every system has every number.
 NO_SPACE, NO_FOLDER = "free space there", "a file is where a folder is needed: name another path"
-REMEDIES = {
+REMEDIES: dict[str, str | None] = {
     "ENOSPC": NO_SPACE,
     "EDQUOT": NO_SPACE,
     "EFBIG": NO_SPACE,

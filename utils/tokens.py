@@ -47,7 +47,7 @@ def write_tokens(
     **about: Any,
 ) -> None:
     """Write a tokens file, whole or not at all; `about` is what JSON can hold."""
-    arrays = {"tokens": tokens, "keys": np.array(keys), "labels": labels, "samples": samples}
+    arrays: dict[str, Any] = {"tokens": tokens, "keys": np.array(keys), "labels": labels, "samples": samples}
     arrays["about"] = np.array(json.dumps(about, ensure_ascii=False))
     with replacing(path) as aside:
         np.savez_compressed(aside, **{name: array for name, array in arrays.items() if array is not None})

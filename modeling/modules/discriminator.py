@@ -11,6 +11,8 @@ class BlurDown(nn.Module):
     As much zero padding as the output needs; where it is odd, the larger part goes to the bottom and right.
     """
 
+    kernel: Tensor
+
     def __init__(self):
         super().__init__()
         row = torch.tensor([1.0, 3.0, 3.0, 1.0])

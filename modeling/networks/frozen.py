@@ -56,6 +56,9 @@ class TimmNetwork(ImageNetwork):
         UserError: timm has no such model, or its weights could not be loaded.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, weights: str | os.PathLike | None = None, **options: Any):
         super().__init__()
         import timm

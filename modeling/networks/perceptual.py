@@ -24,6 +24,9 @@ class ConvNextLogits(FrozenNetwork):
         weights: A file with torchvision's `IMAGENET1K_V1` weights; by default torchvision's own download and cache.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: str | os.PathLike | None = None):
         super().__init__()
         import torchvision

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from utils.benchmark.items import CONFIGS, DTYPES, Items
 from utils.benchmark.measure import CLOCKS, NUM_OPERATORS
@@ -56,10 +57,10 @@ def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     default = " ".join(DEFAULT_ITEMS)
     choices = [*items, ALL]
     add("--only", nargs="+", choices=choices, default=DEFAULT_ITEMS, help=f"what to measure (default: {default})")
-    numbers = {"nargs": "+", "type": int, "metavar": "N"}
+    numbers: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "N"}
     add("--batch_size", **numbers, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
-    default = [8, 64, 256]
-    add("--lengths", **numbers, default=default, help="tokens to decode; all, if a model has fewer (default: 8 64 256)")
+    lengths = [8, 64, 256]
+    add("--lengths", **numbers, default=lengths, help="tokens to decode; all, if a model has fewer (default: 8 64 256)")
     add("--processes", **numbers, default=[1], help="how many at the same time, in training as ranks (default: 1)")
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")

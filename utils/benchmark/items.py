@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -41,6 +42,9 @@ class Work:
     length: int | None = None
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One model in one precision on one device."""
@@ -67,7 +71,7 @@ class Setting:
         side = config.dataset.preprocessing.crop_size
         return torch.rand(self.batch_size, 3, side, side, device=self.device)
 
-    def prepared(self, model: nn.Module) -> nn.Module:
+    def prepared(self, model: Model) -> Model:
         """A model for inference, compiled where that is asked for."""
         model = model.to(self.device).eval()
         if self.compile:

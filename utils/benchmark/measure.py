@@ -152,7 +152,7 @@ def ceilings(setting: Setting, products: Products) -> dict[str, Work]:
 
     By the library and in the layout that are faster: which ones depends on the processor and the precision.
     """
-    kind = {"device": setting.device, "dtype": setting.dtype}
+    kind: dict[str, Any] = {"device": setting.device, "dtype": setting.dtype}
     side, batch, channels, pixels = CEILING_SIZES["cpu" if setting.device.type == "cpu" else "other"]
     left, right = torch.randn(side, side, **kind), torch.randn(side, side, **kind)
     images, kernel = torch.randn(batch, channels, pixels, pixels, **kind), torch.randn(channels, channels, 3, 3, **kind)
@@ -161,7 +161,7 @@ def ceilings(setting: Setting, products: Products) -> dict[str, Work]:
         operands = [operand.contiguous(memory_format=layout) for operand in (images, kernel)]
         return lambda: F.conv2d(*operands, padding=1)
 
-    def fastest(ways: dict[str, Callable[[], Tensor]]) -> str:
+    def fastest(ways: Mapping[str, Callable[[], Tensor]]) -> str:
         return min(ways, key=lambda name: min(time_turns(ways[name], setting) for _ in range(3)))
 
     multiplications = {library: partial(multiply, left, right) for library, multiply in products(setting).items()}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def draw_curves(data: Mapping[str, np.ndarray], tokens: np.ndarray, title: str) 
     return figure
 
 
-def draw_rows(data: Mapping[str, np.ndarray], tokens: Sequence[int], title: str) -> Any:
+def draw_rows(data: Mapping[str, np.ndarray], tokens: np.ndarray, title: str) -> Any:
     """Mean contribution by token as one row of colours for each norm."""
     pyplot = plotting()
     figure, axes = pyplot.subplots(len(NORMS), 1, figsize=(10, 3.2), layout="constrained")

@@ -75,7 +75,7 @@ class Session:
         How far the others are is guessed: as far as this one. After the first seconds it says once how long all of
         them will take, where that is long.
         """
-        started, num_done, told = time.monotonic(), 0, total is None
+        started, num_done, told = time.monotonic(), 0, False
         options = {"desc": what, "unit": "image", "dynamic_ncols": True}
         with tqdm(total=total, disable=not self.processes.is_main, **options) as bar:
 
@@ -84,7 +84,7 @@ class Session:
                 num_done += num_images * self.processes.world_size
                 bar.update(num_images * self.processes.world_size)
                 seconds = time.monotonic() - started
-                if not told and seconds >= FIRST_SECONDS:
+                if total is not None and not told and seconds >= FIRST_SECONDS:
                     told = True
                     if (whole := seconds * total / num_done) >= LONG:
                         self.say(f"{total:,} images will take about {whole / 60:,.0f} min; --num_images N takes fewer")
