@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Completion:
         """
         if prefix.shape[1] >= self.generator.num_tokens:
             return prefix
-        return self.generator.generate(labels, seeds=seeds, prefix=prefix, **asdict(self.settings))
+        return cast(Tensor, self.generator.generate(labels, seeds=seeds, prefix=prefix, **asdict(self.settings)))
 
 
 def load_completion(
