@@ -14,7 +14,7 @@ from codec.rate import Choice, best_within
 from utils.evaluation.image_formats import Format
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompressedFormat(Format):
     """The .1dp files of a tokenizer; its settings are the most bytes that a file may have.
 
@@ -23,8 +23,8 @@ class CompressedFormat(Format):
         written: Fit and effort; whatever their goal is, the files are those of the settings.
     """
 
-    codec: Codec | None = None
-    written: Settings = Settings()
+    codec: Codec
+    written: Settings
 
     def files(self, pixels: np.ndarray, limit: int) -> Iterator[tuple[bytes, float]]:
         """The best file within each setting and `limit`; each took the seconds of all that was tried for it."""
