@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from modeling.checkpoints.locate import Located, locate, locate_configured
-from modeling.checkpoints.registry import TOKENIZER, class_named, declared_classes
+from modeling.checkpoints.registry import TOKENIZER, build, class_named, declared_classes
 from modeling.titok import TiTok
 from utils.config import load_config
 from utils.errors import UserError
@@ -24,7 +24,7 @@ BUNDLED_TOKENIZER = "one-d-piece_fashion"
 
 def build_tokenizer(config: DictConfig) -> TiTok:
     """The tokenizer that `model.type` names, with initial weights."""
-    return class_named(TOKENIZER, config.model.type, TiTok)(config)
+    return build(class_named(TOKENIZER, config.model.type, TiTok), config)
 
 
 def load_tokenizer(

@@ -19,6 +19,7 @@ from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
 from tests.checkpoint_data import Toy, same, teacher, tokenizer_config, toy
 from utils.config import load_config
+from utils.errors import UserError
 from utils.paths import ROOT
 
 
@@ -217,6 +218,14 @@ def test_what_wrappers_put_into_names_is_removed(tmp_path, prefix):
     }
     torch.save(state, tmp_path / "wrapped.bin")
     assert read_state_dict(tmp_path / "wrapped.bin").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("value", [-1, 0, "wide", None])
+def test_a_given_configuration_that_makes_no_model_is_one_sentence(tmp_path, value):
+    torch.save(TiTok(tokenizer_config()).state_dict(), tmp_path / "weights.bin")
+    with pytest.raises(UserError) as error:
+        TiTok.from_pretrained(tmp_path / "weights.bin", config=tokenizer_config(token_size=value))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [TiTok, ImageBert])

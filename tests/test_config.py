@@ -243,6 +243,15 @@ def test_a_configuration_without_a_model_is_one_sentence():
         check_kind(OmegaConf.create({"training": {}}), "x.yaml", "tokenizer")
 
 
+@pytest.mark.parametrize(
+    "text", ["true", "-3", "1e-300", "defaults: ${a}", "defaults: ['???']", "experiment: []", "experiment: [1]"]
+)
+def test_values_in_wrong_places_are_one_sentence(write, text):
+    with pytest.raises(ConfigError, match="any.yaml") as error:
+        load_config(write("any.yaml", text))
+    assert "\n" not in str(error.value)
+
+
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as exit:
         arguments_of("--help")

@@ -235,7 +235,7 @@ def test_a_broken_image_that_was_named_is_an_error_after_the_others_are_done(inf
         ([], {"lengths": "1,5"}, "--lengths must be in 1..4, got 5"),
         ([], {"lengths": "0"}, "--lengths must be 1 or more, got 0"),
         ([], {"device": "toaster"}, "--device toaster cannot be used here"),
-        ([], {"output_dir": "{tmp}/notes.txt"}, "notes.txt cannot be created"),
+        ([], {"output_dir": "{tmp}/notes.txt"}, "notes.txt (File exists): a file is where a folder is needed"),
         ([], {"checkpoint": "nowhere/at/all"}, "no checkpoint nowhere/at/all"),
         ([], {"checkpoint": "7"}, "checkpoint 7 is a step number, which needs the output folder"),
         ([], {"config": "configs/eval/nothing.yaml"}, "configs/eval/nothing.yaml does not exist"),

@@ -111,16 +111,6 @@ def test_results_are_written_once_at_a_time(tmp_path, holder, monkeypatch, capsy
     assert {path.name for path in tmp_path.iterdir()} == {LOCK}
 
 
-def test_work_within_work_of_one_process_is_let_in_and_the_outer_lock_stays(tmp_path, holder):
-    with FolderLock(tmp_path):
-        with FolderLock(tmp_path):
-            pass
-        assert (tmp_path / LOCK).exists()
-        other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-        assert other.returncode == 1 and "is in use by process" in other.stderr
-    assert not (tmp_path / LOCK).exists()
-
-
 def test_shards_are_made_once_at_a_time(tmp_path, holder):
     class Images:
         classes = []

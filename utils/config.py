@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
@@ -228,15 +228,18 @@ def _read(path: Path) -> tuple[DictConfig, list[str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{path}, line {mark.line + 1}: not valid YAML: {error.problem or error.context}") from error
+    except AssertionError as error:  # OmegaConf's, of a file that holds one number or truth
+        raise ConfigError(f"{path}: a configuration is a mapping of sections, got one value") from error
     except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {_one_line(error)}") from error
     # OmegaConf reads a file that holds one bare word as {word: null}.
     if not isinstance(body, DictConfig):
         raise ConfigError(f"{path}: a configuration is a mapping of sections, got a list")
-    defaults = body.pop("defaults", [])
-    if not isinstance(defaults, ListConfig | list) or not all(isinstance(name, str) for name in defaults):
+    values = _plain(body)
+    defaults = values.pop("defaults", [])
+    if not isinstance(defaults, list) or not all(isinstance(name, str) for name in defaults):
         raise ConfigError(f"{path}: defaults must be a list of file names, got {defaults}")
-    return body, list(defaults)
+    return OmegaConf.create(values), defaults
 
 
 def _merge_defaults(path: Path, defaults: list[str], chain: list[Path]) -> DictConfig:
@@ -349,7 +352,10 @@ def _check_decided(config: DictConfig, source: str) -> None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
-    output_dir = OmegaConf.select(config, OUTPUT_DIR, default="not read by this command")
+    try:
+        output_dir = OmegaConf.select(config, OUTPUT_DIR, default="not read by this command")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {OUTPUT_DIR} cannot be read: {_one_line(error)}") from error
     if not str(output_dir or "").strip():  # would be the working directory
         raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
 

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from utils.errors import UserError, remedy
 
@@ -25,17 +25,14 @@ class FolderLock:
 
     The kernel keeps it, on the file `.lock`, which says who holds it: a dead process's lock is free, on this machine
     and on others that share the disk. Where there are no such locks (Windows, some network disks) nothing is refused.
-    All processes of a command make this object together; the main one holds the lock. Work within work of the same
-    process is let in, and the outer one's lock stays.
+    All processes of a command make this object together; the main one holds the lock.
 
     Raises:
         UserError: Another process works in the folder, or the folder cannot be written.
     """
 
-    _held: ClassVar[set[Path]] = set()  # by this process
-
     def __init__(self, folder: Path, processes: "Processes | None" = None):
-        self.path = folder.absolute() / LOCK
+        self.path = folder / LOCK
         self._file: TextIO | None = None
         if processes is None:
             self._acquire()
@@ -46,8 +43,6 @@ class FolderLock:
         processes.meet()
 
     def _acquire(self) -> None:
-        if self.path in self._held:
-            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while not self._try():
@@ -72,7 +67,6 @@ class FolderLock:
         file.write(json.dumps({"process": os.getpid(), "host": platform.node()}))
         file.flush()
         self._file = file
-        self._held.add(self.path)
         atexit.register(self.release)
         return True
 
@@ -91,7 +85,6 @@ class FolderLock:
             self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
-            self._held.discard(self.path)
 
     def __enter__(self) -> "FolderLock":
         return self

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import CARD, CONFIG, SAFETENSORS, Located, locate
-from modeling.checkpoints.registry import TOKENIZER, build_empty, declared_classes, fitting_config, is_known, shapes_of
+from modeling.checkpoints.registry import (
+    TOKENIZER,
+    build_empty,
+    declared_classes,
+    describes_no,
+    fitting_config,
+    is_known,
+    shapes_of,
+)
 from modeling.checkpoints.state import (
     assign_strict,
     check_finite,
@@ -127,17 +135,14 @@ def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
 
 def _build_as_saved(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> nn.Module:
     """The model of the configuration found with weights, still without them; it must be of this class."""
+    words = f" with {located.description}", "fetch it again, or give the configuration of that model"
     try:
         _check_class(model_class, config, located, state)
-        return build_empty(model_class, config)
     except UserError:
         raise
     except Exception as error:  # it may hold anything in any place
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise WeightsError(
-            f"the configuration with {located.description} describes no {model_class.__name__} ({reason}): fetch it "
-            "again, or give the configuration of that model"
-        ) from error
+        raise describes_no(model_class, error, *words) from error
+    return build_empty(model_class, config, *words)
 
 
 def _check_class(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:

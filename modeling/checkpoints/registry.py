@@ -74,10 +74,39 @@ class _NoDraws(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def build_empty(model_class: type[Model], config: Mapping | DictConfig) -> Model:
-    """A model on the meta device: names, shapes and settings. It takes no memory, whatever sizes a config claims."""
-    with torch.device("meta"), _NoDraws():
+def describes_no(
+    model_class: type, error: Exception, which: str = "", remedy: str = "correct its section model"
+) -> WeightsError:
+    """What is said where a configuration's values make no model.
+
+    Args:
+        which, remedy: Whose configuration it is, and what to do.
+    """
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return WeightsError(f"the configuration{which} describes no {model_class.__name__} ({reason}): {remedy}")
+
+
+def build(model_class: type[Model], config: Mapping | DictConfig, *words: str) -> Model:
+    """The model of a configuration, which may hold anything in any place.
+
+    Args:
+        words: For the error, as of `describes_no`.
+
+    Raises:
+        WeightsError: It describes no such model.
+    """
+    try:
         return model_class(lenient_config(config))
+    except UserError:
+        raise
+    except Exception as error:
+        raise describes_no(model_class, error, *words) from error
+
+
+def build_empty(model_class: type[Model], config: Mapping | DictConfig, *words: str) -> Model:
+    """As `build`, on the meta device: names, shapes and settings, in no memory, whatever sizes a config claims."""
+    with torch.device("meta"), _NoDraws():
+        return build(model_class, config, *words)
 
 
 def fitting_config(model_class: type, given: Mapping[str, tuple]) -> str | None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.pretrained import load_weights
+from modeling.checkpoints.registry import build
 from modeling.generators import TRAINED_WITH, check_sizes, class_names
 from modeling.identity import identities, identity
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
@@ -36,7 +37,7 @@ class GeneratorTask:
 
     def __init__(self, config: DictConfig, check_tokenizer: Callable[[Mapping[str, str], str], None] | None = None):
         self.config, self.check_tokenizer = config, check_tokenizer
-        self.model: MaskGIT = generator_class(config)(config)
+        self.model: MaskGIT = build(generator_class(config), config)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from modeling.checkpoints.pretrained import load_weights
+from modeling.checkpoints.registry import build
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
 
@@ -15,7 +16,7 @@ class TeacherTask(ReconstructionTask):
 
     def __init__(self, config: DictConfig):
         self.config = config
-        self.model = PixelVQGAN(config)
+        self.model = build(PixelVQGAN, config)
         super().__init__(self.model, self.model.quantize, config)
 
     def start(self) -> None:

@@ -31,7 +31,8 @@ class Session:
     Args:
         device: Name for `pick_device`.
         output_dir: Where the results go; made now, since the work may take hours.
-        results: What will be written there. Somebody else's file of such a name is an error before the work.
+        results: What will be written there. Somebody else's file of such a name is an error before the work. Without
+            any the folder is not locked: the work's parts lock it.
         writes: Nothing is written without.
 
     Raises:
@@ -46,9 +47,10 @@ class Session:
         self.processes = Processes(device)
         self.output_dir = Path(output_dir)
         self.results = ResultPaths()
-        self.lock = FolderLock(self.output_dir, self.processes) if writes else None
+        self.lock = FolderLock(self.output_dir, self.processes) if writes and results else None
         with self.processes.careful():
             if writes and self.processes.is_main:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
                 self.results.claim(*(self.output_dir / name for name in results))
         self.processes.meet()
 
