@@ -128,6 +128,24 @@ def sample(setting: Setting) -> Iterator[Work]:
     yield Work("guided, two", apart, setting.batch_size)
 
 
+def drafts(setting: Setting) -> Iterator[Work]:
+    """The first tokens alone of images, by the config's sampler, for each of the lengths that the model has."""
+    from modeling.maskgit import generator_class
+    from modeling.samplers.settings import sampler_settings
+
+    config = setting.config("generator")
+    model = setting.prepared(generator_class(config)(config))
+    labels = torch.randint(model.num_classes, (setting.batch_size,)).to(setting.device)
+    for length in sorted({min(length, model.num_tokens) for length in setting.lengths}):
+        options = asdict(sampler_settings(config, num_tokens=length))
+
+        def turn(options=options):
+            with setting.autocast():
+                return model.generate(labels, **options)
+
+        yield Work(f"draft, {length} tokens", turn, setting.batch_size)
+
+
 # ------------------------------------------------------------------------------------------- training
 
 

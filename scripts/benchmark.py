@@ -49,6 +49,7 @@ ITEMS = {
     "stage2": benchmark_items.train_stage2,
     "generator": benchmark_items.train_generator,
     "sample": benchmark_items.sample,
+    "drafts": benchmark_items.drafts,
     "reconstruct": partial(reconstruct, benchmark_items.tokenizer),
     "contribution": benchmark_items.contribute,
     "loader": load,

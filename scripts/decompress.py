@@ -3,7 +3,7 @@
     python3 scripts/decompress.py bag.1dp -o bag.png
     python3 scripts/decompress.py output/fashion_1dp -o output/fashion_png
     python3 scripts/decompress.py bag.1dp -o - --tokens 8 > bag_8_tokens.png
-    python3 scripts/decompress.py bag.1dp -o bag_invented.png --tokens 4 --complete vivid --seed 1
+    python3 scripts/decompress.py bag.1dp -o bag_invented.png --tokens 4 --complete --seed 1
 
 IN is a file, a folder, whose tree is kept, or - for the standard input. Without -o images are written beside the files,
 as PNG; -o NAME.jpg and so on choose another format. The bundled model that wrote a file is found by itself; another one
@@ -77,9 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--complete",
         nargs="?",
-        const="faithful",
+        const="vivid",
         choices=("faithful", "vivid"),
-        help="invent the tokens that are not there: the likeliest (faithful, the default) or drawn ones (vivid)",
+        help="invent the tokens that are not there: drawn ones (vivid, the default) or the likeliest (faithful)",
     )
     parser.add_argument("--seed", type=int, default=42, help="of what is invented (default: %(default)s)")
     parser.add_argument("--label", metavar="CLASS", help="number or name of what is shown (default: not known)")
