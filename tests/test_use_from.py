@@ -77,7 +77,7 @@ def test_onnx_gives_the_same_as_torch():
     run(sys.executable, *shlex.split(command)[1:])
     with torch.no_grad():
         expected = run_python("torch.hub", pixels=pixels())
-    names = run_python("ONNX", onnxruntime=onnxruntime, pixels=pixels().numpy())
+    names = run_python("ONNX", onnxruntime=onnxruntime, pixels=pixels())
     np.testing.assert_array_equal(names["tokens"], expected["tokens"][:, 0])
     np.testing.assert_allclose(names["image"], expected["image"].clamp(0, 1), atol=1 / 255)
 
