@@ -251,12 +251,13 @@ class Codec:
             ]
             options = Options(lengths[:, None], payloads + headers, squares[0].errors, squares[0].scores)
             return Draft(tokens, options, canvas.area, geometry)
-        bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, -1].sum())
+        last = lengths[-1]
+        bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, last - 1].sum())
         parts = canvas.shares.sum(axis=(1, 2)) / canvas.area
         errors = np.stack([square.errors for square in squares]) * parts[:, None]
-        longest = (int(lengths[-1]),) * len(squares)
+        longest = (int(last),) * len(squares)
         uniform = replace(geometry, tiles=replace(geometry.tiles, lengths=longest))
-        overhead = header_bytes(longest[0], int(bits[:, -1].sum()) // 8 + 1, uniform)
+        overhead = header_bytes(longest[0], int(bits[:, last - 1].sum()) // 8 + 1, uniform)
         options = tile_options(errors, bits[:, lengths - 1], lengths, overhead)
         return Draft(tokens, options, canvas.area, geometry)
 

@@ -142,6 +142,13 @@ def test_tiles_have_lengths_of_their_own_and_keep_to_a_size(codec):
     assert -10 * np.log10(error) >= written.psnr - 1e-3
 
 
+def test_tiles_of_few_of_many_tokens_are_written():
+    """All 32 tokens of a tile would be more bytes than a file may hold for one."""
+    codec = load_codec(checkpoint="one-d-piece_emoji")
+    written = codec.compress([photo(90, 70)], Settings(Goal("tokens", 1), Fit.TILE))[0]
+    assert set(unpack(written.data).header.lengths) == {1}
+
+
 def test_the_psnr_of_tiles_is_at_least_what_was_asked_for(codec):
     image = photo(50, 40)
     most = codec.compress([image], Settings(fit=Fit.TILE))[0].psnr
