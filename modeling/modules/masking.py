@@ -89,19 +89,11 @@ class ImageNoise:
         return noise
 
     def uniform_doubles(self, *shape: int) -> Tensor:
-        """(images, *shape) in [0, 1), drawn as float64 on the CPU: a seed gives the same noise on every device.
-
-        An Apple GPU, which has no float64, gets it rounded down to float32.
-        """
+        """(images, *shape) float64 in [0, 1), drawn and kept on the CPU: a seed gives the same on every device."""
         noise = torch.empty(len(self.generators_of_doubles), *shape, dtype=torch.float64)
         for own, generator in zip(noise, self.generators_of_doubles, strict=True):
             torch.rand(shape, generator=generator, dtype=torch.float64, out=own)
-        return noise.to(self.device, widest_float(self.device))
-
-
-def widest_float(device: torch.device) -> torch.dtype:
-    """float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+        return noise
 
 
 def gumbel(uniform: Tensor) -> Tensor:

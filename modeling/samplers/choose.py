@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from modeling.modules.masking import gumbel, rows_at, widest_float
+from modeling.modules.masking import gumbel, rows_at
 from modeling.samplers.sampler import Sampler, State
+from utils.evaluation.statistics import doubled
 
 
 class ChooseThenSample(Sampler):
@@ -28,7 +29,7 @@ class ChooseThenSample(Sampler):
 
         rows = rows_at(logits, chosen)  # (B, number, V)
         if noise_scale:
-            uniform = state.noise.uniform_doubles(self.num_tokens).gather(1, positions)
+            uniform = state.noise.uniform_doubles(self.num_tokens).gather(1, positions.cpu())
             sampled = drawn(rows / (noise_scale / 2), uniform)
         else:
             sampled = rows.argmax(dim=-1)
@@ -41,12 +42,15 @@ class ChooseThenSample(Sampler):
         if order == "moment":
             scores = moments(logits, noise_scale)
             if noise_scale:
-                uniform = state.noise.uniform_doubles(self.num_tokens).float()
-                scores = scores + noise_scale * gumbel(uniform.gather(1, state.positions))
+                scores = scores + noise_scale * gumbel(self._ranks(state).gather(1, state.positions))
             return scores
         if order == "random" and noise_scale:
-            return state.noise.uniform_doubles(self.num_tokens).gather(1, state.positions)
+            return self._ranks(state).gather(1, state.positions)
         return -state.positions
+
+    def _ranks(self, state: State) -> Tensor:
+        """Uniform noise by which positions are put in order, (B, N) float32."""
+        return state.noise.uniform_doubles(self.num_tokens).float().to(state.positions.device)
 
 
 def moments(logits: Tensor, noise_scale: float) -> Tensor:
@@ -63,11 +67,11 @@ def moments(logits: Tensor, noise_scale: float) -> Tensor:
 
 
 def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One code of each softmax of (B, M, V), by a uniform number in [0, 1) for each, (B, M).
+    """One code of each softmax of (B, M, V), by a uniform number in [0, 1) for each, (B, M) float64 on the CPU.
 
     A number a token, where Gumbel noise takes V of them, and in float64: in float32 the rarest codes never come.
     """
-    cumulative = logits.softmax(dim=-1).to(widest_float(logits.device)).cumsum(dim=-1)
-    threshold = uniform[..., None].to(cumulative.dtype) * cumulative[..., -1:]
+    cumulative = doubled(logits.softmax(dim=-1)).cumsum(dim=-1)
+    threshold = uniform[..., None].to(cumulative.device) * cumulative[..., -1:]
     code = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    return code.clamp(max=logits.shape[-1] - 1)
+    return code.clamp(max=logits.shape[-1] - 1).to(logits.device)

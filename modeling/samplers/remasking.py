@@ -48,7 +48,7 @@ class Remasking(ChooseThenSample):
         """Positions of `number` known tokens of each image that were not given at the start, at random."""
         if not number:
             return state.positions[:, :0]
-        rank = state.noise.uniform_doubles(self.num_tokens).scatter(1, state.positions, torch.inf)
+        rank = self._ranks(state).scatter(1, state.positions, torch.inf)
         rank[:, : self.num_known] = torch.inf
         return rank.argsort(dim=1, stable=True)[:, :number]
 
