@@ -90,9 +90,9 @@ def writer(name, model, is_pickle):
     return write
 
 
-def loaded(model, **where):
+def loaded(model, config=None, checkpoint=None):
     load = load_generator if hasattr(model, "generate") else load_tokenizer
-    return load(**where)[0]
+    return load(config, checkpoint)[0]
 
 
 @pytest.mark.parametrize("is_pickle", [False, True])
