@@ -235,7 +235,7 @@ def read_emoji(folder: Path) -> tuple[list[Emoji], list[Emoji]]:
     """The training and the test emoji in every style that has them, from a folder of the three tarballs.
 
     Raises:
-        DataError: A tarball is not there, or is another than expected.
+        DataError: A tarball is not there, or is not the expected one.
     """
     for package in PACKAGES.values():
         check_tarball(folder / package.tarball, package)

@@ -5,7 +5,7 @@
       --lengths 8,32,256 --output_dir DIR --tokens --labels
 
 images.npy is (n, P, P, 3) uint8, rounded. With --lengths each length has a folder of its own, DIR/length_8 and so on.
---original, --jp2, --jpg and --webp write the cropped originals, or what an image format leaves of them, in place of the
+--original, --jp2, --jpg and --webp write the cropped originals, or what an image format leaves of them, instead of the
 tokenizer's images. The files are the same for any number of processes; with --precision fp64 also for any
 --batch_size and device, which in fp32 move about one value in a thousand by one grey level.
 """
