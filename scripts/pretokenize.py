@@ -65,9 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=SPLITS, help="default: both")
     parser.add_argument("--crops", type=int, default=0, metavar="K", help="random crops beside the centre one")
-    add_batch_size_argument(parser, "images encoded at once, with all their variants", default=64)
+    add_batch_size_argument(parser, "images encoded at a time, with all their variants", default=64)
     add_compile_argument(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values of the configuration to change")
     arguments = parser.parse_args()
     if arguments.crops < 0:

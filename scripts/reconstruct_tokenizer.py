@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     add_wanted_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="one batch a process only, to try the command out")
     add_storage_arguments(parser)
-    add_batch_size_argument(parser, "images at once", default_is="the configuration's")
+    add_batch_size_argument(parser, "images at a time", default_is="the configuration's")
     add_speed_arguments(parser, with_double=True)
     add_num_images_argument(parser)
     add_device_argument(parser)

@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         "--npz", action=argparse.BooleanOptionalAction, default=True, help=f"write {NPZ} (default: yes)"
     )
     parser.add_argument("--png", action="store_true", help="write PNG files")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
     add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
