@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--config", required=True, help="configuration of a generator")
     parser.add_argument("--checkpoint", help="the tokenizer (default: the config's experiment.tokenizer_checkpoint)")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     parser.add_argument("--split", nargs="+", choices=SPLITS, default=SPLITS, help="default: both")
     parser.add_argument("--crops", type=int, default=0, metavar="K", help="random crops beside the centre one")
     add_batch_size_argument(parser, "images encoded at a time, with all their variants", default=64)

@@ -50,7 +50,7 @@ from utils.inference import (
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=True)
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_dir", required=True, help="where the files go")
     add_wanted_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="one batch a process only, to try the command out")
     add_storage_arguments(parser)

@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--num_images", type=int, default=50_000, help="of all classes together (default: %(default)s)")
     count.add_argument("--num_images_per_class", type=int, help="instead of --num_images")
