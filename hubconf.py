@@ -9,7 +9,18 @@ This imports packages called `modeling` and `utils`; a process cannot use others
 import collections.abc
 import contextlib
 
-dependencies = ["torch", "einops", "huggingface_hub", "numpy", "omegaconf", "psutil", "safetensors", "yaml"]
+dependencies = [
+    "torch",
+    "PIL",
+    "einops",
+    "huggingface_hub",
+    "numpy",
+    "omegaconf",
+    "psutil",
+    "safetensors",
+    "tqdm",
+    "yaml",
+]
 
 
 def one_d_piece(name: str = "one-d-piece_fashion", device: str = "cpu"):

@@ -30,7 +30,7 @@ class Prefixes:
         features: (n, F), what the length predictor knows.
         ssim: (n, D), at 1, 2, 4, ... tokens; D is 0 where only the errors count.
         perceptual: (n, D), the distance.
-        seconds: (n,) of one thread, in the mean of a batch, to encode, to search and to decode every length.
+        seconds: (n,) of one thread, on average of a batch, to encode, to search and to decode every length.
     """
 
     sizes: np.ndarray
@@ -127,7 +127,7 @@ class Results:
         return self._row(name, "PSNR asked for", places) | {"reached": reached}
 
     def of_budget(self, bytes_per_image: float) -> Row:
-        """So many bytes in the mean are spread over the images."""
+        """So many bytes on average are spread over the images."""
         budget = int(bytes_per_image * len(self.rows))
         places = spread(self.sizes, self.errors, budget)
         unspent = budget - int(self.sizes[self.rows, places].sum())
@@ -179,7 +179,7 @@ def gains(better: Results, plain: Results) -> dict[str, Any]:
 
     Returns:
         "at_equal_tokens", dB at each length; "at_equal_bytes", dB at each length, beside the plain curve between its
-        lengths; "more_bytes" there; all in the mean.
+        lengths; "more_bytes" there; all on average.
     """
     mean = plain.psnr.mean(axis=0)
     beside = np.interp(np.log(better.mean_bytes), np.log(plain.mean_bytes), mean)

@@ -52,7 +52,7 @@ class Settings:
 
     Args:
         effort: 0 to 3, how long better tokens are searched.
-        is_fast: Guess the length that a PSNR needs, in place of decoding every one.
+        is_fast: Guess the length that a PSNR needs, instead of decoding every one.
         mode: What gives tokens their bits; what makes the smallest file where not given.
         is_bare: Write payloads without headers, whose reader must know what they say.
     """
@@ -407,7 +407,7 @@ def compress(
         model: A codec, or what `load_codec` takes as its checkpoint; by default the bundled model of garments.
         fit: "crop", "pad", "stretch" or "tile".
         effort: 0 to 3, how long better tokens are searched.
-        fast: Guess the length that `psnr` needs, in place of decoding every one.
+        fast: Guess the length that `psnr` needs, instead of decoding every one.
         goal: One of tokens, max_bytes, budget (of all files), psnr, ssim, perceptual; by default all tokens.
 
     Raises:

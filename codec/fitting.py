@@ -19,7 +19,7 @@ from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
 from utils.training.loop import make_accelerator, train
 
-BATCH = 64  # images at once
+BATCH = 64  # images at a time
 MAX_TABLES = 32  # positions beyond share them, so that 256 positions of 4,096 codes fit into a megabyte
 NUM_ROUNDING = 2000  # images that tell the range of the hidden units
 PRIOR_WEIGHT = 30  # images, that the frequencies over all positions count for at each

@@ -145,7 +145,7 @@ def features(tokenizer: TiTok, encoded: Encoded) -> np.ndarray:
     """(B, F) float64: the normalised vectors, their norms, their distances to their codes, statistics of the pixels."""
     vectors = encoded.vectors.float()
     unit = tokenizer.quantize.normalize(vectors)
-    nearest = tokenizer.quantize.nearest(unit)  # in place of tokens that may have been searched
+    nearest = tokenizer.quantize.nearest(unit)  # instead of tokens that may have been searched
     distances = (unit - tokenizer.quantize.lookup(nearest)).norm(dim=-1)  # (B, N)
     parts = [unit.flatten(1), vectors.norm(dim=-1).log(), distances, pixel_statistics(encoded.pixels)]
     return torch.cat(parts, dim=1).cpu().double().numpy()

@@ -141,12 +141,13 @@ def goal_of(**asked: float | None) -> Goal:
     given = {name: value for name, value in asked.items() if value is not None}
     if len(given) > 1:
         raise UserError(
-            f"{' and '.join(given)} were given: ask for one of {', '.join(asked)}; the rest follows from it"
+            f"{' and '.join(f'--{name}' for name in given)} were given: ask for one of "
+            f"{', '.join(f'--{name}' for name in asked)}; the rest follows from it"
         )
     name, value = next(iter(given.items()), ("tokens", None))
     least = {"tokens": 1, "max_bytes": 1, "budget": 1, "psnr": 0, "ssim": -1, "perceptual": 0}[name]
     if value is not None and not (value >= least and np.isfinite(value)):
-        raise UserError(f"{name} must be {least} or more, got {value:g}")
+        raise UserError(f"--{name} must be {least} or more, got {value:g}")
     return Goal(name, value)
 
 

@@ -4,7 +4,7 @@ import utils
 
 if not hasattr(utils, "ROOT"):
     raise ImportError(
-        f"Python finds {utils.__file__ or list(utils.__path__)} in place of One-D-Piece's package utils: take that "
+        f"Python finds {utils.__file__ or list(utils.__path__)} instead of One-D-Piece's package utils: take that "
         "project off PYTHONPATH, or use a virtual environment of its own for each"
     )
 

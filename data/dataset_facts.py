@@ -1,4 +1,4 @@
-"""What a data set says of itself, its counts and classes, in place of those that a configuration inherits."""
+"""What a data set says of itself, its counts and classes, instead of those that a configuration inherits."""
 
 import logging
 from pathlib import Path

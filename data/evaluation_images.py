@@ -100,7 +100,7 @@ def choose(total: int, num_images: int | None, seed: int) -> np.ndarray:
 
 
 def evaluation_images(config: DictConfig, num_images: int | None, **share: int | None) -> Loader:
-    """The evaluation images of a configuration, all or `num_images` in place of `dataset.params.max_eval_examples`.
+    """The evaluation images of a configuration, all or `num_images` instead of `dataset.params.max_eval_examples`.
 
     Args:
         share: Rank, world size and batch size, as of `evaluation_loader`.

@@ -14,7 +14,7 @@ from data.batches import NO_LABEL, Batch, Example, Fault, FaultLog, SampleError,
 from data.image_sources import FolderSource, subfolders
 from data.transforms import EvalTransform, TrainTransform, decode_as_shown
 
-NUM_STAND_INS = 16  # tried in place of a broken image
+NUM_STAND_INS = 16  # tried instead of a broken image
 
 
 class GlobalBatches(Sampler):

@@ -239,7 +239,7 @@ def _dataset_type(config: DictConfig) -> str:
     kind = config.dataset.get("type", "shards")
     if kind == "tokens":
         raise DataError(
-            "dataset.type is tokens, and images are needed: give a tokenizer's configuration in place of a generator's"
+            "dataset.type is tokens, and images are needed: give a tokenizer's configuration instead of a generator's"
         )
     if kind not in ("shards", "folder"):
         raise DataError(f"dataset.type must be shards, folder or tokens, got {kind}")

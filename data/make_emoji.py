@@ -235,7 +235,7 @@ def read_emoji(folder: Path) -> tuple[list[Emoji], list[Emoji]]:
     """The training and the test emoji in every style that has them, from a folder of the three tarballs.
 
     Raises:
-        DataError: A tarball is not there, or is another than expected.
+        DataError: A tarball is not there, or is not the expected one.
     """
     for package in PACKAGES.values():
         check_tarball(folder / package.tarball, package)
@@ -326,10 +326,12 @@ def write_sets(folder: Path, arguments: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("emoji"))
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("emoji"), help="where the shards go (default: %(default)s)"
+    )
     parser.add_argument("--source", type=Path, help="folder of the three tarballs (default: npm fetches them)")
     parser.add_argument(
-        "--num_per_class", type=int, default=2000, help="images of a class in each training set (default 2000)"
+        "--num_per_class", type=int, default=2000, help="images of a class in each training set (default: %(default)s)"
     )
     parser.add_argument("--test_only", action="store_true", help="write the test images alone, as assets/emoji_test")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")

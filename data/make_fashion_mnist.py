@@ -132,7 +132,9 @@ def write_splits(idx_dir: Path, arguments: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("fashion_mnist"))
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("fashion_mnist"), help="where the shards go (default: %(default)s)"
+    )
     parser.add_argument("--idx_dir", type=Path, help="folder of the four IDX files, gzipped or not")
     parser.add_argument("--sample", type=int, metavar="N", help="only the first N test images of each class")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")

@@ -80,7 +80,7 @@ def _find_local(name: str) -> str | None:
 
 
 def _instead_of(pattern: str) -> str:
-    """What to write in place of a pattern with wildcards."""
+    """What to write instead of a pattern with wildcards."""
     found = sorted(glob.glob(str(Path(pattern).expanduser())))
     if not found:
         return f"use braces, such as {re.sub(r'[*?[].*[*?]]?|[*?]', '{000000..000320}', pattern, count=1)}"

@@ -97,7 +97,7 @@ def check_its_tokenizer(generator: MaskGIT, located: Located, tokenizer: TiTok, 
     check_sizes(generator, tokenizer, named)
     if not _is_trained_with(lenient_config(located.config or generator.config), tokenizer):
         raise WeightsError(
-            f"the tokenizer {named} is another than the one that the generator was trained with, as after another "
+            f"the tokenizer {named} is not the one that the generator was trained with, as after another "
             "training, or a copy in bfloat16: the generator's tokens mean something else to it. Give the one it was "
             "trained with as --tokenizer_checkpoint, or train the generator again"
         )

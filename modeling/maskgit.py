@@ -148,7 +148,7 @@ class MaskGIT(Pretrained):
             softmax_temperature_annealing: Divide the logits by 1.3 at the start, falling linearly to 0.5.
             num_sample_steps: Number of forward passes, 1 or more.
             generator: Gives the images' seeds, in their order; by default torch's own generator on the CPU.
-            seeds: The images' seeds themselves, one each, 0..2**64 - 1, in place of `generator`.
+            seeds: The images' seeds themselves, one each, 0..2**64 - 1, instead of `generator`.
             return_intermediate: Also give the tokens after each step.
             sampler: How tokens are chosen, a name in `modeling.samplers.SAMPLERS`.
             prefix: First tokens that are known, (B, K) in 0..V-1, K under N. They stay, and the others are sampled in

@@ -254,7 +254,7 @@ function buildDial(most) {
   $("bars").replaceChildren(
     ...image.bits.map((bits, place) => {
       const bar = document.createElement("i"),
-        what = isTiled ? "of all tiles in the mean" : `is code ${image.tiles[0][place]}`;
+        what = isTiled ? "of all tiles on average" : `is code ${image.tiles[0][place]}`;
       bar.style.height = `${(100 * bits) / highest}%`;
       bar.title = `token ${place + 1} ${what}: ${bits.toFixed(1)} bits`;
       return bar;

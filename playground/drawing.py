@@ -247,7 +247,7 @@ def replaced(found: Replacements | None) -> str:
         f"{image(picture, f'with code {code}')}<span>{code}</span></button>"
         for code, picture in zip(found.codes.tolist(), found.images, strict=True)
     )
-    title = f"what token {found.place + 1} changes: {found.mean:.1f} grey levels in the mean"
+    title = f"what token {found.place + 1} changes: {found.mean:.1f} grey levels on average"
     return f"""<div class="replaced">{figure(heat, title, "heat map")}
 <div><h4>Other codes in its place: click to take one</h4><div class="others">{buttons}</div></div></div>"""
 

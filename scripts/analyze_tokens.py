@@ -87,7 +87,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shuffles", type=int, default=10, help="times that labels are shuffled (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: beside the tokens)")
+    parser.add_argument(
+        *("--output_dir", "--out"),
+        dest="out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default: beside the tokens)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="shuffles and splits (default: %(default)s)")
     parser.add_argument("--bits", action="store_true", help="tell how ordinary the images are, and show the strangest")
     arguments = parser.parse_args()

@@ -126,11 +126,13 @@ def report(written: Sequence["Written"], settings: "Settings") -> None:
     if not written:
         return
     sizes = [len(one.data) for one in written]
-    images = "1 image" if len(written) == 1 else f"{len(written)} images, in the mean"
+    images = "1 image" if len(written) == 1 else f"{len(written)} images, on average"
+    tokens = np.mean([one.num_tokens for one in written])
+    decimals = int(len(written) > 1)  # one image's counts are whole
     bits_per_pixel = 8 * sum(sizes) / sum(one.area for one in written)
     print(
-        f"{images}: {np.mean(sizes):,.1f} bytes, {bits_per_pixel:.4f} bits per pixel, "
-        f"{np.mean([one.num_tokens for one in written]):,.1f} tokens, {np.mean([one.psnr for one in written]):.2f} dB; "
+        f"{images}: {np.mean(sizes):,.{decimals}f} bytes, {bits_per_pixel:.4f} bits per pixel, "
+        f"{tokens:,.{decimals}f} tokens, {np.mean([one.psnr for one in written]):.2f} dB; "
         f"{sum(sizes):,} bytes in all",
         file=sys.stderr,
     )

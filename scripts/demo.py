@@ -48,9 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--config", help="configuration of the tokenizer; its own when not given")
     parser.add_argument(
-        "--checkpoint", help="a tokenizer in place of the bundled ones: name, folder, training output, file or hub id"
+        "--checkpoint", help="a tokenizer instead of the bundled ones: name, folder, training output, file or hub id"
     )
-    parser.add_argument("--generator", help="a generator in place of the bundled ones; likewise")
+    parser.add_argument("--generator", help="a generator instead of the bundled ones; likewise")
     parser.add_argument("--host", help="address to listen at (default: 127.0.0.1, or GRADIO_SERVER_NAME)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on, or GRADIO_SERVER_PORT")
     parser.add_argument("--share", action="store_true", help="open a public address through Gradio's relay")

@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of --codec, one or more (default: 0)",
     )
     parser.add_argument("--fit", choices=("crop", "tile"), default="crop", help="of --codec (default: %(default)s)")
-    parser.add_argument("--psnr", metavar="DB", help="such as 18,20: say how many bytes each takes for it in the mean")
+    parser.add_argument("--psnr", metavar="DB", help="such as 18,20: say how many bytes each takes for it on average")
     parser.add_argument(
         "--budgets",
         help="bytes, such as 40,80,160 (default: those of the config's tokenizer, up to 16 times more)",

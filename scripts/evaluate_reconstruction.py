@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=False)
     parser.add_argument("--lengths", help="token counts, such as 1,2,4,8 (default: the doublings up to all tokens)")
-    parser.add_argument("--original", help="images to compare with: .npy, .npz or a folder, in place of --config")
+    parser.add_argument("--original", help="images to compare with: .npy, .npz or a folder, instead of --config")
     parser.add_argument("--target", help="images to score: .npy, .npz or a folder")
     add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_reconstruction", auto_batch_size=True)

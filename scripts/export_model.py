@@ -27,7 +27,7 @@ TOKENIZER = "experiment.tokenizer_checkpoint"
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="training output, checkpoint folder, file or hub id")
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_dir", required=True, help="where the files go")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

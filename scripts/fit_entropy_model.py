@@ -178,7 +178,7 @@ def print_report(report: dict[str, Any]) -> None:
     for name, mode in modes.items():
         over = mode["bytes_over_ideal"]
         print(
-            f"{name}: {over['mean']:.3f} bytes over the ideal in the mean, {over['most']:.3f} at most, of all lengths; "
+            f"{name}: {over['mean']:.3f} bytes over the ideal on average, {over['most']:.3f} at most, of all lengths; "
         )
         print(f"    {mode['milliseconds_to_decode']:.2f} ms to decode an image alone, all of its tokens")
 
@@ -187,7 +187,7 @@ def draw(report: dict[str, Any]) -> Any:
     figure, axes = plotting().subplots(figsize=(7, 4), layout="constrained")
     for name, mode in report["modes"].items():
         axes.plot(
-            range(1, len(mode["bits"]) + 1), mode["bits"], label=f"{name}, {np.mean(mode['bits']):.2f} in the mean"
+            range(1, len(mode["bits"]) + 1), mode["bits"], label=f"{name}, {np.mean(mode['bits']):.2f} on average"
         )
     axes.set(
         xlabel="token", ylabel="bits", title=f"Bits of each token, {report['num_images']:,} test images", ylim=(0, None)

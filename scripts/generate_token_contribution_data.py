@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
         "dataset.params.max_eval_examples of the configuration, or all)",
     )
     parser.add_argument("--replacements", type=int, default=1, metavar="K", help="codes that replace each token")
-    add_batch_size_argument(parser, "token sequences decoded at once", default=64)
+    add_batch_size_argument(parser, "token sequences decoded at a time", default=64)
     add_speed_arguments(parser)
     parser.add_argument(
         "--save_every",

@@ -5,7 +5,7 @@
       --lengths 8,32,256 --output_dir DIR --tokens --labels
 
 images.npy is (n, P, P, 3) uint8, rounded. With --lengths each length has a folder of its own, DIR/length_8 and so on.
---original, --jp2, --jpg and --webp write the cropped originals, or what an image format leaves of them, in place of the
+--original, --jp2, --jpg and --webp write the cropped originals, or what an image format leaves of them, instead of the
 tokenizer's images. The files are the same for any number of processes; with --precision fp64 also for any
 --batch_size and device, which in fp32 move about one value in a thousand by one grey level.
 """
@@ -50,11 +50,11 @@ from utils.inference import (
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_tokenizer_arguments(parser, required=True)
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_dir", required=True, help="where the files go")
     add_wanted_arguments(parser)
     parser.add_argument("--dry_run", action="store_true", help="one batch a process only, to try the command out")
     add_storage_arguments(parser)
-    add_batch_size_argument(parser, "images at once", default_is="the configuration's")
+    add_batch_size_argument(parser, "images at a time", default_is="the configuration's")
     add_speed_arguments(parser, with_double=True)
     add_num_images_argument(parser)
     add_device_argument(parser)

@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the files go")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--num_images", type=int, default=50_000, help="of all classes together (default: %(default)s)")
     count.add_argument("--num_images_per_class", type=int, help="instead of --num_images")
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         "--npz", action=argparse.BooleanOptionalAction, default=True, help=f"write {NPZ} (default: yes)"
     )
     parser.add_argument("--png", action="store_true", help="write PNG files")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     # As the published evaluation: ten times faster on the GPUs that have it, and fp32 on others.
     add_speed_arguments(parser, default="tf32")
     add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)

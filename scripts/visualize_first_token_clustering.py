@@ -72,7 +72,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="a tokens file")
     parser.add_argument("--prefix", help="codes that the tokens begin with, such as 1208 or 1208,17")
     parser.add_argument(
-        "--out",
+        *("--output_dir", "--out"),
+        dest="out",
         type=Path,
         help="a folder, or with --prefix a .png or .pdf file (default: the folder first_tokens beside the tokens)",
     )
@@ -91,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--seed must be 0 or more, got {arguments.seed}")
     if arguments.prefix is None and is_image(arguments.out):
         raise UserError(
-            f"--out must be a folder when no --prefix is given, got {arguments.out}: there are several grids"
+            f"--output_dir must be a folder when no --prefix is given, got {arguments.out}: there are several grids"
         )
     return arguments
 

@@ -74,7 +74,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help=f"folder with {DATA}, or that file")
     parser.add_argument("--tokens", help="tokens to draw, such as 1-8,16,32 (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the figures go (default: beside the data)")
+    parser.add_argument(
+        *("--output_dir", "--out"),
+        dest="out",
+        type=Path,
+        metavar="DIR",
+        help="where the figures go (default: beside the data)",
+    )
     return parser.parse_args()
 
 

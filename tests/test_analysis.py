@@ -195,7 +195,15 @@ def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypa
     tokens = np.random.default_rng(0).integers(0, CODEBOOK, (20, NUM_TOKENS))
     labels = np.arange(20) % 2
     write_tokens(tmp_path / "tokens.npz", tokens, [f"image-{index}" for index in range(20)], labels=labels)
-    flags = ("--data", tmp_path / "tokens.npz", "--checkpoint", tmp_path / "tokenizer", "--bits", "--out", tmp_path)
+    flags = (
+        "--data",
+        tmp_path / "tokens.npz",
+        "--checkpoint",
+        tmp_path / "tokenizer",
+        "--bits",
+        "--output_dir",
+        tmp_path,
+    )
     monkeypatch.setattr(sys, "argv", ["analyze_tokens.py", *map(str, flags)])
     analyze_tokens.main()
     printed = capsys.readouterr().out
@@ -329,7 +337,7 @@ def test_what_cannot_be_drawn_is_explained(call, setup, array_file, tmp_path):
         ({"prefix": 0, "images": tmp_path / "few.npy"}, "must hold the 40 images of the tokens"),
         ({"prefix": 0, "images": tmp_path / "folder"}, "has no 00000"),
         ({"prefix": 0, "images": tmp_path / "nothing"}, "--images must be a .npy file, a folder or a configuration"),
-        ({"out": tmp_path / "grid.png"}, "--out must be a folder when no --prefix is given"),
+        ({"out": tmp_path / "grid.png"}, "--output_dir must be a folder when no --prefix is given"),
     ):
         flags = {"data": setup / "tokens.npz", "images": array_file, "out": tmp_path / "out"} | flags
         status, _, error = call(visualize_first_token_clustering, **flags)

@@ -68,7 +68,7 @@ def test_a_file_goes_there_and_back(folder, command):
 
 def test_the_tree_of_a_folder_is_kept(folder, command):
     status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
-    assert status == 0 and err.startswith("2 images, in the mean: ")
+    assert status == 0 and err.startswith("2 images, on average: ")
     names = ["deep/two.1dp", "one.1dp"]
     assert sorted(path.relative_to(folder / "small").as_posix() for path in (folder / "small").rglob("*.*")) == names
     assert command(decompress.main, folder / "small", "-o", folder / "back")[0] == 0
@@ -125,8 +125,11 @@ def test_broken_files_are_named_and_the_others_done(folder, command):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--tokens", 3, "--psnr", 20), "tokens and psnr were given: ask for one of tokens, max_bytes, budget, psnr, "),
-        (("--tokens", 0), "tokens must be 1 or more, got 0"),
+        (
+            ("--tokens", 3, "--psnr", 20),
+            "--tokens and --psnr were given: ask for one of --tokens, --max_bytes, --budget, ",
+        ),
+        (("--tokens", 0), "--tokens must be 1 or more, got 0"),
         (("--effort", 4), "an effort is 0 to 3, got 4"),
         (("--fast",), "fast is for psnr"),
         (("--max_bytes", 3), "bytes at least, and 3 are allowed"),

@@ -170,7 +170,7 @@ def test_tokens_are_those_of_a_cpu_and_half_precision_decodes_them_closely(garme
         model.to("cpu")
     torch.testing.assert_close(full, expected, rtol=1e-3, atol=1e-3)
     error = (half.float() - expected).abs()
-    print(f"bf16 changes pixels by {float(error.mean()):.2e} in the mean and {float(error.max()):.2e} at most")
+    print(f"bf16 changes pixels by {float(error.mean()):.2e} on average and {float(error.max()):.2e} at most")
     print(f"TF32 keeps {float(same.float().mean()):.1%} of the tokens")
     assert half.dtype == torch.bfloat16 and 0 < error.mean() < 0.01
 

@@ -189,7 +189,7 @@ def test_a_trained_generator_knows_its_tokenizer_again(world, tmp_path):
     tokenizer.encoder.conv_out.bias.data += 0.01
     tokenizer.save_pretrained(tmp_path / "encoder")
     for other in (tmp_path / "bfloat16", tmp_path / "encoder", world / "other"):
-        with pytest.raises(WeightsError, match=f"the tokenizer {other} is another than the one"):
+        with pytest.raises(WeightsError, match=f"the tokenizer {other} is not the one"):
             load_its_tokenizer(generator, located, other)
 
 
@@ -200,7 +200,7 @@ def test_a_generator_trained_before_identities_is_checked_by_its_mean_code(world
     del experiment["tokenizer_identity"]
     experiment["tokenizer_mean_code"] = [round(value, 6) for value in codes.mean(dim=0).tolist()]
     load_its_tokenizer(generator, located)
-    with pytest.raises(WeightsError, match=f"the tokenizer {world}/other is another than the one"):
+    with pytest.raises(WeightsError, match=f"the tokenizer {world}/other is not the one"):
         load_its_tokenizer(generator, located, world / "other")
     del experiment["tokenizer_mean_code"]
     load_its_tokenizer(generator, located, world / "other")  # a published one does not say

@@ -87,4 +87,4 @@ def test_another_project_s_utils_is_named(tmp_path, content):
     code = f'import utils, torch; torch.hub.load({str(ROOT)!r}, "one_d_piece", source="local")'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: Python finds {tmp_path / 'utils.py'} in place of One-D-Piece's package utils")
+    assert last.startswith(f"ImportError: Python finds {tmp_path / 'utils.py'} instead of One-D-Piece's package utils")

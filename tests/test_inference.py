@@ -82,7 +82,7 @@ def test_the_chosen_batch_size_is_printed(machine, capsys):
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "Auto"])
 def test_other_batch_sizes_are_errors(text, capsys):
     parser = argparse.ArgumentParser()
-    add_batch_size_argument(parser, "images at once", default=16)
+    add_batch_size_argument(parser, "images at a time", default=16)
     with pytest.raises(SystemExit):
         parser.parse_args(["--batch_size", text])
     message = f"argument --batch_size: expected a whole number of 1 or more, or auto, got {text}"

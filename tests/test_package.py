@@ -45,4 +45,4 @@ def test_another_projects_package_of_our_names_is_said(tmp_path, name, words, is
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith(f"ImportError: Python finds {place} in place of"), done.stderr
+    assert done.returncode == 1 and last.startswith(f"ImportError: Python finds {place} instead of"), done.stderr

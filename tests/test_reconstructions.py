@@ -48,7 +48,15 @@ def test_a_caption_stands_clear_of_the_row_below():
         assert second_row - last_ink > 8
 
 
-def test_pictures_on_white_are_told_from_photographs():
+def test_column_titles_end_above_the_images():
+    image = Image.new("RGB", (32, 32), "red")
+    for tile in (32, 64, 128, 256):
+        sheet = np.asarray(contact_sheet([[image]], column_titles=["gjpqy"], tile=tile)).astype(int)
+        above = np.flatnonzero((sheet == (255, 0, 0)).all(axis=2).any(axis=1))[0] - 1
+        assert (sheet[above] == 255).all()
+
+
+def test_images_on_white_are_told_from_photographs():
     white = Image.new("RGB", (32, 32), "white")
     emoji = white.copy()
     emoji.paste((255, 200, 0), (4, 4, 28, 28))

@@ -271,6 +271,19 @@ def parsed(*arguments):
     return given_fields(parser.parse_args(arguments), SamplerSettings)
 
 
+def test_settings_print_what_the_sampler_uses_and_what_is_not_off():
+    assert str(SamplerSettings(guidance_scale=0, top_p=0.9)) == (
+        "sampler confidence, randomize_temperature 4.5, num_sample_steps 8, temperature_decay linear, top_p 0.9, "
+        "mask_schedule arccos"
+    )
+    assert str(SamplerSettings(sampler="choose", randomize_temperature=0)) == (
+        "sampler choose, guidance_scale 3.0, num_sample_steps 8, mask_schedule arccos, order random"
+    )
+    settings = str(SamplerSettings(sampler="remasking", guidance_decay="power-cosine", num_tokens=4))
+    for shown in ("guidance_scale_pow 3.0", "remasking cap, remasking_strength 0.1, num_tokens 4"):
+        assert shown in settings
+
+
 def test_every_setting_is_a_flag_and_those_given_change_the_configuration():
     config = nested(CONFIGS["generator_titok_s128 (sampling)"])
     given = parsed("--guidance_scale", "0", "--softmax_temperature_annealing", "--num_sample_steps", "5")

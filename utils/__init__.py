@@ -15,6 +15,6 @@ for _name in ("modeling", "data", "codec"):
     _place = _spec and (_spec.origin or next(iter(_spec.submodule_search_locations or []), None))
     if _place and ROOT not in Path(_place).resolve().parents:
         raise ImportError(
-            f"Python finds {_place} in place of One-D-Piece's package {_name}: take that project off PYTHONPATH, or "
+            f"Python finds {_place} instead of One-D-Piece's package {_name}: take that project off PYTHONPATH, or "
             "use a virtual environment of its own for each"
         )

@@ -22,7 +22,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     The path has the name's ending, so that libraries choose the right format. The folder is made where it is missing.
     """
     path = Path(expanded(os.fspath(path)))
-    if path.exists() and not path.is_file() and not path.is_dir():  # a rename would put a file in place of /dev/null
+    if path.exists() and not path.is_file() and not path.is_dir():  # a rename would put a file instead of /dev/null
         raise UserError(f"{path} is a device or a pipe, and files are written here: name a file")
     make_folder(path.parent)
     aside = path.with_name(f".{path.stem}.part{path.suffix}")

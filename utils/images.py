@@ -65,9 +65,10 @@ def contact_sheet(
     size = max(11, min(tile // 8, 18))
     font, bold = ImageFont.load_default(size), ImageFont.load_default(size + 2)
     line = max(size + 4, sum(font.getmetrics()))
+    heading = sum(bold.getmetrics()) + 4  # a line of column titles: their descenders end above the images
     caption_lines = max((text.count("\n") + 1 for row in captions for text in row), default=0) if captions else 0
     left = MARGIN + max((int(bold.getlength(text)) + MARGIN for text in row_titles), default=0)
-    top = MARGIN + (2 * line if title else 0) + (line + 4 if column_titles else 0)
+    top = MARGIN + (2 * line if title else 0) + (heading if column_titles else 0)
     # Between a caption and the next row twice as much as between two rows: the caption is of the row above.
     caption_height = CAPTION_GAP + caption_lines * line + MARGIN if caption_lines else 0
     cell_height = tile + caption_height + MARGIN
@@ -79,7 +80,7 @@ def contact_sheet(
         draw.text((MARGIN, MARGIN), title, fill=INK, font=bold)
     for column, text in enumerate(column_titles):
         x = left + column * (tile + MARGIN) + tile // 2
-        draw.text((x, top - line), text, fill=INK, font=bold, anchor="ma")
+        draw.text((x, top - heading), text, fill=INK, font=bold, anchor="ma")
     for index, row in enumerate(rows):
         y = top + index * cell_height
         if index < len(row_titles):

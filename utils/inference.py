@@ -1,4 +1,4 @@
-"""How a command runs its networks: in which precision, compiled or not, and how many images at once."""
+"""How a command runs its networks: in which precision, compiled or not, and how many images at a time."""
 
 import argparse
 import os
@@ -166,7 +166,7 @@ def check_lengths(lengths: Sequence[int], num_tokens: int | None, flag: str) -> 
 def choose_batch_size(
     asked: int | str, turn: Callable[[int], object], device: torch.device, most: int = LARGEST_BATCH
 ) -> int:
-    """The number of images at once: the one asked for or, for "auto", the largest that pays, found by trying.
+    """The number of images at a time: the one asked for or, for "auto", the largest that pays, found by trying.
 
     All processes come here together and leave with the same, the least of what they find.
 

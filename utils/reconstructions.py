@@ -143,7 +143,7 @@ class Reconstructions:
         are = f" and {others} more are" if others else " is"
         return (
             f"note: {self.model} has seen nothing but {self.domain.kind}, and {clip(self.unlike[0])}{are} "
-            f"{self.domain.difference}: expect a shadow of it in that manner. For photographs take --config "
+            f"{self.domain.difference}: expect a poor image. For photographs take --config "
             "configs/eval/one-d-piece_s256.yaml (from the hub)."
         )
 

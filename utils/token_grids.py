@@ -56,7 +56,10 @@ def most_frequent(tokens: np.ndarray) -> tuple[list[Prefix], str]:
 
 
 def _counts(prefixes: Sequence[tuple[Prefix, int]], num_images: int) -> list[str]:
-    return [f"  {text_of(prefix):>12} {count:8,} images {count / num_images:7.2%}" for prefix, count in prefixes]
+    return [
+        f"  {text_of(prefix):>12} {count:8,} {'image ' if count == 1 else 'images'} {count / num_images:7.2%}"
+        for prefix, count in prefixes
+    ]
 
 
 def drawn(indices: np.ndarray, most: int, draws: np.random.Generator) -> np.ndarray:

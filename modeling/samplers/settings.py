@@ -20,6 +20,15 @@ KINDS: dict[Any, tuple[Any, str]] = {  # a field's type: what is taken for it, a
     int: (int, "an integer"),
     str: (str, "a name"),
 }
+OFF = {  # the values with which a setting does nothing
+    "guidance_decay": "constant",
+    "guidance_from": 0,
+    "guidance_until": 1,
+    "temperature_decay": "constant",
+    "softmax_temperature_annealing": False,
+    "top_p": 1,
+    "num_tokens": 0,
+}
 SAMPLER_FLAGS = "sampler (default: as the generator's configuration says)"  # what they are called in --help
 
 
@@ -75,7 +84,28 @@ class SamplerSettings:
             raise UserError("top_p must be more than 0: randomize_temperature 0 draws the likeliest code alone")
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+        """The settings that change something: the sampler uses them, and they are not off."""
+        unused = self._unused()
+        named = {"sampler": self.sampler} | asdict(self)  # the sampler first
+        return ", ".join(
+            f"{name} {value}" for name, value in named.items() if name not in unused and OFF.get(name) != value
+        )
+
+    def _unused(self) -> set[str]:
+        """Names of the settings that nothing reads, because of the others."""
+        unused = set()
+        no_guidance = 1 if self.guidance_decay == "power-cosine" else 0
+        if self.guidance_scale == no_guidance:
+            unused |= {setting.name for setting in fields(self) if setting.name.startswith("guidance_")}
+        if self.guidance_decay != "power-cosine":
+            unused.add("guidance_scale_pow")
+        if not self.randomize_temperature:
+            unused |= {"randomize_temperature", "temperature_decay"}
+        if self.sampler == "confidence":
+            unused.add("order")
+        if self.sampler in ("confidence", "choose"):
+            unused |= {"remasking", "remasking_strength"}
+        return unused
 
     def guidance_weight(self, step: int) -> float:
         """The weight of classifier-free guidance at a step, see `guidance_weight`; 0 outside its interval."""

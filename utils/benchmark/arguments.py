@@ -58,7 +58,7 @@ def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     choices = [*items, ALL]
     add("--only", nargs="+", choices=choices, default=DEFAULT_ITEMS, help=f"what to measure (default: {default})")
     numbers: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "N"}
-    add("--batch_size", **numbers, help="images a turn (default: 32; on a CPU 16 for tiny, 4 for the others)")
+    add("--batch_size", **numbers, help="images at a time (default: 32; on a CPU 16 for tiny, 4 for the others)")
     lengths = [8, 64, 256]
     add("--lengths", **numbers, default=lengths, help="tokens to decode; all, if a model has fewer (default: 8 64 256)")
     add("--processes", **numbers, default=[1], help="how many at the same time, in training as ranks (default: 1)")

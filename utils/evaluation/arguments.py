@@ -66,9 +66,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_
     parser.add_argument("--output_dir", default=output_dir, help="where results go (default: %(default)s)")
     default = "the configuration's, or 64"
     if auto_batch_size:
-        add_batch_size_argument(parser, "images at once", default_is=default)
+        add_batch_size_argument(parser, "images at a time", default_is=default)
     else:
-        parser.add_argument("--batch_size", type=parse_batch_size, help=f"images at once (default: {default})")
+        parser.add_argument("--batch_size", type=parse_batch_size, help=f"images at a time (default: {default})")
     add_device_argument(parser)
 
 
@@ -83,7 +83,7 @@ def add_num_images_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser, required: bool) -> None:

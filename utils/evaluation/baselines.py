@@ -76,7 +76,7 @@ def fit_patch_vq(images: np.ndarray, size: int, grid: tuple[int, int], num_codes
         return rearrange(patches, f"{patched} -> {flat}", **sizes)
 
     # Over a quarter of Fashion-MNIST's patches are plain black. Beside their code the others seem rare, and would be
-    # replaced again and again: 21.5 in place of 22.6 dB.
+    # replaced again and again: 21.5 instead of 22.6 dB.
     nearest = fit_codebook(cut(images), num_codes, seed, reassignment_ratio=0)
     name = f"VQ of {height} x {width} pixels, {num_patches} codes of {num_codes:,}"
     return Baseline(name, num_patches * math.log2(num_codes), lambda images: join(nearest(cut(images))))

@@ -1,4 +1,4 @@
-"""The flags that say what is written of reconstructions, and what in place of them."""
+"""The flags that say what is written of reconstructions, and what instead of them."""
 
 import argparse
 
@@ -27,7 +27,7 @@ def add_wanted_arguments(parser: argparse.ArgumentParser) -> None:
 def add_storage_arguments(parser: argparse.ArgumentParser) -> None:
     """What `storage_of` reads."""
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--original", action="store_true", help="the cropped originals in place of reconstructions")
+    instead.add_argument("--original", action="store_true", help="the cropped originals instead of reconstructions")
     instead.add_argument("--jp2", action="store_true", help="originals through JPEG 2000")
     instead.add_argument("--jpg", action="store_true", help="originals through JPEG")
     instead.add_argument("--webp", action="store_true", help="originals through WebP")
