@@ -54,6 +54,8 @@ def main() -> None:
             data = one.read()
             image, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
             one.write(in_format(image, one.target))
+        except BrokenPipeError:  # nobody reads the standard output any more
+            raise
         except (UserError, OSError) as error:
             failures.append((one, str(error)))
             continue

@@ -42,7 +42,7 @@ def command(model, monkeypatch, capsysbinary):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         status = 0
         try:
-            main() if module is inspect_compressed else run(main)
+            run(main, keeps_memory=module is not inspect_compressed)
         except SystemExit as exit_:
             status = exit_.code or 0
         out, err = capsysbinary.readouterr()
@@ -216,6 +216,16 @@ def test_what_inspection_cannot_read_is_said(folder, command):
     assert (status, out) == (1, b"")
     assert "nowhere.1dp: it cannot be read: No such file or directory" in err
     assert "empty: this is a folder without .1dp files" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
+def test_decompression_ends_quietly_where_nobody_reads(folder):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "scripts/decompress.py", *sorted(map(str, (ROOT / "tests/golden/v1").glob("*.1dp")))[:1]]
+    ended = subprocess.run([*words, "-o", "-"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
