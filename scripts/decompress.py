@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,7 +57,7 @@ def main() -> None:
         except BrokenPipeError:  # nobody reads the standard output any more
             raise
         except (UserError, OSError) as error:
-            failures.append((one, str(error)))
+            failures.append((one, reason(error)))
             continue
         num_cut += is_cut
     if num_cut:

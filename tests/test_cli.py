@@ -37,8 +37,8 @@ def fail(error):
             "/full/x.npz could not be written or read (No space left): free space there",
         ),
         (
-            OSError(errno.EROFS, "Read-only", "/disk/.x.part.npz"),
-            "/disk could not be written or read (Read-only): make it",
+            OSError(errno.EROFS, "Read-only", "/disk/x.npz"),
+            "/disk/x.npz could not be written or read (Read-only): make it",
         ),
         (
             OSError(errno.ENAMETOOLONG, "Too long"),

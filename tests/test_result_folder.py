@@ -1,14 +1,16 @@
 """A folder of results: a command replaces its own files, and never anybody else's."""
 
+import errno
 import json
 import os
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from utils import result_folder
-from utils.errors import UserError
-from utils.files import write_text
+from utils.errors import UserError, disk_error
+from utils.files import replacing, replacing_files, write_text
 from utils.parts import Parts
 from utils.processes import Processes
 from utils.result_folder import LIST, ResultFolder, ResultPaths, results_in
@@ -229,6 +231,33 @@ def test_no_file_takes_the_place_of_a_device(tmp_path):
     with pytest.raises(UserError, match="pipe is a device or a pipe, and files are written here: name a file"):
         write_text(pipe, "x")
     assert pipe.is_fifo()
+
+
+def no_space(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_space_by_safetensors(path, data):
+    raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error 28) at path {path}")
+
+
+def no_space_by_numpy(path, data):
+    raise OSError("10 requested and 2 written")
+
+
+@pytest.mark.parametrize("write", [no_space, no_space_by_safetensors, no_space_by_numpy])
+def test_an_error_of_the_disk_names_the_file_or_folder_that_was_to_be(tmp_path, write):
+    with pytest.raises(OSError) as found, replacing(tmp_path / "x.npz") as aside:
+        aside.touch()
+        write(aside, b"")
+    assert disk_error(found.value).startswith(f"{tmp_path}/x.npz could not be written")
+    with pytest.raises(OSError) as found, replacing_files(tmp_path / "model", ["x"]) as aside:
+        write(aside / "x", b"")
+    assert disk_error(found.value).startswith(f"{tmp_path}/model could not be written")
+    with pytest.raises(OSError) as found, replacing_files(tmp_path / "model", ["x"]) as aside:
+        (aside / "missing").read_bytes()
+    assert found.value.filename == f"{tmp_path}/model"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_for_a_file_is_one_sentence(tmp_path):
