@@ -235,6 +235,15 @@ def test_inspection_ends_quietly_where_its_reader_has_seen_enough(folder):
     assert found.stdout.startswith("tests/golden/v1/") and found.stderr == ""
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
+@pytest.mark.parametrize("place", ["/proc", "/proc/deep/er"])
+def test_a_place_where_no_file_can_be_is_one_sentence_before_the_work(folder, command, monkeypatch, place):
+    monkeypatch.setattr("codec.files.load_codec", None)
+    status, _, err = command(compress.main, folder / "images/one.png", "-o", f"{place}/x.1dp")
+    assert status == 1 and err.count("\n") == 1
+    assert "no file can be written into /proc (No such file or directory): no file can be made there" in err
+
+
 def test_a_terminal_is_not_filled_with_bytes(command, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     status, out, err = command(compress.main, "-", stdin=png())

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,6 +259,14 @@ def test_an_error_of_the_disk_names_the_file_or_folder_that_was_to_be(tmp_path, 
         (aside / "missing").read_bytes()
     assert found.value.filename == f"{tmp_path}/model"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
+def test_a_folder_that_takes_no_files_is_one_sentence():
+    with pytest.raises(UserError, match="no file can be written into /proc"):
+        write_text(Path("/proc/x.txt"), "x")
+    with pytest.raises(UserError, match="no file can be written into /proc"), replacing_files("/proc/x", ["x"]):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_for_a_file_is_one_sentence(tmp_path):

@@ -13,6 +13,7 @@ REMEDIES: dict[str, str | None] = {
     "EEXIST": NO_FOLDER,
     "EISDIR": "a folder is where a file is needed: name another path",
     "EMFILE": "raise the limit of open files (ulimit -n)",
+    "ENOENT": "no file can be made there: name another path",
     "EROFS": None,
     "EACCES": None,
     "EPERM": None,
@@ -39,7 +40,7 @@ def disk_error(error: OSError) -> str | None:
     """One sentence for an error of a disk, or of the rights on it; None for any other, which may be a fault of ours."""
     if type(error) is OSError and error.errno is None:  # NumPy's and Pillow's, which say no more
         return f"{error.filename or 'a file'} could not be written ({error}): is the disk full?"
-    if error.errno not in KNOWN:
+    if error.errno not in KNOWN or error.errno == errno.ENOENT:  # what is missing may be a fault of ours
         return None
     where = error.filename or "a file of the results"
     return f"{where} could not be written or read ({error.strerror}): {remedy(error)}"

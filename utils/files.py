@@ -1,11 +1,13 @@
 """Files that are whole or not there: written aside, flushed, renamed; and their checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,8 @@ def naming(path: Path, aside: Path) -> Iterator[None]:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            check_writable(path.parent)
         named = error.filename
         if named is None or (isinstance(named, (str, os.PathLike)) and Path(named).is_relative_to(aside)):
             error.filename = str(path)
@@ -94,6 +98,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror}): {remedy(error)}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure, before the work, that files can be put into a folder, which may be still to be made.
+
+    Raises:
+        UserError: They cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"no file can be written into {there} ({error.strerror}): {remedy(error)}") from error
 
 
 def flush(path: Path) -> None:
