@@ -39,7 +39,7 @@ def reason(error: OSError | UserError) -> str:
 def disk_error(error: OSError) -> str | None:
     """One sentence for an error of a disk, or of the rights on it; None for any other, which may be a fault of ours."""
     if type(error) is OSError and error.errno is None:  # NumPy's and Pillow's, which say no more
-        return f"{error.filename or 'a file'} could not be written ({error}): is the disk full?"
+        return f"a file could not be written ({error}): is the disk full?"
     if error.errno not in KNOWN or error.errno == errno.ENOENT:  # what is missing may be a fault of ours
         return None
     where = error.filename or "a file of the results"

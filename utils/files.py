@@ -82,6 +82,8 @@ def naming(path: Path, aside: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOENT:
             check_writable(path.parent)
+        if error.errno is None:  # NumPy's and Pillow's
+            raise OSError(f"{path}: {error}") from error
         named = error.filename
         if named is None or (isinstance(named, (str, os.PathLike)) and Path(named).is_relative_to(aside)):
             error.filename = str(path)
