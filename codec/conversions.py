@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import check_writable, replacing
 
 EXTENSION = ".1dp"
 STREAM = "-"
@@ -55,7 +55,8 @@ def conversions(
         force: Replace files that are there.
 
     Raises:
-        UserError: There is nothing to read, files are in the way, or two would become one.
+        UserError: There is nothing to read, files are in the way, two would become one, or nothing can be written
+            there.
     """
     source, target = Path(given), Path(output or "")
     if given == STREAM:
@@ -76,6 +77,8 @@ def conversions(
     if any(one.target is None for one in found) and sys.stdout.isatty():
         raise UserError("the standard output is a terminal: send it into a file (> FILE), or give --output")
     _check_targets(found, force)
+    for folder in {one.target.parent for one in found if one.target is not None}:
+        check_writable(folder)
     return found
 
 

@@ -42,13 +42,17 @@ BITS = "bits.png"
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    with ResultPaths() as results:
+        analyze(parse_arguments(), results)
+
+
+def analyze(arguments: argparse.Namespace, results: ResultPaths) -> None:
     saved = read_tokens(arguments.data)
     tokens = saved.tokens
     labels = labels_of(arguments, saved)
     codebook = read_codebook(arguments, tokens) if arguments.config or arguments.checkpoint else None
     draws = np.random.default_rng(arguments.seed)
-    out, results = arguments.out or arguments.data.parent, ResultPaths()
+    out = arguments.out or arguments.data.parent
     results.claim(*(out / name for name in (*RESULTS, BITS)))
 
     positions, classes = position_rows(tokens, draws), []
@@ -74,7 +78,6 @@ def main() -> None:
     table, *figures = (results.place(out / name) for name in RESULTS)
     write_json(table, result | {"positions": positions, "classes": classes})
     write_figure(draw(positions, classes, len(tokens)), figures[0].with_suffix(""))
-    results.finish()
     print(f"\nwrote {', '.join((*RESULTS, *[BITS] * arguments.bits))} into {out}")
 
 

@@ -90,7 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--plain" in sys.argv:
-        main()  # with torch's own use of memory: `run` changes it
-    else:
-        run(main)
+    run(main, keeps_memory="--plain" not in sys.argv)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 if TYPE_CHECKING:
     from codec.conversions import Conversion
@@ -108,7 +108,7 @@ def drafted(
         try:
             waiting.append((one, codec.canvas(decode_as_stored(one.read()), settings)))
         except (UserError, OSError) as error:
-            failures.append((one, str(error)))
+            failures.append((one, reason(error)))
         if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:
             yield from encoded(waiting, codec, settings)
             waiting = []

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,8 +54,10 @@ def main() -> None:
             data = one.read()
             image, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
             one.write(in_format(image, one.target))
+        except BrokenPipeError:  # nobody reads the standard output any more
+            raise
         except (UserError, OSError) as error:
-            failures.append((one, str(error)))
+            failures.append((one, reason(error)))
             continue
         num_cut += is_cut
     if num_cut:

@@ -54,12 +54,11 @@ TILE_RANGE = 96, 256  # pixels a side of an image on the sheets
 
 def main() -> None:
     arguments = parse_arguments()
-    with FolderLock(arguments.output_dir):
-        sample_images(arguments)
+    with FolderLock(arguments.output_dir), ResultFolder(arguments.output_dir) as folder:
+        sample_images(arguments, folder)
 
 
-def sample_images(arguments: argparse.Namespace) -> None:
-    folder = ResultFolder(arguments.output_dir)
+def sample_images(arguments: argparse.Namespace, folder: ResultFolder) -> None:
     device = pick_device(arguments.device)
     generator, located = load_generator(arguments.config, arguments.checkpoint, device=device)
     names = class_names(generator.config)
@@ -102,7 +101,6 @@ def sample_images(arguments: argparse.Namespace) -> None:
         title = f"first sample of each class, seed {arguments.seed}"
         write_image(sheet(rows, row_titles=titles, column_titles=columns, title=title), folder / PREFIXES, about)
         print(f"lengths        {arguments.output_dir / PREFIXES}: the first sample of each class")
-    folder.finish()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -47,15 +47,14 @@ SHEET = "contact_sheet.png"
 
 def main() -> None:
     arguments = parse_arguments()
-    with FolderLock(arguments.output_dir):
-        reconstruct_images(arguments)
+    with FolderLock(arguments.output_dir), ResultFolder(arguments.output_dir) as folder:
+        reconstruct_images(arguments, folder)
 
 
-def reconstruct_images(arguments: argparse.Namespace) -> None:
+def reconstruct_images(arguments: argparse.Namespace, folder: ResultFolder) -> None:
     files, notes = find_images(arguments.image, arguments.output_dir)
     for note in notes:
         print(f"images         {note}")
-    folder = ResultFolder(arguments.output_dir)
     device = pick_device(arguments.device)
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint, device=device)
     arithmetic = prepared(arguments, tokenizer)
@@ -82,7 +81,6 @@ def reconstruct_images(arguments: argparse.Namespace) -> None:
     about = {"tokenizer": located.source, "preparation": batches.preparation}
     write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
     write_image(kept.sheet(), folder / SHEET)
-    folder.finish()
     report(kept, arguments.output_dir)
     if any(file.is_named for file, _ in batches.broken):
         raise UserError(f"{describe(batches.broken)}; the other {len(kept.keys)} are done")

@@ -5,10 +5,9 @@
 Takes files, folders and - for the standard input. The exit status is 0 where all are sound, and 1 where some are not.
 """
 
-from utils.cli import Parser  # first, so that Ctrl-C ends this quietly from here on
+from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
-import signal
 import sys
 from pathlib import Path
 
@@ -104,6 +103,4 @@ def certain_tokens(data: bytes, known: KnownModel | None) -> str:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet where a reader such as `head` has seen enough
-    main()
+    run(main, keeps_memory=False)  # and without torch

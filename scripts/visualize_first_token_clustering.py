@@ -34,7 +34,11 @@ OVERVIEW = "most_frequent.png"
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    with ResultPaths() as results:
+        visualize(parse_arguments(), results)
+
+
+def visualize(arguments: argparse.Namespace, results: ResultPaths) -> None:
     saved = read_tokens(arguments.data)
     tokens = saved.tokens
     source = arguments.images or images_beside(arguments.data, saved.keys)
@@ -49,7 +53,7 @@ def main() -> None:
     else:
         prefixes = [parse_prefix(arguments.prefix, tokens)]
 
-    paths, results = {prefix: path_of(arguments.out, prefix) for prefix in prefixes}, ResultPaths()
+    paths = {prefix: path_of(arguments.out, prefix) for prefix in prefixes}
     results.claim(*paths.values(), *([] if arguments.prefix else [arguments.out / OVERVIEW]))
     rows, columns = arguments.grid_size
     draws = np.random.default_rng(arguments.seed)
@@ -64,7 +68,6 @@ def main() -> None:
         path = arguments.out / OVERVIEW
         write_image(overview(shown, found, images), results.place(path))
         print(f"{path}: a row of each")
-    results.finish()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -34,13 +34,17 @@ from utils.result_folder import ResultPaths
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    with ResultPaths() as results:
+        visualize(parse_arguments(), results)
+
+
+def visualize(arguments: argparse.Namespace, results: ResultPaths) -> None:
     data, protocol = read_contributions(arguments.input)
     num_tokens = len(data["mean_l1"])
     tokens = parse_tokens(arguments.tokens, num_tokens)
     out = arguments.out or (arguments.input if arguments.input.is_dir() else arguments.input.parent)
     what = "replaced by another code" if protocol["plan"]["mode"] == "replace" else "added to those before it"
-    results, figures = ResultPaths(), [f"heatmaps_{norm}" for norm in NORMS] + ["contributions", "contribution_row"]
+    figures = [f"heatmaps_{norm}" for norm in NORMS] + ["contributions", "contribution_row"]
     paths = [out / f"{name}.{ending}" for name in figures for ending in FORMATS] + [out / "summary.json"]
     results.claim(*paths)
     title = f"when one token is {what}; mean of {int(data['count']):,} images"
@@ -66,7 +70,6 @@ def main() -> None:
         f"eighth of the tokens; {areas['l1'][num_tokens // 2 :].mean():.1%}, mean of the second half"
     )
     write_json(out / "summary.json", summary | {"count": int(data["count"]), "protocol": protocol})
-    results.finish()
     print(f"wrote heatmaps_l1, heatmaps_l2, contributions, contribution_row (PNG, PDF) and summary.json into {out}")
 
 

@@ -37,8 +37,8 @@ def fail(error):
             "/full/x.npz could not be written or read (No space left): free space there",
         ),
         (
-            OSError(errno.EROFS, "Read-only", "/disk/.x.part.npz"),
-            "/disk could not be written or read (Read-only): make it",
+            OSError(errno.EROFS, "Read-only", "/disk/x.npz"),
+            "/disk/x.npz could not be written or read (Read-only): make it",
         ),
         (
             OSError(errno.ENAMETOOLONG, "Too long"),
@@ -90,6 +90,36 @@ def test_keys_that_no_configuration_is_asked_for_keep_their_traceback(monkeypatc
     for error in (AttributeError("x"), KeyError("x")):
         with pytest.raises(type(error)):
             command(monkeypatch, capsys, fail(error))
+
+
+PIPED = """
+import sys
+from utils.cli import run
+
+def main():
+    for number in range({}):
+        print(number, file=sys.stdout)
+    {}
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(1)"])
+@pytest.mark.parametrize("count", [3, 100_000])
+@pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
+def test_a_command_ends_quietly_where_its_reader_has_seen_enough(count, end):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-c", PIPED.format(count, end)]
+    ended = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_pipe_that_is_not_the_output_keeps_its_traceback(monkeypatch, capsys):
+    with pytest.raises(BrokenPipeError):
+        command(monkeypatch, capsys, fail(BrokenPipeError(errno.EPIPE, "Broken pipe")))
 
 
 def test_text_that_a_terminal_cannot_print_does_not_end_a_command(monkeypatch):

@@ -42,7 +42,7 @@ def command(model, monkeypatch, capsysbinary):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         status = 0
         try:
-            main() if module is inspect_compressed else run(main)
+            run(main, keeps_memory=module is not inspect_compressed)
         except SystemExit as exit_:
             status = exit_.code or 0
         out, err = capsysbinary.readouterr()
@@ -222,10 +222,29 @@ def test_what_inspection_cannot_read_is_said(folder, command):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
+def test_decompression_ends_quietly_where_nobody_reads(folder):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "scripts/decompress.py", *sorted(map(str, (ROOT / "tests/golden/v1").glob("*.1dp")))[:1]]
+    ended = subprocess.run([*words, "-o", "-"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes end so on POSIX")
 def test_inspection_ends_quietly_where_its_reader_has_seen_enough(folder):
     code = f"{sys.executable} scripts/inspect_compressed.py tests/golden/v1 | head -n 1"
     found = subprocess.run(code, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.startswith("tests/golden/v1/") and found.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
+@pytest.mark.parametrize("place", ["/proc", "/proc/deep/er"])
+def test_a_place_where_no_file_can_be_is_one_sentence_before_the_work(folder, command, monkeypatch, place):
+    monkeypatch.setattr("codec.files.load_codec", None)
+    status, _, err = command(compress.main, folder / "images/one.png", "-o", f"{place}/x.1dp")
+    assert status == 1 and err.count("\n") == 1
+    assert "no file can be written into /proc (No such file or directory): no file can be made there" in err
 
 
 def test_a_terminal_is_not_filled_with_bytes(command, monkeypatch):

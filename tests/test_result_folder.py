@@ -1,14 +1,17 @@
 """A folder of results: a command replaces its own files, and never anybody else's."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from utils import result_folder
-from utils.errors import UserError
-from utils.files import write_text
+from utils.errors import UserError, disk_error
+from utils.files import replacing, replacing_files, write_text
 from utils.parts import Parts
 from utils.processes import Processes
 from utils.result_folder import LIST, ResultFolder, ResultPaths, results_in
@@ -70,21 +73,66 @@ def test_a_result_that_somebody_changed_is_not_removed_with_the_others(tmp_path)
     assert contents(tmp_path) == {"a": "drawn upon", "c": "2"}
 
 
-def test_what_a_killed_run_left_is_ours(tmp_path):
-    folder = ResultFolder(tmp_path)
-    (folder / "a").write_text("half")
-    (folder / "b").write_text("ha")  # and no finish()
-    assert run(tmp_path, {"b": "2"}) == f"1 of the run before will be removed from {tmp_path}, such as a"
-    assert contents(tmp_path) == {"b": "2"}
+def killed(path, contents, clears=True):
+    """A run that ends without a word while it writes the last file."""
+    folder = ResultFolder(path, clears=clears)
+    for name, text in contents.items():
+        (folder / name).write_text(text)
 
 
-def test_lists_of_before_are_read(tmp_path):
+def test_what_a_killed_run_had_finished_is_ours_and_its_last_file_may_be_anybodys(tmp_path):
+    killed(tmp_path, {"a": "1", "b": "ha"})
+    with pytest.raises(UserError, match="holds b, and no command of ours has left it there, or one that was cut short"):
+        ResultFolder(tmp_path).claim(["a", "b"])
+    assert run(tmp_path, {"c": "2"}) == f"1 of the run before will be removed from {tmp_path}, such as a"
+    assert contents(tmp_path) == {"b": "ha", "c": "2"}
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_a_user_put_in_place_of_a_killed_run_s_file_is_neither_removed_nor_replaced(tmp_path, name):
+    killed(tmp_path, {"a": "1", "b": "1"})
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}"):
+        ResultFolder(tmp_path).claim([name])
+    run(tmp_path, {"c": "2"})
+    assert contents(tmp_path)[name] == "mine"
+
+
+def test_a_killed_run_that_had_not_begun_a_file_leaves_the_one_of_the_run_before_as_ours(tmp_path):
+    run(tmp_path, {"a": "1", "b": "1"})
+    assert ResultFolder(tmp_path, clears=False) / "a"
+    assert run(tmp_path, {"a": "2", "b": "2"}) == ""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_run_that_an_error_ends_marks_what_it_has_written(tmp_path, error):
+    with pytest.raises(error), ResultFolder(tmp_path) as folder:
+        (folder / "a").write_text("1")
+        raise error
+    with pytest.raises(error), ResultPaths() as results:
+        places = [results.place(tmp_path / name) for name in ("b", "c")]
+        places[0].write_text("1")
+        raise error
+    assert run(tmp_path, {"a": "2", "b": "2", "c": "2"}) == ""
+
+
+def test_a_file_that_is_replaced_while_its_run_goes_on_is_somebody_elses(tmp_path):
+    with ResultFolder(tmp_path) as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text("1")
+        (tmp_path / "a").write_text("mine")
+    run(tmp_path, {"c": "2"})
+    assert contents(tmp_path) == {"a": "mine", "c": "2"}
+
+
+def test_lists_of_before_are_read_and_give_no_right_to_remove(tmp_path):
     """As they were up to 2179dca: bare names."""
     for name in ("a", "b"):
         (tmp_path / name).write_text("1")
     (tmp_path / LIST).write_text('"a"\n"b"\n')
-    run(tmp_path, {"b": "2"})
-    assert contents(tmp_path) == {"b": "2"}
+    assert results_in(tmp_path) == {"a", "b"}
+    assert run(tmp_path, {"c": "2"}) == ""
+    assert contents(tmp_path) == {"a": "1", "b": "1", "c": "2"}
 
 
 def test_a_file_may_be_written_twice_in_a_run(tmp_path):
@@ -129,13 +177,18 @@ def test_paths_in_several_folders_are_claimed_and_listed_each_in_its_own(tmp_pat
 
 
 def test_files_that_other_processes_write_are_listed_beforehand(tmp_path):
-    ResultFolder(tmp_path).enter(["0", "1", "2"])
-    for name in ("0", "1", "2"):
-        (tmp_path / name).write_text("")
+    with ResultFolder(tmp_path) as folder:
+        folder.enter(["0", "1", "2"])
+        for name in ("0", "1", "2"):
+            (tmp_path / name).write_text("")
+    (tmp_path / "2").write_text("mine")
     (tmp_path / "3").write_text("mine")
     ResultFolder(tmp_path).enter(["0"])
-    assert not (tmp_path / "1").exists() and (tmp_path / "3").exists()
-    with pytest.raises(UserError, match="holds 3"):
+    assert not (tmp_path / "1").exists() and (tmp_path / "2").exists() and (tmp_path / "3").exists()
+    (tmp_path / "0").write_text("mine")  # in place of what that run would have written
+    run(tmp_path, {"4": ""})
+    assert (tmp_path / "0").read_text() == "mine"
+    with pytest.raises(UserError, match="holds 0, 3"):
         ResultFolder(tmp_path).enter(["0", "3"])
 
 
@@ -179,6 +232,41 @@ def test_no_file_takes_the_place_of_a_device(tmp_path):
     with pytest.raises(UserError, match="pipe is a device or a pipe, and files are written here: name a file"):
         write_text(pipe, "x")
     assert pipe.is_fifo()
+
+
+def no_space(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_space_by_safetensors(path, data):
+    raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error 28) at path {path}")
+
+
+def no_space_by_numpy(path, data):
+    raise OSError("10 requested and 2 written")
+
+
+@pytest.mark.parametrize("write", [no_space, no_space_by_safetensors, no_space_by_numpy])
+def test_an_error_of_the_disk_names_the_file_or_folder_that_was_to_be(tmp_path, write):
+    with pytest.raises(OSError) as found, replacing(tmp_path / "x.npz") as aside:
+        aside.touch()
+        write(aside, b"")
+    assert f"{tmp_path}/x.npz" in disk_error(found.value) and "could not be written" in disk_error(found.value)
+    with pytest.raises(OSError) as found, replacing_files(tmp_path / "model", ["x"]) as aside:
+        write(aside / "x", b"")
+    assert f"{tmp_path}/model" in disk_error(found.value)
+    with pytest.raises(OSError) as found, replacing_files(tmp_path / "model", ["x"]) as aside:
+        (aside / "missing").read_bytes()
+    assert found.value.filename == f"{tmp_path}/model"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
+def test_a_folder_that_takes_no_files_is_one_sentence():
+    with pytest.raises(UserError, match="no file can be written into /proc"):
+        write_text(Path("/proc/x.txt"), "x")
+    with pytest.raises(UserError, match="no file can be written into /proc"), replacing_files("/proc/x", ["x"]):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_for_a_file_is_one_sentence(tmp_path):

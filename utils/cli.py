@@ -7,6 +7,8 @@ import argparse
 import difflib
 import io
 import itertools
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -64,20 +66,37 @@ def _name_of(word: str) -> str | None:
     return name if name.startswith("-") and name.strip("-")[:1].isalpha() else None
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], keeps_memory: bool = True) -> None:
     """Call a command's `main`; what a user can mend becomes one line on stderr and exit status 1.
 
     That is a `UserError`, an error of a disk, or a key that the command reads of a configuration that lacks it.
 
     Errors of any other class are bugs of ours and keep their traceback. What a terminal cannot print is escaped. In the
-    command line `~` is expanded wherever a path may begin, and an empty argument is an error.
-    """
-    from utils.speed import keep_freed_memory  # torch is slow to import
+    command line `~` is expanded wherever a path may begin, and an empty argument is an error. Where a reader such as
+    `head` has seen enough the end is quiet, with the status that a shell gives a program that SIGPIPE ends.
 
-    keep_freed_memory()
+    Args:
+        keeps_memory: See `utils.speed.keep_freed_memory`, which imports torch.
+    """
+    if keeps_memory:
+        from utils.speed import keep_freed_memory  # torch is slow to import
+
+        keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            _run(main)
+        finally:
+            sys.stdout.flush()  # here, where an error is still seen
+    except BrokenPipeError:
+        if not _drop_unread():
+            raise
+        sys.exit(128 + 13)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         sys.argv[1:] = checked(sys.argv[1:])
         main()
@@ -99,6 +118,25 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _drop_unread() -> bool:
+    """Whether nobody reads the standard output or error any more; what is left for it goes nowhere."""
+    unread = [number for number in (1, 2) if _is_unread(number)]
+    for number in unread:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return bool(unread)
+
+
+def _is_unread(number: int) -> bool:
+    """Whether the file of this number is a pipe whose other end is closed."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def checked(arguments: Sequence[str]) -> list[str]:

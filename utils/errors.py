@@ -1,7 +1,6 @@
 """Errors that a user can cause and fix."""
 
 import errno
-from pathlib import Path
 
 # What a disk, or the rights on it, refuse, and what to do about it. Not every system has every number.
 NO_SPACE, NO_FOLDER = "free space there", "a file is where a folder is needed: name another path"
@@ -14,6 +13,7 @@ REMEDIES: dict[str, str | None] = {
     "EEXIST": NO_FOLDER,
     "EISDIR": "a folder is where a file is needed: name another path",
     "EMFILE": "raise the limit of open files (ulimit -n)",
+    "ENOENT": "no file can be made there: name another path",
     "EROFS": None,
     "EACCES": None,
     "EPERM": None,
@@ -31,14 +31,16 @@ def remedy(error: OSError) -> str:
     return KNOWN.get(error.errno) or "make it writable, or name another folder"
 
 
+def reason(error: OSError | UserError) -> str:
+    """What a list of failures says of one."""
+    return (disk_error(error) if isinstance(error, OSError) else None) or str(error)
+
+
 def disk_error(error: OSError) -> str | None:
     """One sentence for an error of a disk, or of the rights on it; None for any other, which may be a fault of ours."""
     if type(error) is OSError and error.errno is None:  # NumPy's and Pillow's, which say no more
         return f"a file could not be written ({error}): is the disk full?"
-    if error.errno not in KNOWN:
+    if error.errno not in KNOWN or error.errno == errno.ENOENT:  # what is missing may be a fault of ours
         return None
-    where = "a file of the results"
-    if error.filename is not None:
-        path = Path(error.filename)
-        where = path.parent if path.name.startswith(".") and ".part" in path.name else path  # a file written aside
+    where = error.filename or "a file of the results"
     return f"{where} could not be written or read ({error.strerror}): {remedy(error)}"

@@ -1,15 +1,19 @@
 """Files that are whole or not there: written aside, flushed, renamed; and their checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from utils.errors import UserError, remedy
 from utils.paths import expanded
@@ -27,11 +31,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     make_folder(path.parent)
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield aside
-        flush(aside)
-        os.replace(aside, path)
+        with naming(path, aside):
+            yield aside
+            flush(aside)
+            os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error counts
+            aside.unlink()
 
 
 @contextlib.contextmanager
@@ -45,18 +51,43 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
     make_folder(folder.parent)
     aside = folder.parent / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        yield aside
-        for name in names:
-            flush(aside / name)
-        if folder.exists():
+        with naming(folder, aside):
+            aside.mkdir()
+            yield aside
             for name in names:
-                os.replace(aside / name, folder / name)
-        else:
-            os.rename(aside, folder)
+                flush(aside / name)
+            if folder.exists():
+                for name in names:
+                    os.replace(aside / name, folder / name)
+            else:
+                os.rename(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, aside: Path) -> Iterator[None]:
+    """Let an error of the disk, whichever library raises it, be an OSError that names `path` and not the one aside.
+
+    Errors of writing name no file at all, and safetensors has an error of its own.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            check_writable(path.parent)
+        if error.errno is None:  # NumPy's and Pillow's
+            raise OSError(f"{path}: {error}") from error
+        named = error.filename
+        if named is None or (isinstance(named, (str, os.PathLike)) and Path(named).is_relative_to(aside)):
+            error.filename = str(path)
+        raise
 
 
 def make_folder(folder: Path) -> None:
@@ -69,6 +100,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror}): {remedy(error)}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure, before the work, that files can be put into a folder, which may be still to be made.
+
+    Raises:
+        UserError: They cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"no file can be written into {there} ({error.strerror}): {remedy(error)}") from error
 
 
 def flush(path: Path) -> None:

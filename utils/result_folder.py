@@ -1,15 +1,18 @@
 """A folder of results, in which a command replaces its own files and no others."""
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.files import replacing, sha256_of
 
 # Each file that was written here, a JSON object a line: its name and, once it is whole, its checksum, by which it
-# is known again. Of lines of the same name the last counts. Older lists have bare names.
+# is known again. Of lines of the same name the last counts. Older lists have bare names. A file without a checksum is
+# nobody's for certain: a run was killed that may have written it, or not yet, and it is never removed or replaced.
 LIST = ".results"
 SHEETS = {"contact_sheet.png", "grid.png", "lengths.png"}  # images of images
 FIGURES = {"curves.png", "sweep.png"}  # beside the metrics.json of an evaluation
@@ -20,7 +23,8 @@ LARGE = 1 << 26  # bytes, above which a file is known by its size and time in pl
 class ResultFolder:
     """Where a command writes its files: `folder / name` is the path to write one to.
 
-    What is there and in no list, or was changed since, is somebody else's and stays as it is.
+    What is there and in no list, or was changed since, is somebody else's and stays as it is. A context, at whose end,
+    also by an error or Ctrl-C, it is noted what was written; of a run that is killed the last file alone is not.
 
     Args:
         path: Created where it is missing.
@@ -38,8 +42,16 @@ class ResultFolder:
         except OSError as error:
             raise UserError(f"--output_dir {path} cannot be created ({error.strerror}): name another folder") from error
         self._listed = _read_list(self.path)
-        self._written: dict[str, str | None] = {}
+        self._written: set[str] = set()
+        self._unmarked: dict[str, None] = {}  # of what is written, in this order
         self._is_begun = False
+
+    def __enter__(self) -> "ResultFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():  # the first error counts
+            self.finish()
 
     def claim(self, names: Iterable[str]) -> str:
         """Refuse, before the work, to write over what is not ours.
@@ -55,9 +67,10 @@ class ResultFolder:
         if foreign:
             named = ", ".join(foreign[:MOST_NAMED]) + (", ..." if len(foreign) > MOST_NAMED else "")
             it = "it" if len(foreign) == 1 else "them"
+            cut = ", or one that was cut short" if any(name in self._listed for name in foreign) else ""
             raise UserError(
-                f"{self.path} holds {named}, and no command of ours has left {it} there: name another --output_dir, or "
-                f"move {it} away"
+                f"{self.path} holds {named}, and no command of ours has left {it} there{cut}: name another "
+                f"--output_dir, or move {it} away"
             )
         removed = sorted(name for name in self._listed if name not in names and self._is_ours(name))
         if not removed or not self.clears or self._is_begun:
@@ -67,22 +80,38 @@ class ResultFolder:
     def __truediv__(self, name: str) -> Path:
         self.claim([name])
         self._begin()
-        self._written[name] = None
-        self._append({name: None})
+        if self._unmarked:
+            self._mark_last()
+        self._list([name])
         return self.path / name
 
     def enter(self, names: Iterable[str]) -> None:
-        """List many files at once, which others will write, as other processes do; without checksums."""
+        """List many files at once, which others will write, as other processes do."""
+        names = list(names)
         self.claim(names)
         self._begin()
-        self._append(dict.fromkeys(names))
+        self._list(names)
 
     def finish(self) -> None:
         """All that was written is whole: note by which mark each file is known again."""
-        for name, mark in self._written.items():
-            if mark is None and (self.path / name).is_file():
-                self._written[name] = _mark(self.path / name)
-                self._append({name: self._written[name]})
+        there = [name for name in self._unmarked if (self.path / name).is_file()]
+        self._unmarked.clear()
+        if there:
+            self._append({name: _mark(self.path / name) for name in there})
+
+    def _list(self, names: Sequence[str]) -> None:
+        """Names of what will be written; what is there until then keeps its mark."""
+        self._written.update(names)
+        self._unmarked.update(dict.fromkeys(names))
+        self._append({name: self._listed.get(name) for name in names})
+
+    def _mark_last(self) -> None:
+        """The file before this one is whole, unless it is still the one of the run before."""
+        name = next(reversed(self._unmarked))
+        mark = _mark(self.path / name) if (self.path / name).is_file() else None
+        if mark is not None and mark != self._listed.get(name):
+            del self._unmarked[name]
+            self._append({name: mark})
 
     def _begin(self) -> None:
         """Before the first file: remove or keep what the list has, and write it again without its doubles."""
@@ -110,15 +139,24 @@ class ResultFolder:
         path = self.path / name
         if name not in self._listed or path.is_symlink() or not path.is_file():
             return False
-        mark = self._listed[name]
-        return mark is None or _mark(path) == mark
+        return _mark(path) == self._listed[name]
 
 
 class ResultPaths:
-    """Results at any paths, in folders that several commands share: each replaces its own, and nobody else's."""
+    """Results at any paths, in folders that several commands share: each replaces its own, and nobody else's.
+
+    A context, as `ResultFolder`.
+    """
 
     def __init__(self) -> None:
         self._folders: dict[Path, ResultFolder] = {}
+
+    def __enter__(self) -> "ResultPaths":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for folder in self._folders.values():
+            folder.__exit__(*error)
 
     def claim(self, *paths: Path) -> None:
         """Refuse, before the work, to write over what is not ours; the folders are created."""

@@ -1,5 +1,6 @@
 """The files of a set of reconstructions, sorted by key: images.npy, raw.npy, tokens.npz, labels.npy, png/000000.png."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,11 +159,17 @@ class ReconstructionFiles:
 
     def _write_pngs(self, images: SortedRows, folder: Path) -> None:
         """Numbered files; the processes share the work."""
+        with contextlib.ExitStack() as stack:
+            if self.processes.is_main:
+                results = stack.enter_context(ResultFolder(folder))
+                results.enter([f"{index:06d}.png" for index in range(len(self.places))])
+            self.processes.wait()
+            self._write_share(images, folder)
+            self.processes.wait()
+
+    def _write_share(self, images: SortedRows, folder: Path) -> None:
         from PIL import Image
 
-        if self.processes.is_main:
-            ResultFolder(folder).enter([f"{index:06d}.png" for index in range(len(self.places))])
-        self.processes.wait()
         mine = range(self.processes.rank, len(self.places), self.processes.world_size)
         rows = tqdm(
             images.rows([self.places[index] for index in mine]),

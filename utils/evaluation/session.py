@@ -57,7 +57,8 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self.results.__exit__(*error)
         if self.lock is not None:
             self.lock.release()
         self.processes.close()
