@@ -2,20 +2,18 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from utils.domains import DOMAINS, note_on
 from utils.evaluation.report import tokens_text
 from utils.images import contact_sheet, tile_side
 
 TILE_RANGE = 128, 256  # pixels a side on the sheet
 LONGEST_NAME = 20  # characters
-COLOUR = 4  # mean difference of a pixel's channels, of 255, above which an image counts as coloured
-WHITE = 240  # of 255, from which on a pixel counts as white
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,6 @@ class Reconstruction:
     psnr: dict[int, float]
     ssim: dict[int, float]
 
-    @property
-    def is_coloured(self) -> bool:
-        return float(np.ptp(np.asarray(self.original), axis=2).mean()) > COLOUR
-
-    @property
-    def is_on_white(self) -> bool:
-        """Whether all four corners are white, as around emoji and logos, and nearly never in photographs."""
-        return int(np.asarray(self.original)[:: self.original.height - 1, :: self.original.width - 1].min()) >= WHITE
-
-
-class Domain(NamedTuple):
-    """What a bundled model has seen, and what shows that an image is of another kind."""
-
-    data: str
-    kind: str
-    is_unlike: Callable[[Reconstruction], bool]
-    difference: str
-
-
-DOMAINS = {
-    "one-d-piece_fashion": Domain("Fashion-MNIST", "grey garments", lambda image: image.is_coloured, "in colour"),
-    "one-d-piece_emoji": Domain("emoji", "emoji on white", lambda image: not image.is_on_white, "not on white"),
-}
-
 
 class Reconstructions:
     """What is kept of many images: of all their tokens and scores, and whole those that are shown.
@@ -66,28 +40,36 @@ class Reconstructions:
         lengths: The numbers of tokens that they are decoded from.
         bits: Of a token.
         size: Pixels a side.
+        most_shown: Images that are kept whole.
 
     Attributes:
         unlike: Names of the images that are none such as the model has seen.
     """
 
-    def __init__(self, model: str, lengths: Sequence[int], bits: float, size: int):
+    def __init__(self, model: str, lengths: Sequence[int], bits: float, size: int, most_shown: int = 16):
         self.model, self.lengths, self.bits, self.size = model, lengths, bits, size
         self.domain = DOMAINS.get(model)
         self.keys: list[str] = []
         self.tokens: list[np.ndarray] = []
         self.scores: list[list[tuple[float, float]]] = []
+        self.most_shown = most_shown
         self.unlike: list[str] = []
+        self._ranks: dict[str, int] = {}
         self.shown: dict[str, Reconstruction] = {}
 
-    def add(self, key: str, result: Reconstruction, show: bool) -> None:
+    def add(self, key: str, result: Reconstruction, rank: int) -> None:
+        """
+        Args:
+            rank: The images of the lowest ranks are those that are kept whole.
+        """
         self.keys.append(key)
         self.tokens.append(result.tokens)
         self.scores.append([(result.psnr[length], result.ssim[length]) for length in self.lengths])
-        if self.domain is not None and self.domain.is_unlike(result):
+        if self.domain is not None and self.domain.is_unlike(result.original):
             self.unlike.append(key)
-        if show:
-            self.shown[key] = result
+        self.shown[key], self._ranks[key] = result, rank
+        if len(self.shown) > self.most_shown:
+            del self.shown[max(self.shown, key=self._ranks.__getitem__)]
 
     @property
     def title(self) -> str:
@@ -137,15 +119,7 @@ class Reconstructions:
 
     def note(self) -> str:
         """What to expect of images such as the model has not seen; empty where there are none."""
-        if self.domain is None or not self.unlike:
-            return ""
-        others = len(self.unlike) - 1
-        are = f" and {others} more are" if others else " is"
-        return (
-            f"note: {self.model} has seen nothing but {self.domain.kind}, and {clip(self.unlike[0])}{are} "
-            f"{self.domain.difference}: expect a poor image. For photographs take --config "
-            "configs/eval/one-d-piece_s256.yaml (from the hub)."
-        )
+        return note_on(self.model, [clip(name) for name in self.unlike])
 
     def num_bytes(self, length: int) -> int:
         """What so many tokens take."""
