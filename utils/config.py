@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
 from utils.files import write_text
-from utils.paths import expanded
+from utils.paths import expanded, unexpanded
 
 USAGE = """\
 arguments:
@@ -349,7 +349,7 @@ def _check_decided(config: DictConfig, source: str) -> None:
         example = " ".join(f"{name}=VALUE" for name in undecided)
         raise ConfigError(f"{source} leaves a value undecided (???): set it in the file or add {example}")
     try:
-        OmegaConf.to_container(config, resolve=True)
+        resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
     try:
@@ -358,6 +358,9 @@ def _check_decided(config: DictConfig, source: str) -> None:
         raise ConfigError(f"{source}: {OUTPUT_DIR} cannot be read: {_one_line(error)}") from error
     if not str(output_dir or "").strip():  # would be the working directory
         raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
+    for name, value in _flatten(resolved).items():
+        if isinstance(value, str) and (variable := unexpanded(value)):
+            raise ConfigError(f"{source}: {name} holds {variable}, and no shell reads it here: write the path in full")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
