@@ -166,6 +166,31 @@ def test_an_empty_argument_is_an_error(words, what):
     assert checked(["experiment.init_weight="]) == ["experiment.init_weight="]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["$HOMEX/x", "a/${HOMEX}/x", "--output_dir=$HOMEX", "--output_dir=${HOMEX}", "experiment.output_dir=$HOMEX/x"],
+)
+def test_a_variable_that_no_shell_has_replaced_is_an_error(word):
+    with pytest.raises(UserError, match=r"holds \$\{?HOMEX\}?, which the shell has left as it is: write the path"):
+        checked([word])
+
+
+@pytest.mark.parametrize("word", ["a.b=x/${size}", "a.b=${c.d}", "{000..002}.tar", "5$", "$5", "a$ b"])
+def test_what_holds_no_shell_variable_stays(word):
+    assert checked([word]) == [word]
+
+
+def test_a_file_may_be_called_like_a_variable(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in$cash.png").touch()
+    assert checked(["in$cash.png"]) == ["in$cash.png"]
+
+
+def test_a_run_starts_in_no_folder_called_like_a_variable():
+    with pytest.raises(ConfigError, match=r"experiment.output_dir holds \$UNSET, and no shell reads it here"):
+        load_config(STAGE1, ["experiment.output_dir=$UNSET/run"])
+
+
 def test_a_command_starts_in_no_empty_folder(monkeypatch, capsys):
     from scripts import export_model
 

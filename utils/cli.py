@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils.errors import UserError, disk_error
-from utils.paths import expanded
+from utils.paths import expanded, unexpanded
 
 if TYPE_CHECKING:
     import torch
@@ -143,13 +143,18 @@ def checked(arguments: Sequence[str]) -> list[str]:
     """The words of a command line, with home folders in place of `~`, which shells leave behind an equals sign.
 
     Raises:
-        UserError: One is empty: an unset shell variable would make `--output_dir` the working directory.
+        UserError: One is empty: an unset shell variable would make `--output_dir` the working directory. Or it holds a
+            shell variable, and is no file. What a configuration's key is set to may refer to others as `${key}`.
     """
     for before, word in itertools.pairwise(["", *arguments]):
         name, equals, value = word.partition("=")
         if not word or (name.startswith("--") and equals and not value):
             what = name or (before if before.startswith("--") else "an argument")
             raise UserError(f"{what} is empty (an unset shell variable?): give it a value, or leave it out")
+        may_refer = equals and not name.startswith("-")
+        variable = unexpanded(word.replace("${", "") if may_refer else word)
+        if variable and not os.path.isfile(word):
+            raise UserError(f"{word} holds {variable}, which the shell has left as it is: write the path in full")
     return [expanded(word) for word in arguments]
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from utils.errors import UserError
 from utils.files import write_text
 from utils.limits import complaint
-from utils.paths import expanded
+from utils.paths import expanded, unexpanded
 
 USAGE = """\
 arguments:
@@ -362,6 +362,9 @@ def _check_decided(config: DictConfig, source: str) -> None:
         raise ConfigError(f"{source}: {OUTPUT_DIR} cannot be read: {_one_line(error)}") from error
     if not str(output_dir or "").strip():  # would be the working directory
         raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
+    for name, value in _flatten(values).items():
+        if isinstance(value, str) and (variable := unexpanded(value)):
+            raise ConfigError(f"{source}: {name} holds {variable}, and no shell reads it here: write the path in full")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -1,11 +1,19 @@
 """Where the repository is, and what a path that somebody typed means."""
 
 import os
+import re
 from pathlib import Path
 
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
+
+
+def unexpanded(text: str) -> str | None:
+    """The first shell variable, `$NAME` or `${NAME}`, that no shell has replaced; it would name a folder."""
+    found = VARIABLE.search(text)
+    return found[0] if found else None
 
 
 def expanded(text: str) -> str:

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.paths import ROOT
 
 # What a configuration says, (key, value), and the class that it means. A generator's names its tokenizer too.
-MODELS: dict[tuple[str, str], type] = {}
+MODELS: dict[tuple[str, str], Any] = {}
 TOKENIZER, GENERATOR = "model.type", "model.generator.model_type"
 _KEYS = (TOKENIZER, GENERATOR)  # the last one that a configuration has is what it is about
 
@@ -33,7 +33,7 @@ def register(key: str, value: str) -> Callable[[Kind], Kind]:
     return add
 
 
-def declared_classes(config: Mapping | DictConfig) -> list[type]:
+def declared_classes(config: Mapping | DictConfig) -> list[Any]:
     """The classes that a configuration says its checkpoint may hold, what it is about last."""
     config = lenient_config(config)
     named = ((key, str(OmegaConf.select(config, key))) for key in _KEYS)
