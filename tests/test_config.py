@@ -124,6 +124,46 @@ def test_no_override_raises_anything_but_a_config_error(key, value):
         pass
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.max_train_steps=-1", "a whole number of at least 1, got -1"),
+        ("training.max_train_steps=null", "a whole number of at least 1, got None"),
+        ("training.per_gpu_batch_size=0", "a whole number of at least 1, got 0"),
+        ("training.gradient_accumulation_steps=0", "a whole number of at least 1, got 0"),
+        ("training.seed=-1", "a whole number of at least 0, got -1"),
+        ("training.seed=18446744073709551616", f"from 0 to {2**63 - 1}, got 18446744073709551616"),
+        ("training.num_generated_images=-1", "at least 0, got -1"),
+        ("training.codebook.restart_every=-1", "at least 0, got -1"),
+        ("training.max_grad_norm=.nan", "a number of at least 0, got nan"),
+        ("experiment.save_every=0", "at least 1, got 0"),
+        ("experiment.eval_every=-5", "at least 0, got -5"),
+        ("experiment.log_every=-5", "at least 0, got -5"),
+        ("experiment.max_train_examples=0", "at least 1, got 0"),
+        ("optimizer.params.learning_rate=.nan", "a number of at least 0, and finite, got nan"),
+        ("optimizer.params.learning_rate=.inf", "a number of at least 0, and finite, got inf"),
+        ("optimizer.params.learning_rate=-1e-3", "a number of at least 0, and finite, got -0.001"),
+        ("optimizer.params.beta2=1", "a number from 0 to below 1, got 1.0"),
+        ("lr_scheduler.params.warmup_steps=-1", "at least 0, got -1"),
+        ("dataset.params.max_eval_examples=0", "at least 1, got 0"),
+        ("dataset.params.num_workers_per_gpu=-1", "at least 0, got -1"),
+        ("dataset.max_bad_fraction=2", "a number from 0 to 1, got 2.0"),
+        ("dataset.preprocessing.crop_size=0", "at least 1, got 0"),
+    ],
+)
+def test_an_impossible_number_names_its_key_and_what_is_expected(override, complaint):
+    with pytest.raises(ConfigError) as error:
+        training_arguments([f"config={STAGE1}", override], description="", example="", kind="tokenizer")
+    assert f": {override.partition('=')[0]} must be " in str(error.value) and complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["experiment.eval_every=0", "training.max_grad_norm=.inf", "dataset.params.max_eval_examples=null"]
+)
+def test_numbers_that_switch_something_off_are_taken(override):
+    load_config(STAGE1, [override])
+
+
 def test_small_numbers_are_numbers(named):
     assert load_config(named).training.rate == 0.0001
 

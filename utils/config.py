@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.limits import complaint
 from utils.paths import expanded
 
 USAGE = """\
@@ -54,7 +55,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> DictC
 
     Raises:
         ConfigError: A file is missing or not YAML, a key is unknown, a value has the wrong type, or a value
-            is still undecided (`???`) or refers to anything but a key that exists, or `experiment.output_dir` is empty.
+            is still undecided (`???`) or refers to anything but a key that exists, or a number is outside the range
+            that `utils.limits` gives it, or `experiment.output_dir` is empty.
     """
     path = Path(expanded(os.fspath(path)))
     body, defaults = _read(path)
@@ -349,9 +351,11 @@ def _check_decided(config: DictConfig, source: str) -> None:
         example = " ".join(f"{name}=VALUE" for name in undecided)
         raise ConfigError(f"{source} leaves a value undecided (???): set it in the file or add {example}")
     try:
-        OmegaConf.to_container(config, resolve=True)
+        values = to_plain(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {error.full_key or 'a value'} cannot be resolved: {_one_line(error)}") from error
+    if wrong := complaint(_flatten(values)):
+        raise ConfigError(f"{source}: {wrong}")
     try:
         output_dir = OmegaConf.select(config, OUTPUT_DIR, default="not read by this command")
     except OmegaConfBaseException as error:
