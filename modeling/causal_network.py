@@ -23,6 +23,7 @@ class CausalTokenNetwork(Pretrained):
         config: `model.entropy`: num_tokens N, codebook_size V, token_size D, width W, blocks, window, reach.
     """
 
+    role = "entropy model"
     pipeline_tag = "other"
     codes: Tensor
     tables: Tensor

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.locate import Located, locate, locate_configured
+from modeling.checkpoints.registry import declared_classes
 from modeling.identity import has_mean_code, identity
 from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds
@@ -48,6 +49,8 @@ def load_generator(
         located = locate_configured(config, checkpoint, path=config_path)
     config = lenient_config(config or {})
     if OmegaConf.select(config, "model.generator") is None:
+        if declared := [] if config_path else declared_classes(config):
+            raise WeightsError(f"{located.description} is a {declared[-1].role}; give a generator")
         raise UserError(
             f"{config_path or located.description} is no generator's: its configuration has no section model.generator"
             + ("" if config_path else "; give --config")

@@ -33,6 +33,7 @@ class MaskGIT(Pretrained):
             `num_latent_tokens`) and `condition_num_classes`. What is left out has the published value.
     """
 
+    role = "generator"
     pipeline_tag = "unconditional-image-generation"  # the hub has no class-conditional one
     tags = ("class-conditional-image-generation", "arxiv:2202.04200", "arxiv:2406.07550", "arxiv:2501.10064")
 

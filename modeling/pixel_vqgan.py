@@ -52,6 +52,8 @@ class PixelVQGAN(Pretrained):
             `commitment_cost` (0.25).
     """
 
+    role = "teacher"
+
     def __init__(self, config: dict | DictConfig):
         super().__init__()
         self.config = config = config if isinstance(config, DictConfig) else OmegaConf.create(config)

@@ -30,6 +30,8 @@ class TiTok(Pretrained):
             (sizes of the teacher, published ones by default), `dataset.preprocessing.crop_size` (P).
     """
 
+    role = "tokenizer"
+
     demands_full_length = True
 
     def __init__(self, config: dict | DictConfig):

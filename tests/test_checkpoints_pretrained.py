@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
+from modeling.checkpoints.pretrained import load_weights
 from modeling.checkpoints.registry import MODELS
 from modeling.checkpoints.state import read_state_dict
 from modeling.maskgit import ImageBert
@@ -165,6 +166,16 @@ def test_a_checkpoint_of_another_class_names_its_own(tmp_path):
     with pytest.raises(WeightsError, match=r"holds a OneDPiece, not a PixelVQGAN: load it with modeling.one_d_piece"):
         PixelVQGAN.from_pretrained(tmp_path / "tokenizer")
     assert type(TiTok.from_pretrained(tmp_path / "tokenizer")) is TiTok
+
+
+def test_weights_of_another_role_say_so_whatever_the_configuration():
+    config = tokenizer_config()
+    with pytest.raises(WeightsError, match="maskgit_fashion is a generator; give a tokenizer"):
+        OneDPiece.from_pretrained("maskgit_fashion", config=config)
+    with pytest.raises(WeightsError, match="maskgit_fashion is a generator; give a tokenizer"):
+        load_weights(OneDPiece(config), "maskgit_fashion")
+    with pytest.raises(WeightsError, match="a checkpoint is named by a string or a path, got 3 "):
+        OneDPiece.from_pretrained(3)
 
 
 def test_titok_weights_become_a_one_d_piece_only_by_a_config(tmp_path):

@@ -177,7 +177,7 @@ def test_a_generator_says_which_tokenizer_it_needs(world, tmp_path, monkeypatch)
     with pytest.raises(WeightsError, match="the tokenizer one-d-piece_fashion is not the one"):
         generators.load_its_tokenizer(model, locate("maskgit_fashion"))  # its own, whatever the model was made with
     assert asked == ["one-d-piece_fashion"]
-    with pytest.raises(UserError, match="is no generator's"):
+    with pytest.raises(UserError, match="is a tokenizer; give a generator"):
         generators.load_generator(checkpoint=world / "tokenizer")
 
 

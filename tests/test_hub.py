@@ -53,6 +53,21 @@ def test_an_unknown_name_is_one_sentence():
         load("one_d_piece", "XXL")
 
 
+@pytest.mark.parametrize(
+    ("entry", "name", "complaint"),
+    [
+        ("one_d_piece", "maskgit_fashion", "maskgit_fashion is a generator; give a tokenizer"),
+        ("one_d_piece", "pixel_vqgan_fashion", "pixel_vqgan_fashion is a teacher; give a tokenizer"),
+        ("maskgit", "one-d-piece_fashion", "one-d-piece_fashion is a tokenizer; give a generator"),
+        ("one_d_piece", "one-d-piece_fashon", "did you mean one-d-piece_fashion[?]"),
+        ("one_d_piece", None, "no checkpoint given"),
+    ],
+)
+def test_a_model_of_another_kind_is_one_sentence(entry, name, complaint):
+    with pytest.raises(WeightsError, match=complaint):
+        load(entry, name)
+
+
 def test_every_entry_is_described():
     # What torch.hub.list shows, which takes no folder.
     entries = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}

@@ -340,5 +340,5 @@ def test_lengths_double_up_to_all_tokens():
 
 def test_a_pixel_vqgan_is_no_tokenizer(tmp_path):
     PixelVQGAN({"model": MODEL | {"type": "pixel_vqgan"}}).save_pretrained(tmp_path / "teacher")
-    with pytest.raises(UserError, match="holds a PixelVQGAN, not a TiTok"):
+    with pytest.raises(UserError, match="is a teacher; give a tokenizer. It holds a PixelVQGAN, not a TiTok"):
         load_tokenizer(checkpoint=tmp_path / "teacher")

@@ -1,5 +1,6 @@
 """Where a checkpoint is: hub, bundled, folder, training output, loose file; errors of one sentence."""
 
+import difflib
 import json
 import logging
 import os
@@ -74,7 +75,9 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
     Raises:
         WeightsError: Nothing is there, or the hub could not give it; the text says where it looked.
     """
-    name = os.fspath(source)
+    if source is not None and not isinstance(source, str | os.PathLike):
+        raise WeightsError(f"a checkpoint is named by a string or a path, got {source!r} ({type(source).__name__})")
+    name = os.fspath(source or "")
     if not name:  # as a path it would be the working directory
         raise WeightsError("no checkpoint given: name a file, a folder, a bundled model or a hub repository")
     path = Path(name).expanduser()
@@ -92,9 +95,11 @@ def locate(source: str | os.PathLike, *, output_dir: str | os.PathLike | None = 
         raise WeightsError(f"there is no training output {name} here (working directory {Path.cwd()}): train it first")
     if _is_hub_id(name):
         return _on_hub(name, [SAFETENSORS, PICKLE], PUBLISHED.get(name))
+    near = difflib.get_close_matches(name, [*BUNDLED, *TITOK_FILES], n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]}?" if near else ""
     raise WeightsError(
         f"no checkpoint {name}: it is no file or folder here (working directory {Path.cwd()}), no bundled model "
-        f"({', '.join(BUNDLED)}) and no hub repository of the form owner/name"
+        f"({', '.join(BUNDLED)}) and no hub repository of the form owner/name{hint}"
     )
 
 

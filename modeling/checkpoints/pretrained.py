@@ -44,6 +44,7 @@ class Pretrained(nn.Module):
     """What models with a `config` share: reading and writing their weights with their configuration."""
 
     config: DictConfig
+    role: ClassVar[str] = "model"  # what it is called in errors: a tokenizer, teacher, generator
     pipeline_tag: ClassVar[str] = "image-to-image"
     tags: ClassVar[tuple[str, ...]] = ("image-tokenization", "arxiv:2501.10064", "arxiv:2406.07550")
 
@@ -69,6 +70,7 @@ class Pretrained(nn.Module):
         state = read_state_dict(located.weights)
         if config is not None:
             model = build_empty(cls, config)
+            _check_role(model, located, state)
         elif located.config is not None:
             model = _build_as_saved(cls, located.config, located, state)
         else:
@@ -130,7 +132,17 @@ def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
         WeightsError: As `locate`, `read_state_dict` and `load_strict`.
     """
     located = locate(source)
-    load_strict(model, read_state_dict(located.weights), located.description)
+    state = read_state_dict(located.weights)
+    _check_role(model, located, state)
+    load_strict(model, state, located.description)
+
+
+def _check_role(model: nn.Module, located: Located, state: Mapping[str, Tensor]) -> None:
+    """Say of weights that do not fit a model that they are of another role, where their own configuration says so."""
+    holds = next(iter(reversed(declared_classes(located.config or {}))), None)
+    if holds is None or holds.role == getattr(model, "role", "model") or _have_shapes_of(model, state):
+        return
+    raise WeightsError(_is_another(type(model), holds, located))
 
 
 def _build_as_saved(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> nn.Module:
@@ -148,25 +160,37 @@ def _build_as_saved(model_class: type, config: Mapping, located: Located, state:
 def _check_class(model_class: type, config: Mapping, located: Located, state: Mapping[str, Tensor]) -> None:
     """A checkpoint of a subclass may be loaded by its base class, not the other way round.
 
-    Where it has no model.type the weights decide: TiTok's own repositories keep one configuration of tokenizer and
-    generator beside the weights of either.
+    A generator's configuration names its tokenizer too, and TiTok's own repositories, which have no model.type, keep
+    one of both beside the weights of either: there the weights decide.
     """
     declared = declared_classes(config) if is_known(model_class) else []
-    if declared and not any(issubclass(one, model_class) for one in declared) and not _fits(model_class, config, state):
-        holds = declared[-1]
-        raise WeightsError(
-            f"{located.description} holds a {holds.__name__}, not a {model_class.__name__}: load it with "
-            f"{holds.__module__}.{holds.__name__}, or give the config of a {model_class.__name__}"
-        )
+    if not declared or issubclass(declared[-1], model_class):
+        return
+    is_named = any(issubclass(one, model_class) for one in declared)
+    has_type = OmegaConf.select(lenient_config(config), TOKENIZER) is not None
+    if (has_type and not is_named) or not _fits(model_class, config, state):
+        raise WeightsError(_is_another(model_class, declared[-1], located))
+
+
+def _is_another(wanted: type, holds: type, located: Located) -> str:
+    """What is said of a checkpoint that holds a model of another class than is wanted."""
+    wanted_role = getattr(wanted, "role", "model")
+    roles = f"is a {holds.role}; give a {wanted_role}. It " if holds.role != wanted_role else ""
+    return (
+        f"{located.description} {roles}holds a {holds.__name__}, not a {wanted.__name__}: load it with "
+        f"{holds.__module__}.{holds.__name__}, or give the config of a {wanted.__name__}"
+    )
 
 
 def _fits(model_class: type, config: Mapping, state: Mapping[str, Tensor]) -> bool:
-    if OmegaConf.select(lenient_config(config), TOKENIZER) is not None:
-        return False
     try:
-        expected = shapes_of(build_empty(model_class, config).state_dict())
+        return _have_shapes_of(build_empty(model_class, config), state)
     except Exception:  # it may hold anything in any place
         return False
+
+
+def _have_shapes_of(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    expected = shapes_of(model.state_dict())
     return shapes_of(without_position_ids(state, expected)) == expected
 
 
