@@ -35,7 +35,11 @@ def main() -> None:
         help="precision of the file (default float16; bfloat16 makes a tokenizer another one, with other tokens)",
     )
     parser.add_argument("--tokenizer", help="what others find a generator's tokenizer by: a hub id, a bundled model")
-    parser.add_argument("--card", help="Markdown file: the card's text below header and title, which are added")
+    parser.add_argument(
+        "--card",
+        help="Markdown file: the card's text below header and title, which are added; a licence that its own header "
+        "names is kept, and there is none by itself",
+    )
     arguments = parser.parse_args()
     if arguments.card and not Path(arguments.card).is_file():
         raise UserError(f"--card {arguments.card} is not a file")

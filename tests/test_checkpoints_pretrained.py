@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modeling.checkpoints import WeightsError
-from modeling.checkpoints.pretrained import load_weights
-from modeling.checkpoints.registry import MODELS
+from modeling.checkpoints.locate import locate
+from modeling.checkpoints.pretrained import _model_card, load_weights
+from modeling.checkpoints.published import BUNDLED
+from modeling.checkpoints.registry import MODELS, model_class
 from modeling.checkpoints.state import read_state_dict
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
@@ -93,10 +95,30 @@ def test_the_saved_config_is_resolved(tmp_path):
     assert json.loads((tmp_path / "m/config.json").read_text()) == {"size": 5, "model": {"width": 5}}
 
 
-def test_the_card_names_licence_and_class(tmp_path):
+def test_a_card_has_the_licence_that_it_is_given_and_each_part_once(tmp_path):
+    body = "# other\n\n# other\n\nText.\n\n```bash\n# run\n```\n\n## Use\n\nOld.\n"
+    whole = f"---\nlicense: mit\nlibrary_name: x\n---\n\n{body}"
+    for _ in range(2):
+        toy().save_pretrained(tmp_path / "m", card=whole)
+        whole = (tmp_path / "m/README.md").read_text()
+        assert whole.startswith("---\nlicense: mit\nlibrary_name: one-d-piece\n")
+        assert [line for line in whole.splitlines() if line.startswith("#")] == ["# m", "# run", "## Use"]
+        assert "\n\nText.\n" in whole and "Old." not in whole
+    toy().save_pretrained(tmp_path / "text", card="Text.\n\n```bash\n# run\n```")
+    assert "# run\n" in (tmp_path / "text/README.md").read_text()
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_card_is_what_is_written_again_of_it(name):
+    card = (BUNDLED[name] / "README.md").read_text()
+    kind = model_class(locate(name).config)
+    assert _model_card(kind.from_pretrained(name), name, card) == card and "license: apache-2.0" in card
+
+
+def test_the_card_names_the_class_and_no_licence_of_its_own(tmp_path):
     toy().save_pretrained(tmp_path / "m", card="Trained on *toys*.")
     card = (tmp_path / "m/README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert card.startswith("---\nlibrary_name: one-d-piece\n") and "license" not in card
     assert "pipeline_tag: image-to-image" in card
     assert "- image-tokenization" in card
     assert "Trained on *toys*." in card

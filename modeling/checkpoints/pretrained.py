@@ -87,7 +87,8 @@ class Pretrained(nn.Module):
         last, and other files stay; so does a README.md that is no card of ours.
 
         Args:
-            card: Text of the model card below its title; a short description of the sizes when not given.
+            card: Text of the model card below its title, or a whole card, of which the licence in its header is kept
+                too; a short description of the sizes, and no licence, when not given.
             dtype: Store floating-point weights in this precision, for example torch.float16; as they are by default.
 
         Raises:
@@ -223,17 +224,18 @@ def _check_range(state: Mapping[str, Tensor], stored: Mapping[str, Tensor], dtyp
 
 
 def _model_card(model: Pretrained, title: str, text: str | None) -> str:
-    if text and re.search(r"^# ", text, re.MULTILINE):  # it is whole, with its title and its use
-        text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-        text = re.sub(r"^# .*\n", "", text, count=1, flags=re.MULTILINE).partition("\n## Use\n")[0]
+    header, text = re.fullmatch(r"(---\n.*?\n---\n)?\s*(.*)", text or "", re.DOTALL).groups("")
+    if text.startswith("# "):  # it is whole, with its title and its use
+        text = re.sub(r"\A(# .*\n\s*)+", "", text).partition("\n## Use\n")[0]
+    # Whose weights they are decides: a model that somebody trains has the licence that its card gives, or none yet.
+    licence = "".join(re.findall(r"^license: .*\n", header, re.MULTILINE))
     kind = type(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = OmegaConf.to_yaml(OmegaConf.create(to_plain(model.config).get("model", {}))).rstrip()
     text = text or f"A `{kind.__name__}` with {parameters:,} parameters.\n\n```yaml\n{sizes}\n```"
     tags = "\n".join(f"- {tag}" for tag in model.tags)
     return f"""---
-license: apache-2.0
-library_name: one-d-piece
+{licence}library_name: one-d-piece
 pipeline_tag: {model.pipeline_tag}
 tags:
 {tags}
