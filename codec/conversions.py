@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, with_reasons
 from utils.files import check_writable, replacing
 
 EXTENSION = ".1dp"
@@ -116,11 +116,11 @@ def report_failures(failures: list[tuple[Conversion, str]], total: int) -> None:
     """End a command some of whose files failed.
 
     Raises:
-        UserError: Some did; it names up to three of them, with the reason of the first.
+        UserError: Some did; it names up to three of them, with the reasons.
     """
     if not failures:
         return
     if total == 1:
         raise UserError(f"{failures[0][0].name}: {failures[0][1]}")
-    names = ", ".join(one.name for one, _ in failures[:3]) + (", ..." if len(failures) > 3 else "")
-    raise UserError(f"{len(failures)} of {total} files failed: {names} ({failures[0][1]}); the others are done")
+    named = with_reasons([(one.name, reason) for one, reason in failures])
+    raise UserError(f"{len(failures)} of {total} files failed: {named}; the others are done")

@@ -204,7 +204,7 @@ def _write_one(path: Path, images: Iterator[tuple[int, str, bytes, int | None]])
 
     def samples() -> Iterator[Sample]:
         for index, name, image, class_id in images:
-            if image_extension(image) is None:
+            if not _is_usable(image):
                 skipped.append(name)
                 continue
             yield Sample(f"{index:08d}", image, class_id)
@@ -212,13 +212,31 @@ def _write_one(path: Path, images: Iterator[tuple[int, str, bytes, int | None]])
     return write_shard(path, samples()) | {"skipped": skipped}
 
 
+def _is_usable(image: bytes) -> bool:
+    """By the first bytes; a TIFF, which may hold what no command shows, such as NaN, is decoded."""
+    extension = image_extension(image)
+    if extension != "tif":
+        return extension is not None
+    from data.transforms import decode_image  # imports torch
+
+    try:
+        decode_image(image)
+    except DataError:
+        return False
+    return True
+
+
 def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
     """Print what was written, and what was not."""
-    print(f"{split['num_samples']} samples in {len(split['shards'])} shards: {output_dir / prefix}-*")
+    num_samples, num_shards = split["num_samples"], len(split["shards"])
+    samples, shards = "sample" + "s" * (num_samples != 1), "shard" + "s" * (num_shards != 1)
+    print(f"{num_samples} {samples} in {num_shards} {shards}: {output_dir / prefix}-*")
     skipped = [name for record in split["shards"].values() for name in record["skipped"]]
     if skipped:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-        print(f"{len(skipped)} left out, because their bytes are no {', '.join(FORMATS)} image: {shown}")
+        print(
+            f"{len(skipped)} left out, because their bytes are no {', '.join(FORMATS)} image that can be read: {shown}"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from data import DataError
 from data.file_formats import IMAGE_ENDINGS
 from data.image_sources import left_out, walk_images
+from utils.errors import with_reasons
 from utils.result_folder import results_in
 
 
@@ -101,7 +102,6 @@ class ImageBatches:
 
 
 def describe(broken: Sequence[tuple[ImageFile, str]]) -> str:
-    """Which files could not be read, and why the first could not."""
-    names = ", ".join(str(file.path) for file, _ in broken[:3]) + (", ..." if len(broken) > 3 else "")
+    """Which files could not be read, and why."""
     count = f"{len(broken)} broken {'image' if len(broken) == 1 else 'images'}"
-    return f"{count}: {names} ({broken[0][1]})"
+    return f"{count}: {with_reasons([(str(file.path), reason) for file, reason in broken])}"

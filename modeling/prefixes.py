@@ -1,6 +1,6 @@
 """Images from their first tokens alone."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,20 +54,20 @@ def write_reconstructions(
     kept: Reconstructions,
     arithmetic: Arithmetic,
     folder: ResultFolder,
-    shown: Container[Any],
+    ranks: Mapping[Any, int],
 ) -> None:
     """Write what each number of tokens gives back of images, as KEY_LENGTH.png, and keep what is said of it.
 
     Args:
         batches: Files, each with a `key`, and their pixels, (3, P, P) uint8.
-        shown: The files that are kept whole.
+        ranks: Of the files; those of the lowest that can be used are kept whole.
     """
     for batch in batches:
         pixels = torch.stack([image for _, image in batch])
         for (file, _), result in zip(batch, reconstructions(tokenizer, pixels, kept.lengths, arithmetic), strict=True):
             for length, image in result.images.items():
                 write_image(image, folder / f"{file.key}_{length}.png")
-            kept.add(file.key, result, show=file in shown)
+            kept.add(file.key, result, ranks[file])
 
 
 @torch.no_grad()

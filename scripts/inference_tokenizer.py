@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.own_images import ImageBatches, describe, find_images
+from data.own_images import ImageBatches, ImageFile, describe, find_images
 from modeling.prefixes import check_decodable, reconstructions, write_reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 from utils.errors import UserError
@@ -60,7 +60,7 @@ def reconstruct_images(arguments: argparse.Namespace, folder: ResultFolder) -> N
     arithmetic = prepared(arguments, tokenizer)
     check_decodable(arguments.lengths, tokenizer)
     size, bits = tokenizer.image_size, math.log2(tokenizer.codebook_size)
-    kept = Reconstructions(located.name, arguments.lengths or default_lengths(tokenizer), bits, size)
+    kept = Reconstructions(located.name, arguments.lengths or default_lengths(tokenizer), bits, size, MOST_SHOWN)
     print(f"model          {kept.title}: {size} x {size} pixels, ", end="")
     print(f"up to {tokenizer.num_latent_tokens} tokens of {bits:g} bits")
 
@@ -72,10 +72,8 @@ def reconstruct_images(arguments: argparse.Namespace, folder: ResultFolder) -> N
     if note := folder.claim([*made, TOKENS_FILE, SHEET]):
         print(f"results        {note}")
     batch_size = choose_batch_size(arguments.batch_size, try_batch, device, most=len(files))
-    few = len(files) <= MOST_SHOWN
-    to_show = set(files if few else random.Random(arguments.seed).sample(files, MOST_SHOWN))
     batches = ImageBatches(files, size, batch_size)
-    write_reconstructions(tokenizer, batches, kept, arithmetic, folder, to_show)
+    write_reconstructions(tokenizer, batches, kept, arithmetic, folder, order_to_show(files, arguments.seed))
     if not kept.keys:
         raise UserError(f"none of the {len(files)} images can be used; {describe(batches.broken)}")
     about = {"tokenizer": located.source, "preparation": batches.preparation}
@@ -120,6 +118,15 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.lengths = parse_lengths(arguments.lengths) if arguments.lengths else []
     return arguments
+
+
+def order_to_show(files: list[ImageFile], seed: int) -> dict[ImageFile, int]:
+    """The place of each file in the order in which they are wanted on the sheet; broken ones make room for the next."""
+    draw = random.Random(seed)
+    first = files if len(files) <= MOST_SHOWN else draw.sample(files, MOST_SHOWN)
+    chosen = set(first)
+    rest = [file for file in files if file not in chosen]
+    return {file: place for place, file in enumerate([*first, *draw.sample(rest, len(rest))])}
 
 
 def report(kept: Reconstructions, output_dir: Path) -> None:

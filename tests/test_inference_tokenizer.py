@@ -219,6 +219,19 @@ def test_a_broken_image_in_a_folder_is_skipped_and_named(infer, images):
     assert len(np.load(out / "tokens.npz")["keys"]) == 3
 
 
+def test_broken_images_have_their_own_reasons_and_leave_their_places_on_the_sheet(infer, images, monkeypatch):
+    monkeypatch.setattr(inference_tokenizer, "MOST_SHOWN", 3)
+    whole = (images / "wide.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.png").write_bytes(b"")
+    for seed in range(4):
+        status, printed, error, _ = infer("--image", images, lengths="1", seed=seed)
+        assert status == 0 and "drawn by --seed" not in printed
+        assert (
+            "skipped 2 broken images: " in error and "cut.png (" in error and "; " in error and "empty.png (" in error
+        )
+
+
 def test_a_broken_image_that_was_named_is_an_error_after_the_others_are_done(infer, images):
     status, _, error, out = infer("--image", images / "notes.txt", images / "wide.png", lengths="1")
     assert status == 1 and is_one_sentence(error) and "notes.txt" in error

@@ -158,6 +158,17 @@ def test_a_manifest_that_is_something_else_is_an_error(tmp_path):
             read_manifest(tmp_path)
 
 
+def test_a_tiff_that_no_command_shows_is_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, value in (("good", 0.5), ("bad", np.nan)):
+        Image.fromarray(np.full((8, 8), value, np.float32)).save(folder / f"{name}.tif")
+    arguments = ["--source", str(folder), "--output_dir", str(tmp_path / "shards"), "--num_workers", "1"]
+    command(monkeypatch, "make_shards.py", *arguments)
+    printed = capsys.readouterr().out
+    assert "1 sample in 1 shard: " in printed and "1 left out" in printed and "bad.tif" in printed
+
+
 def test_the_command_makes_shards_that_the_loader_reads(images, tmp_path, monkeypatch, capsys):
     arguments = ["--source", str(images), "--output_dir", str(tmp_path / "a" / "b"), "--num_workers", "1"]
     command(monkeypatch, "make_shards.py", *arguments, "--max_samples_per_shard", "3", "--prefix", "zoo")

@@ -15,7 +15,7 @@ def of(original):
 def kept(*names, colour="white"):
     found = Reconstructions("a model", [1, 4], bits=10, size=32)
     for name in names:
-        found.add(name, of(Image.new("RGB", (32, 32), colour)), show=True)
+        found.add(name, of(Image.new("RGB", (32, 32), colour)), rank=0)
     return found
 
 

@@ -1,6 +1,7 @@
 """Errors that a user can cause and fix."""
 
 import errno
+from collections.abc import Sequence
 
 # What a disk, or the rights on it, refuse, and what to do about it. Not every system has every number.
 NO_SPACE, NO_FOLDER = "free space there", "a file is where a folder is needed: name another path"
@@ -24,6 +25,15 @@ KNOWN = {getattr(errno, name): text for name, text in REMEDIES.items() if hasatt
 
 class UserError(ValueError):
     """A mistake that the user can fix; its text says what was expected, what came and what to do."""
+
+
+def with_reasons(failures: Sequence[tuple[str, str]]) -> str:
+    """The first three of some (name, reason), those of one reason together: "a.png, b.png (cut off); c.png (empty)"."""
+    names: dict[str, list[str]] = {}
+    for name, reason in failures[:3]:
+        names.setdefault(reason, []).append(name)
+    more = "; ..." if len(failures) > 3 else ""
+    return "; ".join(f"{', '.join(those)} ({reason})" for reason, those in names.items()) + more
 
 
 def remedy(error: OSError) -> str:

@@ -66,28 +66,36 @@ class Reconstructions:
         lengths: The numbers of tokens that they are decoded from.
         bits: Of a token.
         size: Pixels a side.
+        most_shown: Images that are kept whole.
 
     Attributes:
         unlike: Names of the images that are none such as the model has seen.
     """
 
-    def __init__(self, model: str, lengths: Sequence[int], bits: float, size: int):
+    def __init__(self, model: str, lengths: Sequence[int], bits: float, size: int, most_shown: int = 16):
         self.model, self.lengths, self.bits, self.size = model, lengths, bits, size
         self.domain = DOMAINS.get(model)
         self.keys: list[str] = []
         self.tokens: list[np.ndarray] = []
         self.scores: list[list[tuple[float, float]]] = []
+        self.most_shown = most_shown
         self.unlike: list[str] = []
+        self._ranks: dict[str, int] = {}
         self.shown: dict[str, Reconstruction] = {}
 
-    def add(self, key: str, result: Reconstruction, show: bool) -> None:
+    def add(self, key: str, result: Reconstruction, rank: int) -> None:
+        """
+        Args:
+            rank: The images of the lowest ranks are those that are kept whole.
+        """
         self.keys.append(key)
         self.tokens.append(result.tokens)
         self.scores.append([(result.psnr[length], result.ssim[length]) for length in self.lengths])
         if self.domain is not None and self.domain.is_unlike(result):
             self.unlike.append(key)
-        if show:
-            self.shown[key] = result
+        self.shown[key], self._ranks[key] = result, rank
+        if len(self.shown) > self.most_shown:
+            del self.shown[max(self.shown, key=self._ranks.__getitem__)]
 
     @property
     def title(self) -> str:
