@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from utils.domains import DOMAINS, note_on
 from utils.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def main() -> None:
     codec = load_codec(arguments.config, arguments.checkpoint, pick_device(arguments.device))
     failures: Failures = []
     written = []
-    drafts = drafted(plan, codec, settings, failures)
+    unlike: list[str] = []
+    drafts = drafted(plan, codec, settings, failures, unlike)
     for group in [list(drafts)] if settings.goal.measure == "budget" else ([one] for one in drafts):
         try:
             choices = chosen([draft for _, draft in group], settings.goal, codec.side)
@@ -63,6 +65,8 @@ def main() -> None:
             written.append(codec.write(draft, choice, settings))
             one.write(written[-1].data)
     report(written, settings)
+    if note := note_on(codec.name, unlike):
+        print(note, file=sys.stderr)
     report_failures(failures, len(plan))
 
 
@@ -96,17 +100,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def drafted(
-    plan: Sequence["Conversion"], codec: "Codec", settings: "Settings", failures: Failures
+    plan: Sequence["Conversion"], codec: "Codec", settings: "Settings", failures: Failures, unlike: list[str]
 ) -> Iterator[tuple["Conversion", "Draft"]]:
-    """Read and encode some images at a time. What cannot be read is added to `failures`."""
-    from codec.files import BATCH
-    from data.transforms import decode_as_stored
+    """Read and encode some images at a time.
 
-    waiting = []
+    What cannot be read is added to `failures`, and what is none such as the model has seen to `unlike`.
+    """
+    from codec.files import BATCH
+    from data.transforms import as_shown, decode_as_stored
+
+    waiting, domain = [], DOMAINS.get(codec.name)
     # disable=None: no bar where nobody watches, in files and pipes.
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
-            waiting.append((one, codec.canvas(decode_as_stored(one.read()), settings)))
+            image = decode_as_stored(one.read())
+            waiting.append((one, codec.canvas(image, settings)))
+            if domain is not None and domain.is_unlike(as_shown(image)):
+                unlike.append(one.name)
         except (UserError, OSError) as error:
             failures.append((one, reason(error)))
         if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:

@@ -18,6 +18,7 @@ from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends thi
 import argparse
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from codec.completion import Completer
+    from codec.conversions import Conversion
     from codec.files import Codec
 
 
@@ -47,19 +49,21 @@ def main() -> None:
         from codec.completion import Completer
 
         completer = Completer(arguments.complete, arguments.seed, arguments.label, arguments.generator)
-    failures, num_cut = [], 0
+    failures, shown, num_cut = [], [], 0
     # disable=None: no bar where nobody watches, in files and pipes.
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
             data = one.read()
-            image, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
+            image, num_tokens, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
             one.write(in_format(image, one.target))
         except BrokenPipeError:  # nobody reads the standard output any more
             raise
         except (UserError, OSError) as error:
             failures.append((one, reason(error)))
             continue
+        shown.append((one, image.size, num_tokens))
         num_cut += is_cut
+    report(shown, arguments.tokens)
     if num_cut:
         what = "the file is" if len(plan) == 1 else f"{num_cut} of {len(plan)} files are"
         shown = "the rest is invented" if completer else "shown is what the tokens say that are there"
@@ -106,15 +110,31 @@ def parse_arguments() -> argparse.Namespace:
 
 def decoded(
     data: bytes, codec: "Codec", completer: "Completer | None", arguments: argparse.Namespace
-) -> tuple["Image.Image", bool]:
-    """The image of a file, and whether the file is cut."""
+) -> tuple["Image.Image", int, bool]:
+    """The image of a file, how many tokens it (of tiles, the one with most) is made of, and whether the file is cut."""
     if arguments.bare:
         from codec.files import MODES
 
-        return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), False
+        return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), arguments.tokens, False
     read = codec.read(data, arguments.tokens)
     shown = completer(read, codec) if completer else read
-    return codec.images([shown])[0], read.is_cut and arguments.tokens is None
+    return codec.images([shown])[0], int(read.certain.max()), read.is_cut and arguments.tokens is None
+
+
+def report(shown: Sequence[tuple["Conversion", tuple[int, int], int]], asked: int | None) -> None:
+    """What was written, on the standard error."""
+    if not shown:
+        return
+    one, (width, height), num_tokens = shown[0]
+    if len(shown) == 1:
+        tokens = f"{num_tokens} token{'s' * (num_tokens != 1)}"
+        what = f"{one.target or 'the standard output'}: {width} x {height} pixels from {tokens}"
+    else:
+        what = f"{len(shown)} images"
+    print(f"wrote {what}", file=sys.stderr)
+    if fewer := sum(num < (asked or 0) for _, _, num in shown):
+        where = "the file has" if len(shown) == 1 else f"{fewer} of {len(shown)} files have"
+        print(f"{where} fewer tokens than the {asked} of --tokens: all that are there were read", file=sys.stderr)
 
 
 def in_format(image: "Image.Image", target: Path | None) -> bytes:

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from utils.domains import is_coloured, is_on_white
 from utils.images import contact_sheet, preview_sheet
 from utils.reconstructions import LONGEST_NAME, Reconstruction, Reconstructions, clipped
 
@@ -62,9 +63,9 @@ def test_images_on_white_are_told_from_photographs():
     emoji.paste((255, 200, 0), (4, 4, 28, 28))
     photograph = white.copy()
     photograph.paste((90, 120, 30), (0, 20, 32, 32))  # white sky over grass
-    assert of(emoji).is_on_white and of(emoji).is_coloured
-    assert not of(photograph).is_on_white
-    assert not of(white).is_coloured
+    assert is_on_white(emoji) and is_coloured(emoji)
+    assert not is_on_white(photograph)
+    assert not is_coloured(white)
 
 
 def test_a_preview_says_its_step():

@@ -2,20 +2,18 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from utils.domains import DOMAINS, note_on
 from utils.evaluation.report import tokens_text
 from utils.images import contact_sheet, tile_side
 
 TILE_RANGE = 128, 256  # pixels a side on the sheet
 LONGEST_NAME = 20  # characters
-COLOUR = 4  # mean difference of a pixel's channels, of 255, above which an image counts as coloured
-WHITE = 240  # of 255, from which on a pixel counts as white
 
 
 @dataclass(frozen=True)
@@ -32,30 +30,6 @@ class Reconstruction:
     images: dict[int, Image.Image]
     psnr: dict[int, float]
     ssim: dict[int, float]
-
-    @property
-    def is_coloured(self) -> bool:
-        return float(np.ptp(np.asarray(self.original), axis=2).mean()) > COLOUR
-
-    @property
-    def is_on_white(self) -> bool:
-        """Whether all four corners are white, as around emoji and logos, and nearly never in photographs."""
-        return int(np.asarray(self.original)[:: self.original.height - 1, :: self.original.width - 1].min()) >= WHITE
-
-
-class Domain(NamedTuple):
-    """What a bundled model has seen, and what shows that an image is of another kind."""
-
-    data: str
-    kind: str
-    is_unlike: Callable[[Reconstruction], bool]
-    difference: str
-
-
-DOMAINS = {
-    "one-d-piece_fashion": Domain("Fashion-MNIST", "grey garments", lambda image: image.is_coloured, "in colour"),
-    "one-d-piece_emoji": Domain("emoji", "emoji on white", lambda image: not image.is_on_white, "not on white"),
-}
 
 
 class Reconstructions:
@@ -91,7 +65,7 @@ class Reconstructions:
         self.keys.append(key)
         self.tokens.append(result.tokens)
         self.scores.append([(result.psnr[length], result.ssim[length]) for length in self.lengths])
-        if self.domain is not None and self.domain.is_unlike(result):
+        if self.domain is not None and self.domain.is_unlike(result.original):
             self.unlike.append(key)
         self.shown[key], self._ranks[key] = result, rank
         if len(self.shown) > self.most_shown:
@@ -145,15 +119,7 @@ class Reconstructions:
 
     def note(self) -> str:
         """What to expect of images such as the model has not seen; empty where there are none."""
-        if self.domain is None or not self.unlike:
-            return ""
-        others = len(self.unlike) - 1
-        are = f" and {others} more are" if others else " is"
-        return (
-            f"note: {self.model} has seen nothing but {self.domain.kind}, and {clip(self.unlike[0])}{are} "
-            f"{self.domain.difference}: expect a poor image. For photographs take --config "
-            "configs/eval/one-d-piece_s256.yaml (from the hub)."
-        )
+        return note_on(self.model, [clip(name) for name in self.unlike])
 
     def num_bytes(self, length: int) -> int:
         """What so many tokens take."""
