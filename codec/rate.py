@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -146,6 +147,8 @@ def goal_of(**asked: float | None) -> Goal:
         )
     name, value = next(iter(given.items()), ("tokens", None))
     least = {"tokens": 1, "max_bytes": 1, "budget": 1, "psnr": 0, "ssim": -1, "perceptual": 0}[name]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise UserError(f"{name} must be a number, {least} or more, got {value!r}")
     if value is not None and not (value >= least and np.isfinite(value)):
         raise UserError(f"--{name} must be {least} or more, got {value:g}")
     return Goal(name, value)

@@ -13,6 +13,7 @@ import codec.pillow
 from codec.bitstream import FormatError
 from codec.files import compress, load_codec
 from tests.codec_images import SIDE, photo, save_codec
+from utils.errors import UserError
 from utils.paths import ROOT
 
 
@@ -35,6 +36,11 @@ def test_images_are_saved_and_opened(model, known, tmp_path):
         pixels = np.asarray(image)
     (expected,) = model.decompress([(tmp_path / "one.1dp").read_bytes()])
     assert np.array_equal(pixels, np.asarray(expected))
+
+
+def test_a_number_of_tokens_that_is_none_is_one_sentence(model, known, tmp_path):
+    with pytest.raises(UserError, match="tokens must be a number, 1 or more, got 'x'"):
+        photo(SIDE, SIDE).save(tmp_path / "one.1dp", model=model, tokens="x")
 
 
 def test_the_size_is_that_of_the_original(model, known):

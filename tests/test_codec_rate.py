@@ -140,6 +140,10 @@ def test_one_goal_can_be_asked_for():
     for wrong in ({"tokens": 0}, {"max_bytes": -1}, {"psnr": float("nan")}, {"psnr": float("inf")}, {"budget": 0}):
         with pytest.raises(UserError, match="must be"):
             goal_of(**wrong)
+    for wrong in ("x", b"4", [3], True):
+        with pytest.raises(UserError, match="tokens must be a number, 1 or more, got "):
+            goal_of(tokens=wrong)
+    assert goal_of(tokens=np.int64(3)).value == 3
     with pytest.raises(UserError, match="one of tokens, max_bytes, budget, psnr, ssim, perceptual, got bytes"):
         goal_of(bytes=3)
 
