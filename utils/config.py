@@ -363,7 +363,7 @@ def _check_decided(config: DictConfig, source: str) -> None:
     if not str(output_dir or "").strip():  # would be the working directory
         raise ConfigError(f"{source}: {OUTPUT_DIR} is empty (an unset shell variable?): add {OUTPUT_DIR}=FOLDER")
     for name, value in _flatten(values).items():
-        if isinstance(value, str) and (variable := unexpanded(value)):
+        if isinstance(value, str) and not value.startswith("pipe:") and (variable := unexpanded(value)):
             raise ConfigError(f"{source}: {name} holds {variable}, and no shell reads it here: write the path in full")
 
 

@@ -175,8 +175,8 @@ def _check_class(model_class: type, config: Mapping, located: Located, state: Ma
 
 def _is_another(wanted: type, holds: type, located: Located) -> str:
     """What is said of a checkpoint that holds a model of another class than is wanted."""
-    wanted_role = getattr(wanted, "role", "model")
-    roles = f"is a {holds.role}; give a {wanted_role}. It " if holds.role != wanted_role else ""
+    role, wanted_role = (getattr(one, "role", "model") for one in (holds, wanted))
+    roles = f"is a {role}; give a {wanted_role}. It " if role != wanted_role else ""
     return (
         f"{located.description} {roles}holds a {holds.__name__}, not a {wanted.__name__}: load it with "
         f"{holds.__module__}.{holds.__name__}, or give the config of a {wanted.__name__}"
