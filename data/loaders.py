@@ -136,8 +136,7 @@ def evaluation_loader(
     kind, params = _dataset_type(config), config.dataset.params
     if batch_size is None:
         batch_size = config.training.per_gpu_batch_size
-    if num_workers is None:
-        num_workers = params.num_workers_per_gpu
+    num_workers = params.num_workers_per_gpu if num_workers is None else num_workers
     batch_size = _at_least(1, batch_size, "the batch size of evaluation")
     num_workers = _at_least(0, num_workers, "dataset.params.num_workers_per_gpu")
     most = params.get("max_eval_examples")

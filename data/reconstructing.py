@@ -81,9 +81,6 @@ def write_reconstructions(
         if not keys:
             raise DataError(f"there was no image ({num_bad} were skipped): check where the images are")
         written = files.write(about)
-    record = {
-        "images": {"expected": batches.expected, "written": len(keys), "skipped": num_bad},
-        "preparation": batches.preparation,
-        "batch_size": batch_size,
-    }
+    images = {"expected": batches.expected, "written": len(keys), "skipped": num_bad}
+    record = {"images": images, "preparation": batches.preparation, "batch_size": batch_size}
     return Written(keys, written, record)

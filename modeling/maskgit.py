@@ -160,27 +160,28 @@ class MaskGIT(Pretrained):
         Returns:
             (B, N) int64 in 0..V-1; with `return_intermediate` also (steps, B, N), where V is still masked.
         """
-        settings = SamplerSettings(
-            guidance_scale,
-            guidance_decay,
-            guidance_scale_pow,
-            randomize_temperature,
-            softmax_temperature_annealing,
-            num_sample_steps,
-            sampler,
-            **options,
-        )
-        num_tokens = settings.num_tokens or self.num_tokens
-        if num_tokens > self.num_tokens:
-            raise UserError(f"num_tokens must be at most {self.num_tokens}, got {num_tokens}")
+        how = guidance_scale, guidance_decay, guidance_scale_pow, randomize_temperature, softmax_temperature_annealing
+        settings = SamplerSettings(*how, num_sample_steps, sampler, **options)
+        num_tokens = self._num_sampled(settings)
         labels = None if condition is None and prefix is not None else self._checked_labels(condition)
         known = self._checked_prefix(prefix, len(prefix if labels is None else labels), num_tokens)
-        num_open = num_tokens - known.shape[1]
-        if num_open < self.num_tokens:  # the published sampler may take more steps than tokens
-            settings = replace(settings, num_sample_steps=min(settings.num_sample_steps, num_open))
+        settings = self._within_passes(settings, num_tokens - known.shape[1])
         method = sampler_class(settings.sampler)(settings, num_tokens, self.codebook_size, known.shape[1])
         after = self._sampled(labels, method, known, seeds_of(len(known), generator, seeds))
         return (after[-1], after) if return_intermediate else after[-1]
+
+    def _num_sampled(self, settings: SamplerSettings) -> int:
+        """Tokens of a whole image or of a draft."""
+        num_tokens = settings.num_tokens or self.num_tokens
+        if num_tokens > self.num_tokens:
+            raise UserError(f"num_tokens must be at most {self.num_tokens}, got {num_tokens}")
+        return num_tokens
+
+    def _within_passes(self, settings: SamplerSettings, num_open: int) -> SamplerSettings:
+        """A pass a token at most where fewer than all are sampled; the published sampler may take more."""
+        if num_open >= self.num_tokens:
+            return settings
+        return replace(settings, num_sample_steps=min(settings.num_sample_steps, num_open))
 
     def _sampled(self, labels: Tensor | None, sampler: Sampler, known: Tensor, seeds: Sequence[int]) -> Tensor:
         """The tokens after each step, (steps, B, N), in evaluation mode."""

@@ -79,8 +79,7 @@ def main() -> None:
             lengths = [length or model.num_latent_tokens for length in lengths]
         elif arguments.batch_size == AUTO or arguments.compile or arguments.precision != "fp32":
             raise UserError(
-                "--precision, --compile and --batch_size auto are for a tokenizer, and none is needed here: leave them "
-                "out"
+                "--precision, --compile and --batch_size auto are for a tokenizer, unused here: leave them out"
             )
         from data.reconstructing import write_reconstructions  # torchvision is slow to import, too slow for --help
 

@@ -57,13 +57,17 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
             yield aside
             for name in names:
                 flush(aside / name)
-            if folder.exists():
-                for name in names:
-                    os.replace(aside / name, folder / name)
-            else:
-                os.rename(aside, folder)
+            _put_into_place(aside, folder, names)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_into_place(aside: Path, folder: Path, names: Sequence[str]) -> None:
+    if not folder.exists():
+        os.rename(aside, folder)
+        return
+    for name in names:
+        os.replace(aside / name, folder / name)
 
 
 @contextlib.contextmanager
