@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data import DataError
 from data.image_sets import ImageSet, recorded_names, without_extensions
+from utils.arrays import why_unread
 
 
 def read_labels(path: str | os.PathLike, images: ImageSet) -> np.ndarray:
@@ -70,7 +71,9 @@ def _read_array(path: str | os.PathLike, shape: tuple[int, ...], what: str) -> n
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"expected a .npy file of {what} in {path}, which cannot be read ({error})") from error
+        raise DataError(
+            f"expected a .npy file of {what} in {path}, which cannot be read ({why_unread(error)})"
+        ) from error
     if not isinstance(array, np.ndarray) or array.shape != shape or not np.issubdtype(array.dtype, np.integer):
         got = f"{array.shape} of {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
         raise DataError(f"{path} must hold {what} {shape} of integers, one for each image, got {got}")

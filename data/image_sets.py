@@ -16,7 +16,7 @@ from data import DataError
 from data.file_formats import is_image_name
 from data.image_sources import announced_images
 from data.transforms import AS_SHOWN, decode_as_shown
-from utils.arrays import ARRAY_ERRORS
+from utils.arrays import ARRAY_ERRORS, why_unread
 from utils.evaluation.reconstruction_files import RECORD, read_keys
 
 AS_GIVEN = f"images as they are given, those of folders as {AS_SHOWN}"  # for records
@@ -105,7 +105,7 @@ class ArrayImages(ImageSet):
         except DataError:
             raise
         except ARRAY_ERRORS as error:
-            raise DataError(f"{path} must hold an array of images, and cannot be read ({error})") from error
+            raise DataError(f"{path} must hold an array of images, and cannot be read ({why_unread(error)})") from error
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
             raise DataError(f"{path} must hold images (n, H, W, 3) of uint8, got {shape} of {dtype}")
         self._start = self._file.tell()
@@ -213,7 +213,9 @@ def read_statistics(path: str | os.PathLike) -> Statistics | None:
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
             has_images = NPZ_MEMBER in archive.files
     except ARRAY_ERRORS as error:
-        raise DataError(f"{path} must be a reference archive of arrays, and cannot be read ({error})") from error
+        raise DataError(
+            f"{path} must be a reference archive of arrays, and cannot be read ({why_unread(error)})"
+        ) from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
     return Statistics(mean, covariance, has_images)

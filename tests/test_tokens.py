@@ -10,7 +10,7 @@ from scripts import inference_tokenizer
 from tests.generator_data import call
 from utils.errors import UserError
 from utils.paths import ROOT
-from utils.tokens import read_tokens, write_tokens
+from utils.tokens import read_labels, read_tokens, write_tokens
 
 TOKENS = np.arange(6).reshape(3, 2)
 
@@ -64,6 +64,17 @@ def test_what_is_no_tokens_file_is_refused_in_one_sentence(tmp_path, arrays, mes
     with pytest.raises(UserError) as error:
         read_tokens(tmp_path / "tokens.npz")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_file_of_arrays_is_named_once_and_without_advice_to_unpickle_it(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n")
+    for read in (read_tokens, lambda path: read_labels(path, 1)):
+        for path, reason in ((tmp_path / "image.png", "it is no file of arrays"), (tmp_path, "Is a directory")):
+            with pytest.raises(UserError) as error:
+                read(path)
+            text = str(error.value)
+            assert text.startswith(f"{path} must hold") and text.count(str(path)) == 1
+            assert f"({reason})" in text and "make it with" in text
 
 
 def test_three_lines_lead_back_to_images(tmp_path, monkeypatch):

@@ -16,3 +16,10 @@ ARRAY_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+def why_unread(error: Exception) -> str:
+    """What such an error says of a file that the sentence around it names; NumPy's advises to unpickle it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is no file of arrays" if "contains pickled (object) data" in str(error) else str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils.arrays import ARRAY_ERRORS
+from utils.arrays import ARRAY_ERRORS, why_unread
 from utils.errors import UserError
 from utils.flags import add_fields
 
@@ -61,7 +61,9 @@ def read_record(path: Path) -> Mapping[str, Any]:
     try:
         found = _read(path)
     except (*ARRAY_ERRORS, UnidentifiedImageError) as error:
-        raise UserError(f"--like {path} cannot be read ({error})") from error
+        raise UserError(
+            f"--like {path} cannot be read ({why_unread(error)}): name a file that a sampling command wrote"
+        ) from error
     for part in (found.get("protocol", {}).get("samples"), found.get("plan"), found):
         if isinstance(part, dict) and isinstance(part.get("sampler"), dict) and "seed" in part:
             if found.get("protocol", {}).get("sweep"):

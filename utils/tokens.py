@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.arrays import ARRAY_ERRORS
+from utils.arrays import ARRAY_ERRORS, why_unread
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -69,7 +69,7 @@ def read_tokens(path: str | os.PathLike) -> Tokens:
         tokens, keys, about = arrays["tokens"], _keys_of(arrays), _about_of(arrays)
     except ARRAY_ERRORS as error:
         raise UserError(
-            f"{path} must hold `tokens` and `keys`, and cannot be read as such ({error}): make it with "
+            f"{path} must hold `tokens` and `keys`, and cannot be read as such ({why_unread(error)}): make it with "
             "scripts/inference_tokenizer.py, inference_generator.py or reconstruct_tokenizer.py --tokens"
         ) from error
     if tokens.ndim != 2 or not tokens.size or not _are_integers(tokens) or keys.shape != tokens.shape[:1]:
@@ -92,8 +92,8 @@ def read_labels(path: Path, num_images: int) -> np.ndarray:
         labels = np.load(path, allow_pickle=False)
     except ARRAY_ERRORS as error:
         raise UserError(
-            f"{path} must hold class ids, and cannot be read ({error}): make it with scripts/reconstruct_tokenizer.py "
-            "--labels"
+            f"{path} must hold class ids, and cannot be read ({why_unread(error)}): make it with "
+            "scripts/reconstruct_tokenizer.py --labels"
         ) from error
     return checked_labels(labels, num_images, str(path))
 

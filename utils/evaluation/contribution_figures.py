@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.arrays import ARRAY_ERRORS
+from utils.arrays import ARRAY_ERRORS, why_unread
 from utils.errors import UserError
 from utils.figures import plotting
 
@@ -30,7 +30,7 @@ def read_contributions(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     except ARRAY_ERRORS as error:
         raise UserError(
             f"{file} must be the data of scripts/generate_token_contribution_data.py, and cannot be read as such "
-            f"({error}): make it first, or name its folder as --input"
+            f"({why_unread(error)}): make it first, or name its folder as --input"
         ) from error
 
 
