@@ -70,6 +70,7 @@ def test_the_card_has_the_figures_of_an_evaluation_of_these_weights(export, tmp_
     at = {"tokens": 4, "bytes_per_image": 5}
     assert figures["PSNR, dB, 4 tokens"] == (20.5, at) and figures["FD-DINOv2, 4 tokens"] == (9.25, at)
     assert figures["Codebook usage"] == (0.5, None) and len(figures) == 3
+    assert found.eval_results[0].dataset_name == "own/eval.yaml"
     assert found.eval_results[0].dataset_args == {"num_images": 12, "sha256": "ab"}
     write_json(tmp_path / "metrics.json", metrics(tmp_path / "metrics.json"))
     with pytest.raises(UserError, match="was measured with other weights than "):

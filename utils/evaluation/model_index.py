@@ -61,7 +61,8 @@ def read_figures(path: Path, weights: Path, task: str) -> list[EvalResult]:
 
 
 def _data_set(record: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-    name = Path(str(images.get("source") or record.get("config"))).name
+    named = Path(str(images.get("source") or record.get("config")))
+    name = "/".join(named.parts[-2:])  # such as fashion/eval.yaml, without the folders of this machine
     return {"dataset_name": name, "dataset_args": {"num_images": images["seen"], "sha256": images.get("sha256")}}
 
 
