@@ -49,7 +49,7 @@ def main() -> None:
         from codec.completion import Completer
 
         completer = Completer(arguments.complete, arguments.seed, arguments.label, arguments.generator)
-    failures, shown, num_cut = [], [], 0
+    failures, done, num_cut = [], [], 0
     # disable=None: no bar where nobody watches, in files and pipes.
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
@@ -61,9 +61,9 @@ def main() -> None:
         except (UserError, OSError) as error:
             failures.append((one, reason(error)))
             continue
-        shown.append((one, image.size, num_tokens))
+        done.append((one, image.size, num_tokens))
         num_cut += is_cut
-    report(shown, arguments.tokens)
+    report(done, arguments.tokens)
     if num_cut:
         what = "the file is" if len(plan) == 1 else f"{num_cut} of {len(plan)} files are"
         shown = "the rest is invented" if completer else "shown is what the tokens say that are there"

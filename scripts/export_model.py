@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from modeling.checkpoints.locate import SAFETENSORS, is_public, locate
 from modeling.checkpoints.registry import model_class
 from utils.errors import UserError
+from utils.evaluation.model_index import read_figures
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STARTS = ("experiment.init_weight", "model.vq_model.pretrained_tokenizer_weight")  # what training started from
@@ -40,6 +41,9 @@ def main() -> None:
         help="Markdown file: the card's text below header and title, which are added; a licence that its own header "
         "names is kept, and there is none by itself",
     )
+    parser.add_argument(
+        "--metrics", type=Path, help="metrics.json of an evaluation of this checkpoint: the card's model-index"
+    )
     arguments = parser.parse_args()
     if arguments.card and not Path(arguments.card).is_file():
         raise UserError(f"--card {arguments.card} is not a file")
@@ -49,8 +53,9 @@ def main() -> None:
         raise UserError(f"{located.description} has no configuration beside it: give the training output folder")
     config = to_share(located.config, arguments.tokenizer)
     model = model_class(config).from_pretrained(located, config=config)
+    figures = read_figures(arguments.metrics, located.weights, model.pipeline_tag) if arguments.metrics else ()
     card = Path(arguments.card).read_text(encoding="utf-8") if arguments.card else None
-    model.save_pretrained(arguments.output_dir, card=card, dtype=DTYPES[arguments.dtype])
+    model.save_pretrained(arguments.output_dir, card=card, figures=figures, dtype=DTYPES[arguments.dtype])
     size = (Path(arguments.output_dir) / SAFETENSORS).stat().st_size
     print(f"{type(model).__name__} of {located.name} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
 import scripts.export_model
@@ -13,7 +14,7 @@ from tests.fill import fill
 from tests.generator_data import call, small_config
 from utils.config import to_plain
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import sha256_of, write_json
 
 START = "experiment.init_weight"
 TEACHER = "model.vq_model.pretrained_tokenizer_weight"
@@ -49,6 +50,33 @@ def test_files_of_others_stay(export, tmp_path, caplog):
     export(OneDPiece, "--dtype", "float32")
     assert "library_name: one-d-piece" in (shared / "README.md").read_text()
     export(OneDPiece)  # ours is replaced
+
+
+def metrics(weights):
+    row = {"name": "4 tokens", "system": "mine", "tokens": 4, "bytes_per_image": 5, "psnr": 20.5, "fd_dinov2": 9.25}
+    record = {"checkpoint": "mine", "checkpoint_sha256": sha256_of(weights), "config": "configs/own/eval.yaml"}
+    record["originals"] = {"seen": 12, "sha256": "ab"}
+    rows = [row, {"name": "JPEG", "system": "JPEG", "psnr": 1.0}]
+    return {"rows": rows, "codebook": {"usage": 0.5}, "protocol": record}
+
+
+def test_the_card_has_the_figures_of_an_evaluation_of_these_weights(export, tmp_path):
+    export(OneDPiece)
+    weights = tmp_path / "trained_here/model.safetensors"
+    write_json(tmp_path / "metrics.json", metrics(weights))
+    found = ModelCard.load(export(OneDPiece, "--metrics", "metrics.json") / "README.md").data
+    assert found.model_name == "shared" and "license" not in found.to_dict()
+    figures = {result.metric_name: (result.metric_value, result.metric_args) for result in found.eval_results}
+    at = {"tokens": 4, "bytes_per_image": 5}
+    assert figures["PSNR, dB, 4 tokens"] == (20.5, at) and figures["FD-DINOv2, 4 tokens"] == (9.25, at)
+    assert figures["Codebook usage"] == (0.5, None) and len(figures) == 3
+    assert found.eval_results[0].dataset_name == "own/eval.yaml"
+    assert found.eval_results[0].dataset_args == {"num_images": 12, "sha256": "ab"}
+    write_json(tmp_path / "metrics.json", metrics(tmp_path / "metrics.json"))
+    with pytest.raises(UserError, match="was measured with other weights than "):
+        export(OneDPiece, "--metrics", "metrics.json")
+    with pytest.raises(UserError, match="must be a metrics.json that evaluate_reconstruction.py"):
+        export(OneDPiece, "--metrics", "nowhere.json")
 
 
 @pytest.mark.parametrize("files", [{"config.json": "{}"}, {"config.json": "["}, {"model.safetensors": "weights"}])

@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import safetensors.torch
 import torch
+from huggingface_hub import EvalResult, ModelCardData
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -79,7 +80,12 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def save_pretrained(
-        self, folder: str | os.PathLike, *, card: str | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | os.PathLike,
+        *,
+        card: str | None = None,
+        figures: Sequence[EvalResult] = (),
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Write `config.json` (resolved), `model.safetensors` and a model card; `from_pretrained` reads them back.
 
@@ -89,6 +95,7 @@ class Pretrained(nn.Module):
         Args:
             card: Text of the model card below its title, or a whole card, of which the licence in its header is kept
                 too; a short description of the sizes, and no licence, when not given.
+            figures: What an evaluation has measured, for the card's `model-index`.
             dtype: Store floating-point weights in this precision, for example torch.float16; as they are by default.
 
         Raises:
@@ -105,7 +112,7 @@ class Pretrained(nn.Module):
             names.remove(CARD)
         with replacing_files(folder, names) as aside:
             (aside / CONFIG).write_text(json.dumps(to_plain(self.config), indent=2) + "\n", encoding="utf-8")
-            (aside / CARD).write_text(_model_card(self, folder.resolve().name, card), encoding="utf-8")
+            (aside / CARD).write_text(_model_card(self, folder.resolve().name, card, figures), encoding="utf-8")
             safetensors.torch.save_file(_to_store(self.state_dict(), dtype), aside / SAFETENSORS, {"format": "pt"})
             # safetensors lets the owner alone read; a folder to share is as readable as its other files.
             (aside / SAFETENSORS).chmod((aside / CONFIG).stat().st_mode & 0o777)
@@ -223,7 +230,7 @@ def _check_range(state: Mapping[str, Tensor], stored: Mapping[str, Tensor], dtyp
             )
 
 
-def _model_card(model: Pretrained, title: str, text: str | None) -> str:
+def _model_card(model: Pretrained, title: str, text: str | None, figures: Sequence[EvalResult] = ()) -> str:
     header, text = re.fullmatch(r"(---\n.*?\n---\n)?\s*(.*)", text or "", re.DOTALL).groups("")
     if text.startswith("# "):  # it is whole, with its title and its use
         text = re.sub(r"\A(# .*\n\s*)+", "", text).partition("\n## Use\n")[0]
@@ -234,12 +241,13 @@ def _model_card(model: Pretrained, title: str, text: str | None) -> str:
     sizes = OmegaConf.to_yaml(OmegaConf.create(to_plain(model.config).get("model", {}))).rstrip()
     text = text or f"A `{kind.__name__}` with {parameters:,} parameters.\n\n```yaml\n{sizes}\n```"
     tags = "\n".join(f"- {tag}" for tag in model.tags)
+    index = ModelCardData(model_name=title, eval_results=list(figures)).to_yaml() + "\n" if figures else ""
     return f"""---
 {licence}library_name: one-d-piece
 pipeline_tag: {model.pipeline_tag}
 tags:
 {tags}
----
+{index}---
 
 # {title}
 
