@@ -323,7 +323,7 @@ def test_as_an_image_format_it_gives_the_best_file_within_each_number_of_bytes(c
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"tokens": 3, "psnr": 20.0}, "tokens and psnr were given"),
+        ({"tokens": 3, "psnr": 20.0}, "--tokens and --psnr were given"),
         ({"fit": "squash"}, "fit must be one of crop, pad, stretch, tile, got squash"),
         ({"effort": 9}, "an effort is 0 to 3, got 9"),
         ({"fast": True}, "fast is for psnr"),

@@ -102,5 +102,5 @@ def test_damaged_files_are_errors(model, known):
 
 
 def test_an_image_without_sense_is_not_saved(model, known, tmp_path):
-    with pytest.raises(ValueError, match="tokens and psnr were given"):
+    with pytest.raises(ValueError, match="--tokens and --psnr were given"):
         photo(SIDE, SIDE).save(tmp_path / "one.1dp", model=model, tokens=3, psnr=20.0)

@@ -135,7 +135,7 @@ def test_too_few_bytes_for_one_image_are_an_error_that_says_how_many_it_takes():
 def test_one_goal_can_be_asked_for():
     assert goal_of(tokens=None, psnr=20.0) == Goal("psnr", 20.0)
     assert goal_of(tokens=None, psnr=None) == Goal("tokens", None)
-    with pytest.raises(UserError, match="tokens and psnr were given: ask for one of tokens, psnr, ssim;"):
+    with pytest.raises(UserError, match="--tokens and --psnr were given: ask for one of --tokens, --psnr, --ssim;"):
         goal_of(tokens=4, psnr=20.0, ssim=None)
     for wrong in ({"tokens": 0}, {"max_bytes": -1}, {"psnr": float("nan")}, {"psnr": float("inf")}, {"budget": 0}):
         with pytest.raises(UserError, match="must be"):

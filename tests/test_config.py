@@ -127,8 +127,8 @@ def test_no_override_raises_anything_but_a_config_error(key, value):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("training.max_train_steps=-1", "a whole number of at least 1, got -1"),
-        ("training.max_train_steps=null", "a whole number of at least 1, got None"),
+        ("training.max_train_steps=-1", "a whole number of at least 0, got -1"),
+        ("training.max_train_steps=null", "a whole number of at least 0, got None"),
         ("training.per_gpu_batch_size=0", "a whole number of at least 1, got 0"),
         ("training.gradient_accumulation_steps=0", "a whole number of at least 1, got 0"),
         ("training.seed=-1", "a whole number of at least 0, got -1"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from data.transforms import bytes_as_shown, decode_as_shown, decode_as_stored, decode_image
 from modeling.checkpoints.registry import build_empty, model_class
@@ -134,7 +133,7 @@ def test_any_value_in_place_of_one_of_a_model(file, data):
     for key in above:
         section = section[key]
     section[last] = data.draw(VALUES)
-    is_a_result_or_a_sentence(lambda _: type(build_empty(model_class(OmegaConf.create(config)), config)))
+    is_a_result_or_a_sentence(lambda _: type(build_empty(model_class(config), config)))
 
 
 @examples(200)

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,8 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.limits import complaint
 from utils.paths import expanded, unexpanded
+
+MAX = sys.float_info.max  # above which a whole number is no float
 
 USAGE = """\
 arguments:
@@ -265,15 +268,16 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"an override is written a.b=c, got {override!r}")
+    source = f"override {override if override.isprintable() else repr(override)}"
     # A string is taken to the letter: shard names such as {000..320}.tar are no YAML.
     if isinstance(_resolved(config, name), str) and text != "null":
         value = text
     else:
         try:
             value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"override {override}: cannot read the value {text!r}: {_one_line(error)}") from error
-    return _change(config, {name: value}, source=f"override {override}")
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
+            raise ConfigError(f"{source}: cannot read the value {text!r}: {_one_line(error)}") from error
+    return _change(config, {name: value}, source=source)
 
 
 def _change(config: DictConfig, changes: Mapping[str, Any], source: str) -> DictConfig:
@@ -294,7 +298,9 @@ def _fit(value: Any, current: Any, what: str) -> Any:
     """`value` in the type of the value that it replaces; null, and a `${...}` still to be resolved, fit anywhere."""
     if value is None or current is None or (isinstance(value, str) and "${" in value):
         return value
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, float) or (
+        isinstance(value, int) and abs(value) <= MAX and not isinstance(value, bool)
+    )
     if isinstance(current, bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(current, int):

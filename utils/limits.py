@@ -11,7 +11,7 @@ FINITE = sys.float_info.max
 
 # Keys, `*` for any letters, the first that fits; the smallest and the largest whole number.
 COUNTS = {
-    "training.max_train_steps": (1, LARGEST),
+    "training.max_train_steps": (0, LARGEST),  # 0: what is loaded is saved as it is
     "training.per_gpu_batch_size": (1, LARGEST),
     "training.gradient_accumulation_steps": (1, LARGEST),
     "training.seed": (0, LARGEST),
@@ -42,7 +42,7 @@ MEASURES = {
     "training.*_grad_norm": (0, math.inf),
     "dataset.max_bad_fraction": (0, 1),
 }
-OPTIONAL = "dataset.params.*_eval_examples"  # null: not given
+OPTIONAL = "dataset.*"  # null: not given, as of a run that reads no images
 
 
 def complaint(values: Mapping[str, Any]) -> str | None:
@@ -54,7 +54,7 @@ def complaint(values: Mapping[str, Any]) -> str | None:
     for key, value in values.items():
         for limits, kinds, noun in ((COUNTS, int, "a whole number"), (MEASURES, int | float, "a number")):
             pattern = next((pattern for pattern in limits if fnmatchcase(key, pattern)), None)
-            if pattern is None or (value is None and pattern == OPTIONAL):
+            if pattern is None or (value is None and fnmatchcase(key, OPTIONAL)):
                 continue
             low, high = limits[pattern]
             is_number = isinstance(value, kinds) and not isinstance(value, bool)
