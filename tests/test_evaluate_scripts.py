@@ -494,6 +494,7 @@ def test_default_budgets_are_those_of_the_tokenizer(world):
 # The bundled model
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (BUNDLED[BUNDLED_TOKENIZER] / "config.json").is_file(), reason="no model is bundled yet")
 def test_the_bundled_model_scores_alike_on_one_and_two_processes(evaluate, tmp_path):
     """300 committed test images, end to end."""
