@@ -10,7 +10,6 @@ import difflib
 import itertools
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError
 from utils.files import write_text
-from utils.limits import complaint
+from utils.limits import FINITE, complaint
 from utils.paths import expanded, unexpanded
-
-MAX = sys.float_info.max  # above which a whole number is no float
 
 USAGE = """\
 arguments:
@@ -299,7 +296,7 @@ def _fit(value: Any, current: Any, what: str) -> Any:
     if value is None or current is None or (isinstance(value, str) and "${" in value):
         return value
     is_number = isinstance(value, float) or (
-        isinstance(value, int) and abs(value) <= MAX and not isinstance(value, bool)
+        isinstance(value, int) and abs(value) <= FINITE and not isinstance(value, bool)
     )
     if isinstance(current, bool):
         fits, wanted = isinstance(value, bool), "true or false"
