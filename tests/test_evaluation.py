@@ -148,6 +148,21 @@ def test_measures_give_one_number_an_image():
     assert psnr(images, images)[0] == math.inf
 
 
+@pytest.mark.parametrize("size", [(32, 32), (40, 256)])
+def test_psnr_and_ssim_are_those_of_torchmetrics(size):
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, *size, generator=generator)
+    images[3] = 0.5  # flat: its variance is 0
+    noise = torch.tensor([0.0, 0.01, 0.3, 0.1])[:, None, None, None]
+    other = images + noise * torch.randn(images.shape, generator=generator)  # beyond 0 and 1 too
+    how = {"data_range": (0.0, 1.0), "reduction": "none"}
+    assert torch.allclose(ssim(other, images), structural_similarity_index_measure(other, images, **how), atol=1e-6)
+    expected = peak_signal_noise_ratio(other, images, dim=(1, 2, 3), **how)
+    assert torch.allclose(psnr(other, images), expected, rtol=0, atol=2e-5)
+
+
 def test_measures_are_float32_also_where_training_evaluates_under_autocast():
     images = torch.rand(2, 3, 176, 176, generator=torch.Generator().manual_seed(0))
     for measure in (psnr, ssim, ms_ssim):

@@ -115,6 +115,18 @@ def test_loading_weights_waits_for_no_compiler():
         assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_one_image_waits_for_no_package_that_it_does_not_use(tmp_path):
+    """torchmetrics, with torchvision, scipy and torch's compiler behind it, doubled the time of such a command."""
+    code = f"""
+import runpy, sys
+sys.argv = ["x", "--image", "assets/generated.png", "--output_dir", {str(tmp_path / "out")!r}]
+runpy.run_path("scripts/inference_tokenizer.py", run_name="__main__")
+print(*(name for name in ["torchmetrics", "torchvision", "scipy", "sympy", "matplotlib"] if name in sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "", result.stdout
+
+
 def test_help_does_not_wait_for_what_work_needs():
     """A second and a half of every command's start is torch; these would double it."""
     commands = [f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"]
