@@ -1,13 +1,9 @@
 """The static page in a real browser: images in, files out, files in, and no word to another host."""
 
-import functools
 import io
 import re
-import shutil
 import subprocess
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -20,21 +16,12 @@ from codec.entropy import read_tokens
 from codec.files import Settings, load_codec
 from codec.rate import goal_of
 from modeling.tokenizers import encode_tokens
+from tests.browser import chromium, served
 from utils.paths import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
-    pytest.mark.xdist_group("page"),
-]
+pytestmark = [pytest.mark.xdist_group("page")]
 PHOTO = ROOT / "assets/photos/coffee.png"  # nothing like it was in training
 EMOJI = ROOT / "assets/emoji/pizza.png"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +29,14 @@ def site(tmp_path_factory):
     """The address of the page as `make page` assembles it."""
     folder = tmp_path_factory.mktemp("page")
     subprocess.run(["make", "-s", "page", f"PAGE_DIR={folder}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
