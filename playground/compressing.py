@@ -87,8 +87,10 @@ class Prepared:
 
 def prepare(codec: Codec, image: Image.Image, name: str, fit: str = "crop", effort: int = 0) -> Prepared:
     """Encode an image as it was opened, decode it at every length, and write the file of each."""
-    image, note = bounded(image, codec.side, effort) if fit == "tile" else (image, _reduced(image, codec.side))
+    image, note = bounded(image, codec.side, effort) if fit == "tile" else (image, "")
     canvas = codec.canvas(image, Settings(fit=FITS[fit], effort=effort))
+    if fit != "tile" and canvas.geometry is not None:
+        note = _reduced(*_upright_size(canvas.geometry), codec.side)
     tokens = _tokens(codec, canvas, effort)
     lengths = _lengths(codec, canvas)
     original = _whole(iter([canvas.squares]), canvas, codec.side)
@@ -114,11 +116,10 @@ def bounded(image: Image.Image, side: int, effort: int = 0) -> tuple[Image.Image
     return image.resize(size, Image.Resampling.BICUBIC), note
 
 
-def _reduced(image: Image.Image, side: int) -> str:
+def _reduced(width: int, height: int, side: int) -> str:
     """What is said of an image that loses most of its pixels."""
-    if min(image.size) < 4 * side:
+    if min(width, height) < 4 * side:
         return ""
-    width, height = image.size
     return f"{width:,} x {height:,} pixels, of which the model sees {side} x {side}: the fit tile keeps them all"
 
 

@@ -217,11 +217,18 @@ def token_row(explored: Explored, colours: np.ndarray, selected: int | None) -> 
     """Every token as a button in the colour of its code."""
     buttons = (
         f'<button type="button" data-place="{place}" class="{_state(explored, place, selected)}" '
-        f'style="background:{colour(colours[token])}" title="token {place + 1}: code {token}">'
+        f'style="background:{colour(colours[token])};color:{_ink(colours[token])}" '
+        f'title="token {place + 1}: code {token}">'
         f"<b>{place + 1}</b>{token}</button>"
         for place, token in enumerate(explored.tokens.tolist())
     )
     return f'<div class="tokens">{"".join(buttons)}</div>'
+
+
+def _ink(background: np.ndarray) -> str:
+    """Black or white, whichever is read more easily on a colour: the one of the greater contrast by WCAG 2."""
+    linear = (background / 255.0) ** 2.2
+    return "#000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#fff"
 
 
 def _state(explored: Explored, place: int, selected: int | None) -> str:

@@ -144,11 +144,12 @@ class Compress:
         shown = [prepared, opened, tokens, end, stage]
         how = [*controls, tokens]
         refused = None, *[gr.skip()] * (1 + len(shown))  # ready for another file
-        drop.upload(said(self.take, instead=refused), [drop, *how], [drop, source, *shown], **COMPUTING)
-        thumbnails.select(said(self.take_example), tokens, [*controls, source, *shown], **COMPUTING)
-        page.load(self.first_example, None, [source, *shown], **COMPUTING)
+        computing = {**COMPUTING, "show_progress_on": stage}
+        drop.upload(said(self.take, instead=refused), [drop, *how], [drop, source, *shown], **computing)
+        thumbnails.select(said(self.take_example), tokens, [*controls, source, *shown], **computing)
+        page.load(self.first_example, None, [source, *shown], **computing)
         for control in controls:
-            control.input(said(self.again), [source, *how], shown, **COMPUTING)
+            control.input(said(self.again), [source, *how], shown, **computing)
         gr.on([find.click, value.submit], said(self.find), [prepared, target, value], [tokens, stage], **QUIET)
         tokens.input(self.show, [prepared, tokens], stage, **SHOWING)
         end.input(said(self.show_cut), [opened, end], stage, **SHOWING)

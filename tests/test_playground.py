@@ -160,6 +160,12 @@ def test_a_file_is_shown_however_it_is_cut(tiny, codec, fit):
     assert known[0] == 0 and known == sorted(known)
 
 
+def test_a_turned_photograph_is_spoken_of_as_it_is_seen(codec):
+    image = photo(320, 160)
+    image.getexif()[0x112] = 6  # to be turned by a quarter
+    assert prepare(codec, image, "photo").note.startswith("160 x 320 pixels")
+
+
 def test_the_square_of_a_huge_image_is_shown_small(tiny, codec):
     prepared = prepare(codec, Image.new("RGB", (4000, 30)), "strip", "stretch")
     shown = cut(codec, open_file(tiny, prepared.files[-1], "strip"), 10**6)
@@ -273,6 +279,13 @@ def test_a_replaced_token_changes_the_image_where_the_heat_map_says(codec):
     assert (replacements(codec, explored, 2, seed=1).codes != found.codes).any()
     row = drawing.token_row(taken, codebook_colours(codec.tokenizer), 2)
     assert row.count("<button") == NUM_TOKENS and row.count("selected changed") == 1
+
+
+def test_what_stands_on_a_token_can_be_read(codec):
+    explored = explore(codec, prepare(codec, photo(SIDE, SIDE), "photo").tokens, "photo")
+    for grey, ink in ((60, "#fff"), (110, "#fff"), (140, "#000"), (240, "#000")):
+        colours = np.full((codec.tokenizer.codebook_size, 3), grey, np.uint8)
+        assert f"background:#{grey:02x}{grey:02x}{grey:02x};color:{ink}" in drawing.token_row(explored, colours, None)
 
 
 def test_of_tiles_the_middle_one_is_looked_at(codec):
