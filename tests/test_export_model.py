@@ -105,8 +105,8 @@ COLUMNS = {
 
 def figures_in_words(card):
     """(tokens, measure): the number as the first table of a card has it, written out."""
-    rows = re.findall(r"^\| (.*) \|$", card.text.partition("## Figures")[2].partition("\n##")[0], re.MULTILINE)
-    titles, _, *rows = (row.split(" | ") for row in rows)
+    rows = re.findall(r"^\|(.*)\|$", card.text.partition("## Figures")[2].partition("\n##")[0], re.MULTILINE)
+    titles, _, *rows = ([cell.strip() for cell in row.split("|")] for row in rows)
     for first, *cells in rows:
         if tokens := re.fullmatch(r"(\d+)( tokens?)?", first):
             for title, cell in zip(titles[1:], cells, strict=True):
