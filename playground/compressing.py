@@ -189,12 +189,17 @@ def _pairs(images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Opened:
-    """A compressed file that a visitor gave."""
+    """A compressed file that a visitor gave.
+
+    Args:
+        whole_size: Its bytes before it was cut, if it was.
+    """
 
     model: str
     name: str
     data: bytes
     header_size: int
+    whole_size: int
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,7 @@ def open_file(models: Models, data: bytes, name: str) -> Opened:
         )
     codec = models.codec_of(file.header.tokenizer)
     codec.read(data)
-    return Opened(codec.name, name, data, file.header_size)
+    return Opened(codec.name, name, data, file.header_size, file.header_size + file.header.payload_size)
 
 
 def cut(codec: Codec, opened: Opened, num_bytes: int) -> Shown:

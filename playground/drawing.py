@@ -126,6 +126,8 @@ def opened(file: Opened, shown: Shown) -> str:
     """What is left of a file that was cut."""
     missing = '<p class="nothing">Not one token is left: move the slider to the right.</p>'
     width, height = shown.size
+    was_cut = f" It was cut before it came here: whole it had {file.whole_size:,} bytes."
+    about = f"Written with {file.model}. Grey: the header; blue: the tokens."
     picture = missing if shown.image is None else figure(shown.image, "", f"{file.name}, decoded")
     return f"""
 <div class="stage"><div class="single">{picture}</div></div>
@@ -139,7 +141,7 @@ def opened(file: Opened, shown: Shown) -> str:
         )
     }
 {written_out(file, shown.num_bytes)}
-{note(f"Written with {file.model}. Grey: the header; blue: the tokens.")}
+{note(about + was_cut * (len(file.data) < file.whole_size))}
 <div class="below">{download(file.data[: shown.num_bytes], f"{file.name}_cut.1dp")}</div>"""
 
 

@@ -160,6 +160,14 @@ def test_a_file_is_shown_however_it_is_cut(tiny, codec, fit):
     assert known[0] == 0 and known == sorted(known)
 
 
+def test_of_a_file_that_came_cut_it_is_said(tiny, codec):
+    data = prepare(codec, photo(40, 30), "photo").files[-1]
+    for given, words in ((data, False), (data[:-2], True)):
+        opened = open_file(tiny, given, "photo")
+        text = drawing.opened(opened, cut(codec, opened, len(given)))
+        assert (f"whole it had {len(data)} bytes" in text) == words
+
+
 def test_a_turned_photograph_is_spoken_of_as_it_is_seen(codec):
     image = photo(320, 160)
     image.getexif()[0x112] = 6  # to be turned by a quarter
