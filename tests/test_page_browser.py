@@ -135,6 +135,18 @@ def test_a_photograph_in_tiles_is_saved_with_the_tokens_that_python_gives_them(v
     assert read.header.geometry.tiles.columns == 2 and len(read.tokens) == 4
 
 
+def test_a_tall_image_of_tiles_is_shown_whole(visit, tmp_path):
+    path = tmp_path / "tall.png"
+    Image.open(PHOTO).resize((40, 90)).save(path)
+    page = visit()
+    page.locator("#fit").select_option("tiles")
+    choose(page, path, path.name)
+    show(page, 1)
+    for name in ("original", "shown"):
+        box, frame = (page.locator(which).bounding_box() for which in (f"#{name}", f".frame:has(#{name})"))
+        assert box == pytest.approx(frame, abs=1)
+
+
 def test_pythons_numbers_and_images_are_shown(visit, codec, tmp_path):
     path = tmp_path / "small.png"
     Image.open(EMOJI).convert("RGB").resize((32, 32)).save(path)
