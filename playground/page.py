@@ -164,7 +164,9 @@ class Compress:
     def target(self) -> tuple[gr.Dropdown, gr.Number, gr.Button]:
         target = gr.Dropdown(list(TARGETS), value=next(iter(TARGETS)), label="Or a target", elem_id="target")
         with gr.Row(equal_height=True):
-            value = gr.Number(20, show_label=False, container=False, min_width=80, elem_id="value")
+            value = gr.Number(
+                20, label="Value of the target", show_label=False, container=False, min_width=80, elem_id="value"
+            )
             find = gr.Button("Find", min_width=80, elem_id="find")
         return target, value, find
 
