@@ -5,16 +5,57 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
+from modeling.checkpoints.locate import Located, locate_configured
+from modeling.checkpoints.registry import declared_classes
 from modeling.networks.judges import Judges
+from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
-from modeling.tokenizers import reconstruct
+from modeling.tokenizers import load_tokenizer, reconstruct
+from utils.errors import UserError
 from utils.evaluation.comparison import Comparison
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, tokens_text
 from utils.evaluation.statistics import CodeCounts
 from utils.inference import Arithmetic
+
+
+class TeacherTokens(nn.Module):
+    """A teacher as a tokenizer: the codes of its grid are the tokens, and nothing is decoded but all of them."""
+
+    strict_length_assertion = True
+
+    def __init__(self, teacher: PixelVQGAN, image_size: int):
+        super().__init__()
+        self.teacher, self.image_size = teacher, image_size
+        self.num_latent_tokens = (image_size // teacher.downsampling) ** 2
+        self.codebook_size = teacher.quantize.codebook_size
+
+    @property
+    def latent_tokens(self) -> Tensor:
+        """The codebook: tells device and precision."""
+        return self.teacher.quantize.embedding.weight
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `TiTok.encode`; codes (B, 1, G*G)."""
+        z_quantized, result = self.teacher.quantize(self.teacher.encoder(pixels))
+        return z_quantized, {"min_encoding_indices": result["min_encoding_indices"].flatten(1)[:, None]}
+
+    def decode(self, z_quantized: Tensor, length: int | None = None) -> Tensor:
+        if length not in (None, self.num_latent_tokens):
+            raise UserError(f"a teacher decodes all of its {self.num_latent_tokens} codes, got a length of {length}")
+        return self.teacher.decoder(z_quantized)
+
+
+def load_scored(config: DictConfig, checkpoint: str | None, device: str | torch.device) -> tuple[Any, Located]:
+    """The tokenizer or the teacher that a configuration and --checkpoint mean; errors as of `load_tokenizer`."""
+    if PixelVQGAN not in declared_classes(config)[-1:]:
+        return load_tokenizer(config, checkpoint, device=device)
+    located = locate_configured(config, checkpoint)
+    teacher = PixelVQGAN.from_pretrained(located, config=config, device=device)
+    return TeacherTokens(teacher, config.dataset.preprocessing.crop_size), located
 
 
 class ReconstructionScores:
@@ -29,7 +70,9 @@ class ReconstructionScores:
         comparison: Knows the originals.
     """
 
-    def __init__(self, tokenizer: TiTok, lengths: Sequence[int], arithmetic: Arithmetic, judges: Judges):
+    def __init__(
+        self, tokenizer: TiTok | TeacherTokens, lengths: Sequence[int], arithmetic: Arithmetic, judges: Judges
+    ):
         self.tokenizer, self.lengths, self.arithmetic, self.judges = tokenizer, lengths, arithmetic, judges
         self.bits = math.log2(tokenizer.codebook_size)
         self.comparison = judges.comparison(tokenizer.image_size)

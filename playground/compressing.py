@@ -18,7 +18,7 @@ from playground.models import Models
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim
 
-MAX_TILES = 96  # of an image that is compressed: half a second each step on one core
+MAX_TILES = (96, 36, 18, 9)  # of an image that is compressed, by effort: a quarter of a minute of one core
 MAX_TILES_OPENED = 256
 TILE_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SMALLEST_SSIM = 11  # pixels a side of its window
@@ -86,20 +86,12 @@ class Prepared:
 
 
 def prepare(codec: Codec, image: Image.Image, name: str, fit: str = "crop", effort: int = 0) -> Prepared:
-    """Encode an image as it was opened, decode it at every length, and write the file of each.
-
-    Raises:
-        UserError: An effort was asked for that takes minutes here.
-    """
-    if fit == "tile" and effort:
-        raise UserError("an effort is for one square: choose another fit, or effort 0; scripts/compress.py takes both")
-    image, note = bounded(image, codec.side) if fit == "tile" else (image, _reduced(image, codec.side))
-    settings = Settings(fit=FITS[fit], effort=effort)
-    canvas = codec.canvas(image, settings)
-    if effort:
-        tokens = codec.drafts([canvas], settings)[0].tokens
-    else:
-        tokens = np.concatenate([encode(codec.tokenizer, some).tokens.cpu().numpy() for some in _squares(canvas)])
+    """Encode an image as it was opened, decode it at every length, and write the file of each."""
+    image, note = bounded(image, codec.side, effort) if fit == "tile" else (image, "")
+    canvas = codec.canvas(image, Settings(fit=FITS[fit], effort=effort))
+    if fit != "tile" and canvas.geometry is not None:
+        note = _reduced(*_upright_size(canvas.geometry), codec.side)
+    tokens = _tokens(codec, canvas, effort)
     lengths = _lengths(codec, canvas)
     original = _whole(iter([canvas.squares]), canvas, codec.side)
     frames = np.stack(
@@ -110,11 +102,11 @@ def prepare(codec: Codec, image: Image.Image, name: str, fit: str = "crop", effo
     return Prepared(codec.name, name, fit, note, tokens, original, np.array(lengths), frames, files, *measured)
 
 
-def bounded(image: Image.Image, side: int) -> tuple[Image.Image, str]:
-    """The image, scaled down where it would take more than `MAX_TILES` tiles, and what is said of that."""
+def bounded(image: Image.Image, side: int, effort: int = 0) -> tuple[Image.Image, str]:
+    """The image, scaled down where it would take more tiles than `MAX_TILES`, and what is said of that."""
     width, height = image.size
     factor = 1.0
-    while _num_tiles(round(width * factor), round(height * factor), side) > MAX_TILES:
+    while _num_tiles(round(width * factor), round(height * factor), side) > MAX_TILES[effort]:
         factor *= 0.95
     if factor == 1.0:
         return image, ""
@@ -124,11 +116,10 @@ def bounded(image: Image.Image, side: int) -> tuple[Image.Image, str]:
     return image.resize(size, Image.Resampling.BICUBIC), note
 
 
-def _reduced(image: Image.Image, side: int) -> str:
+def _reduced(width: int, height: int, side: int) -> str:
     """What is said of an image that loses most of its pixels."""
-    if min(image.size) < 4 * side:
+    if min(width, height) < 4 * side:
         return ""
-    width, height = image.size
     return f"{width:,} x {height:,} pixels, of which the model sees {side} x {side}: the fit tile keeps them all"
 
 
@@ -136,10 +127,14 @@ def _num_tiles(width: int, height: int, side: int) -> int:
     return tile_count(max(1, width), side) * tile_count(max(1, height), side)
 
 
-def _squares(canvas: Canvas) -> Iterator[Tensor]:
-    """(b, 3, P, P) uint8."""
-    squares = torch.tensor(canvas.squares).permute(0, 3, 1, 2)
-    yield from squares.split(BATCH)
+def _tokens(codec: Codec, canvas: Canvas, effort: int) -> np.ndarray:
+    """(T, N), as `Codec.compress` searches them."""
+    lengths, parts = np.array(tried_lengths(codec.tokenizer)), []
+    squares, shares = torch.tensor(canvas.squares).permute(0, 3, 1, 2), torch.tensor(canvas.shares).unsqueeze(1)
+    for some, weights in zip(squares.split(BATCH), shares.split(BATCH), strict=True):
+        encoded = encode(codec.tokenizer, some)
+        parts.append(codec.searched(encoded, lengths, effort, weights.to(encoded.tokens.device)).tokens.cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _lengths(codec: Codec, canvas: Canvas) -> list[int]:
@@ -194,12 +189,17 @@ def _pairs(images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Opened:
-    """A compressed file that a visitor gave."""
+    """A compressed file that a visitor gave.
+
+    Args:
+        whole_size: Its bytes before it was cut, if it was.
+    """
 
     model: str
     name: str
     data: bytes
     header_size: int
+    whole_size: int
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def open_file(models: Models, data: bytes, name: str) -> Opened:
         )
     codec = models.codec_of(file.header.tokenizer)
     codec.read(data)
-    return Opened(codec.name, name, data, file.header_size)
+    return Opened(codec.name, name, data, file.header_size, file.header_size + file.header.payload_size)
 
 
 def cut(codec: Codec, opened: Opened, num_bytes: int) -> Shown:

@@ -126,6 +126,8 @@ def opened(file: Opened, shown: Shown) -> str:
     """What is left of a file that was cut."""
     missing = '<p class="nothing">Not one token is left: move the slider to the right.</p>'
     width, height = shown.size
+    was_cut = f" It was cut before it came here: whole it had {file.whole_size:,} bytes."
+    about = f"Written with {file.model}. Grey: the header; blue: the tokens."
     picture = missing if shown.image is None else figure(shown.image, "", f"{file.name}, decoded")
     return f"""
 <div class="stage"><div class="single">{picture}</div></div>
@@ -139,7 +141,7 @@ def opened(file: Opened, shown: Shown) -> str:
         )
     }
 {written_out(file, shown.num_bytes)}
-{note(f"Written with {file.model}. Grey: the header; blue: the tokens.")}
+{note(about + was_cut * (len(file.data) < file.whole_size))}
 <div class="below">{download(file.data[: shown.num_bytes], f"{file.name}_cut.1dp")}</div>"""
 
 
@@ -217,11 +219,18 @@ def token_row(explored: Explored, colours: np.ndarray, selected: int | None) -> 
     """Every token as a button in the colour of its code."""
     buttons = (
         f'<button type="button" data-place="{place}" class="{_state(explored, place, selected)}" '
-        f'style="background:{colour(colours[token])}" title="token {place + 1}: code {token}">'
+        f'style="background:{colour(colours[token])};color:{_ink(colours[token])}" '
+        f'title="token {place + 1}: code {token}">'
         f"<b>{place + 1}</b>{token}</button>"
         for place, token in enumerate(explored.tokens.tolist())
     )
     return f'<div class="tokens">{"".join(buttons)}</div>'
+
+
+def _ink(background: np.ndarray) -> str:
+    """Black or white, whichever is read more easily on a colour: the one of the greater contrast by WCAG 2."""
+    linear = (background / 255.0) ** 2.2
+    return "#000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#fff"
 
 
 def _state(explored: Explored, place: int, selected: int | None) -> str:

@@ -144,11 +144,12 @@ class Compress:
         shown = [prepared, opened, tokens, end, stage]
         how = [*controls, tokens]
         refused = None, *[gr.skip()] * (1 + len(shown))  # ready for another file
-        drop.upload(said(self.take, instead=refused), [drop, *how], [drop, source, *shown], **COMPUTING)
-        thumbnails.select(said(self.take_example), tokens, [*controls, source, *shown], **COMPUTING)
-        page.load(self.first_example, None, [source, *shown], **COMPUTING)
+        computing = {**COMPUTING, "show_progress_on": stage}
+        drop.upload(said(self.take, instead=refused), [drop, *how], [drop, source, *shown], **computing)
+        thumbnails.select(said(self.take_example), tokens, [*controls, source, *shown], **computing)
+        page.load(self.first_example, None, [source, *shown], **computing)
         for control in controls:
-            control.input(said(self.again), [source, *how], shown, **COMPUTING)
+            control.input(said(self.again), [source, *how], shown, **computing)
         gr.on([find.click, value.submit], said(self.find), [prepared, target, value], [tokens, stage], **QUIET)
         tokens.input(self.show, [prepared, tokens], stage, **SHOWING)
         end.input(said(self.show_cut), [opened, end], stage, **SHOWING)
@@ -163,7 +164,9 @@ class Compress:
     def target(self) -> tuple[gr.Dropdown, gr.Number, gr.Button]:
         target = gr.Dropdown(list(TARGETS), value=next(iter(TARGETS)), label="Or a target", elem_id="target")
         with gr.Row(equal_height=True):
-            value = gr.Number(20, show_label=False, container=False, min_width=80, elem_id="value")
+            value = gr.Number(
+                20, label="Value of the target", show_label=False, container=False, min_width=80, elem_id="value"
+            )
             find = gr.Button("Find", min_width=80, elem_id="find")
         return target, value, find
 

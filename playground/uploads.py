@@ -58,6 +58,6 @@ def open_image(data: bytes) -> Image.Image:
 def check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UserError(
-            f"the image has {width:,} x {height:,} pixels, and this page takes {MAX_PIXELS / 1e6:.0f} million: scale "
+            f"the image has {width:,} x {height:,} pixels, and this page takes {MAX_PIXELS // 10**6} million: scale "
             "it down first, or use scripts/compress.py"
         )

@@ -1,6 +1,6 @@
 """Score reconstructions against their originals: fidelity, perceptual and Frechet distances, codebook, bits per pixel.
 
-From a tokenizer:
+From a tokenizer, or a teacher by its configuration:
   python3 scripts/evaluate_reconstruction.py --config configs/fashion/eval.yaml --lengths 1,2,4,8,16,32 \\
       --features efficientnet_lite0
 
@@ -18,8 +18,8 @@ import argparse
 from omegaconf import OmegaConf
 
 from modeling.networks.judges import Judges
-from modeling.reconstruction_scores import ReconstructionScores
-from modeling.tokenizers import default_lengths, load_tokenizer
+from modeling.reconstruction_scores import ReconstructionScores, load_scored
+from modeling.tokenizers import default_lengths
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.arguments import add_arguments, add_beside_argument, add_tokenizer_arguments, tokenizer_facts
@@ -68,7 +68,7 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
     num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
     lengths = parse_lengths(arguments.lengths, num_tokens) if arguments.lengths else None  # before the work
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
-    model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
+    model, located = load_scored(config, arguments.checkpoint, session.device)
     scores = ReconstructionScores(model, lengths or default_lengths(model), prepared(arguments, model), judges)
     asked = arguments.batch_size or config.training.per_gpu_batch_size
     batch_size = choose_batch_size(asked, scores.try_batch, session.device)

@@ -82,6 +82,19 @@ def test_a_tokenizer_is_scored_at_each_length_with_its_protocol(world, evaluate,
     assert (tmp_path / "out" / "curves.png").is_file()
 
 
+def test_a_teacher_is_scored_at_all_of_its_codes(evaluate):
+    shards = sorted((ROOT / "assets/fashion_mnist_test").glob("*.tar.gz"))
+    config = ("--config", ROOT / "configs/fashion/teacher.yaml", "--checkpoint", "pixel_vqgan_fashion")
+    images = (f"dataset.params.eval_shards_path_or_url={shards[0]}", "dataset.params.num_eval_examples=null")
+    status, _, error, results = evaluate(evaluate_reconstruction, *config, *images, "--num_images", 8)
+    assert status == 0, error
+    (row,) = results["rows"]
+    assert (row["tokens"], row["bytes_per_image"]) == (64, 72) and 22 < row["psnr"] < 29
+    assert results["protocol"]["checkpoint"] == "pixel_vqgan_fashion"
+    status, _, error, _ = evaluate(evaluate_reconstruction, *config, *images, "--num_images", 8, "--lengths", "8")
+    assert status == 1 and "a teacher decodes all of its 64 codes, got a length of 8" in error
+
+
 def test_two_processes_give_the_numbers_of_one(world, evaluate, tmp_path):
     flags = ("--config", world / "config.yaml", "--lengths", "2,8")
     one = evaluate(evaluate_reconstruction, *flags)[-1]

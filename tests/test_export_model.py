@@ -1,5 +1,7 @@
 """scripts/export_model.py: a folder that is the same model elsewhere, and names nothing that is only here."""
 
+import re
+
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -15,6 +17,7 @@ from tests.generator_data import call, small_config
 from utils.config import to_plain
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
+from utils.paths import ROOT
 
 START = "experiment.init_weight"
 TEACHER = "model.vq_model.pretrained_tokenizer_weight"
@@ -77,6 +80,56 @@ def test_the_card_has_the_figures_of_an_evaluation_of_these_weights(export, tmp_
         export(OneDPiece, "--metrics", "metrics.json")
     with pytest.raises(UserError, match="must be a metrics.json that evaluate_reconstruction.py"):
         export(OneDPiece, "--metrics", "nowhere.json")
+
+
+def test_the_card_leaves_out_a_frechet_distance_of_too_few_images(export, tmp_path):
+    export(OneDPiece)
+    measured = metrics(tmp_path / "trained_here/model.safetensors")
+    for dimension, expected in ((12, {"psnr", "fd_dinov2", "codebook_usage"}), (13, {"psnr", "codebook_usage"})):
+        measured["protocol"]["feature_network"] = {"dimension": dimension}
+        write_json(tmp_path / "metrics.json", measured)
+        found = ModelCard.load(export(OneDPiece, "--metrics", "metrics.json") / "README.md").data
+        assert {result.metric_type for result in found.eval_results} == expected
+
+
+CARDS = sorted((ROOT / "assets/models").glob("*/README.md"))
+COLUMNS = {
+    "PSNR, dB": "psnr",
+    "SSIM": "ssim",
+    "EfficientNet-Lite0 distance": "perceptual_efficientnet_lite0",
+    "FD-EfficientNet-Lite0": "fd_efficientnet_lite0",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def figures_in_words(card):
+    """(tokens, measure): the number as the first table of a card has it, written out."""
+    rows = re.findall(r"^\|(.*)\|$", card.text.partition("## Figures")[2].partition("\n##")[0], re.MULTILINE)
+    titles, _, *rows = ([cell.strip() for cell in row.split("|")] for row in rows)
+    for first, *cells in rows:
+        if tokens := re.fullmatch(r"(\d+)( tokens?)?", first):
+            for title, cell in zip(titles[1:], cells, strict=True):
+                if title in COLUMNS:
+                    yield (int(tokens[1]), COLUMNS[title]), cell.replace(",", "")
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_the_cards_of_bundled_models_say_twice_the_same(path):
+    """In words, and as the hub's model-index, which export_model --metrics has written: the same measurement."""
+    card = ModelCard.load(path)
+    assert card.data.model_name == path.parent.name and card.text.count(f"# {path.parent.name}\n") == 1
+    measured = {
+        (result.metric_args and result.metric_args["tokens"], result.metric_type): result.metric_value
+        for result in card.data.eval_results
+    }
+    words = dict(figures_in_words(card))
+    assert words
+    for which, text in words.items():
+        decimals = len(text.partition(".")[2])
+        assert measured[which] == pytest.approx(float(text), abs=0.51 * 10**-decimals), which
+    for result in card.data.eval_results:
+        assert ("EfficientNet-Lite0" in result.metric_name) == ("efficientnet_lite0" in result.metric_type)
 
 
 @pytest.mark.parametrize("files", [{"config.json": "{}"}, {"config.json": "["}, {"model.safetensors": "weights"}])

@@ -18,6 +18,7 @@ from codec.canvas import from_squares, to_canvas
 from codec.entropy import read_tokens, write_tokens
 from data.transforms import EvalTransform
 from modeling.tokenizers import encode_tokens, load_tokenizer
+from tests.browser import chromium, served
 from tests.codec_data import likely_tokens
 from tests.codec_golden import BUNDLED, STORES, VECTORS, models_of
 from utils.images import to_array
@@ -25,14 +26,27 @@ from utils.paths import ROOT
 
 GOLDEN = ROOT / "tests/golden/v1"
 NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(NODE is None, reason="there is no node")
+pytestmark = [pytest.mark.xdist_group("page")]
+RUN = "async jobs => JSON.stringify(await (await import('/tests/page_jobs.mjs')).run(JSON.parse(jobs)))"
 
 
-def in_page(jobs):
-    """What the page's code makes of each job."""
-    done = subprocess.run(
-        [NODE, ROOT / "tests/page_checks.mjs"], input=json.dumps(jobs), capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module", params=["node", "chromium"])
+def in_page(request):
+    """Call it with jobs: what the page's code makes of each, in node and in a browser."""
+    if request.param == "chromium":
+        with chromium() as browser, served(ROOT) as address:
+            page = browser.new_page()
+            page.goto(f"{address}tests/golden/")
+            yield lambda jobs: json.loads(page.evaluate(RUN, json.dumps(jobs)))
+        return
+    if NODE is None:
+        pytest.skip("there is no node")
+    yield in_node
+
+
+def in_node(jobs):
+    command = [NODE, ROOT / "tests/page_checks.mjs"]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -44,7 +58,8 @@ def models_for(store):
 
 def path_of(store):
     own = GOLDEN / f"{store}.safetensors"
-    return str(own if own.is_file() else ROOT / "assets/models" / store / "entropy.safetensors")
+    path = own if own.is_file() else ROOT / "assets/models" / store / "entropy.safetensors"
+    return path.relative_to(ROOT).as_posix()
 
 
 def as_page(geometry):
@@ -63,7 +78,7 @@ def golden():
     return json.loads((GOLDEN / VECTORS).read_text())
 
 
-def test_golden_files_are_read_whole_and_cut(golden):
+def test_golden_files_are_read_whole_and_cut(in_page, golden):
     cases = list(golden["files"].values())
     jobs = []
     for case in cases:
@@ -76,7 +91,7 @@ def test_golden_files_are_read_whole_and_cut(golden):
             assert read["tiles"] == [row[:count] for row, count in zip(case["tokens"], certain, strict=True)]
 
 
-def test_golden_tokens_are_written_to_the_golden_bytes(golden):
+def test_golden_tokens_are_written_to_the_golden_bytes(in_page, golden):
     cases = list(golden["files"].values())
     reads = [read_tokens(bytes.fromhex(case["hex"]), models_for(case["store"])) for case in cases]
     jobs = [
@@ -92,7 +107,7 @@ def test_golden_tokens_are_written_to_the_golden_bytes(golden):
     assert in_page(jobs) == [case["hex"] for case in cases]
 
 
-def test_golden_logits_and_shares_are_exact(golden):
+def test_golden_logits_and_shares_are_exact(in_page, golden):
     cases = [(path_of(store), case) for store, cases in golden["shares"].items() for case in cases]
     found = in_page([{"job": job, "store": s, "before": c["after"]} for s, c in cases for job in ("logits", "starts")])
     for (_, case), logits, starts in zip(cases, found[::2], found[1::2], strict=True):
@@ -114,7 +129,7 @@ def random_images(store, count, seed):
         yield tokens.tolist(), geometry
 
 
-def test_a_thousand_random_images_are_written_and_read_byte_for_byte():
+def test_a_thousand_random_images_are_written_and_read_byte_for_byte(in_page):
     jobs, files, images = [], [], []
     for seed, store in enumerate((*STORES, *BUNDLED)):
         models = models_for(store)
@@ -129,7 +144,7 @@ def test_a_thousand_random_images_are_written_and_read_byte_for_byte():
         assert read["tiles"] == [tokens] and read["geometry"] == as_page(geometry)
 
 
-def test_payloads_of_all_prefixes_are_those_of_each():
+def test_payloads_of_all_prefixes_are_those_of_each(in_page):
     models = models_for(BUNDLED[0])
     tokens = likely_tokens(models.by_mode[Mode.NETWORK], 1)[0]
     found = in_page(
@@ -161,7 +176,7 @@ def damaged_files(golden, count):
         yield case["store"], bytes(data)
 
 
-def test_damaged_files_are_rejected_or_read_as_python_does(golden):
+def test_damaged_files_are_rejected_or_read_as_python_does(in_page, golden):
     files = list(damaged_files(golden, 2000))
     found = in_page([{"job": "read", "store": path_of(store), "file": data.hex()} for store, data in files])
     rejected = 0
@@ -181,7 +196,7 @@ def test_damaged_files_are_rejected_or_read_as_python_does(golden):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (100, 60), (28, 28), (33, 32), (500, 7), (1, 9), (60, 70)])
-def test_an_image_becomes_the_square_that_python_makes(size):
+def test_an_image_becomes_the_square_that_python_makes(in_page, size):
     """Transparent and opaque. Very tall ones, which Pillow scales down first, may differ by a grey level."""
     width, height = size
     rgba = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -198,7 +213,7 @@ def test_an_image_becomes_the_square_that_python_makes(size):
 
 
 @pytest.mark.parametrize("size", [(256, 100), (33, 61), (20, 64), (32, 33)])
-def test_an_image_is_cut_into_the_tiles_that_python_makes(size):
+def test_an_image_is_cut_into_the_tiles_that_python_makes(in_page, size):
     width, height = size
     rgba = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
     (found,) = in_page([{"job": "tiles", "width": width, "height": height, "rgba": rgba.tobytes().hex(), "side": 32}])
@@ -207,7 +222,7 @@ def test_an_image_is_cut_into_the_tiles_that_python_makes(size):
     assert found["geometry"] == json.loads(json.dumps(as_page(canvas.geometry)))
 
 
-def test_tiles_are_blended_as_python_does():
+def test_tiles_are_blended_as_python_does(in_page):
     draws = np.random.default_rng(0)
     geometry = Geometry(100, 60, Fit.TILE, 6, Tiles(3, 5, (1,) * 15))
     squares = draws.integers(0, 256, (5, 3, 32, 32, 3), dtype=np.uint8)
@@ -221,12 +236,12 @@ def test_tiles_are_blended_as_python_does():
 
 
 @pytest.mark.parametrize("name, folder", [("one-d-piece_fashion", "fashion"), ("one-d-piece_emoji", "emoji")])
-def test_tokens_are_pytorchs_and_images_within_a_grey_level(name, folder):
+def test_tokens_are_pytorchs_and_images_within_a_grey_level(in_page, name, folder):
     tokenizer, _ = load_tokenizer(checkpoint=name)
     paths = sorted((ROOT / "assets" / folder).glob("*.png"))
     pixels = torch.stack([EvalTransform(32)(Image.open(path).convert("RGB")) for path in paths])
     tokens = encode_tokens(tokenizer, pixels / 255)
-    model = str(ROOT / "assets/models" / name)
+    model = f"assets/models/{name}"
     sent = [square.tobytes().hex() for square in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
     assert in_page([{"job": "encode", "model": model, "pixels": square} for square in sent]) == tokens.tolist()
     jobs, expected = [], []
@@ -244,7 +259,7 @@ def test_tokens_are_pytorchs_and_images_within_a_grey_level(name, folder):
 @pytest.mark.parametrize(
     "name, shards", [("one-d-piece_fashion", "fashion_mnist_test"), ("one-d-piece_emoji", "emoji_test")]
 )
-def test_tokens_of_held_out_images_are_pytorchs(name, shards):
+def test_tokens_of_held_out_images_are_pytorchs(in_page, name, shards):
     """Prints how many, with -s."""
     tokenizer, _ = load_tokenizer(checkpoint=name)
     images = []
@@ -254,7 +269,7 @@ def test_tokens_of_held_out_images_are_pytorchs(name, shards):
             images += [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
     pixels = torch.stack([EvalTransform(32)(image) for image in images[:1000]])
     sent = [square.tobytes().hex() for square in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
-    model = str(ROOT / "assets/models" / name)
+    model = f"assets/models/{name}"
     found = np.array(in_page([{"job": "encode", "model": model, "pixels": square} for square in sent]))
     same = found == torch.cat([encode_tokens(tokenizer, part / 255) for part in pixels.split(100)]).numpy()
     print(f"\n{name}: {same.sum():,} of {same.size:,} tokens of {len(same):,} held-out images are PyTorch's")

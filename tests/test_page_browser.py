@@ -1,13 +1,9 @@
 """The static page in a real browser: images in, files out, files in, and no word to another host."""
 
-import functools
 import io
 import re
-import shutil
 import subprocess
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -20,21 +16,12 @@ from codec.entropy import read_tokens
 from codec.files import Settings, load_codec
 from codec.rate import goal_of
 from modeling.tokenizers import encode_tokens
+from tests.browser import chromium, served
 from utils.paths import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: on Debian, apt-get install chromium"),
-    pytest.mark.xdist_group("page"),
-]
+pytestmark = [pytest.mark.xdist_group("page")]
 PHOTO = ROOT / "assets/photos/coffee.png"  # nothing like it was in training
 EMOJI = ROOT / "assets/emoji/pizza.png"
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +29,14 @@ def site(tmp_path_factory):
     """The address of the page as `make page` assembles it."""
     folder = tmp_path_factory.mktemp("page")
     subprocess.run(["make", "-s", "page", f"PAGE_DIR={folder}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -150,6 +133,18 @@ def test_a_photograph_in_tiles_is_saved_with_the_tokens_that_python_gives_them(v
     squares = torch.tensor(to_canvas(Image.open(path), Fit.TILE, codec.side).squares).permute(0, 3, 1, 2)
     assert read.tokens.tolist() == encode_tokens(codec.tokenizer, squares / 255)[:, :3].tolist()
     assert read.header.geometry.tiles.columns == 2 and len(read.tokens) == 4
+
+
+def test_a_tall_image_of_tiles_is_shown_whole(visit, tmp_path):
+    path = tmp_path / "tall.png"
+    Image.open(PHOTO).resize((40, 90)).save(path)
+    page = visit()
+    page.locator("#fit").select_option("tiles")
+    choose(page, path, path.name)
+    show(page, 1)
+    for name in ("original", "shown"):
+        box, frame = (page.locator(which).bounding_box() for which in (f"#{name}", f".frame:has(#{name})"))
+        assert box == pytest.approx(frame, abs=1)
 
 
 def test_pythons_numbers_and_images_are_shown(visit, codec, tmp_path):

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from codec.bitstream import FormatError, unpack
-from codec.files import Codec
+from codec.files import FITS, Codec, Settings
+from codec.rate import Goal
 from modeling.generators import sample
 from modeling.samplers.settings import SamplerSettings
 from playground import drawing, uploads
@@ -89,11 +90,19 @@ def test_the_numbers_are_those_of_what_is_shown(codec):
     }
 
 
-def test_an_effort_changes_the_tokens(codec):
-    image = photo(SIDE, SIDE, seed=3)
-    assert (prepare(codec, image, "photo", effort=1).tokens != prepare(codec, image, "photo").tokens).any()
-    with pytest.raises(UserError, match="an effort is for one square"):
-        prepare(codec, image, "photo", "tile", effort=1)
+@pytest.mark.parametrize("fit", ["crop", "tile"])
+def test_an_effort_gives_the_tokens_that_the_command_finds(codec, fit):
+    image = photo(40, 30, seed=3)
+    prepared = prepare(codec, image, "photo", fit, effort=1)
+    assert (prepared.tokens != prepare(codec, image, "photo", fit).tokens).any()
+    settings = Settings(fit=FITS[fit], effort=1)
+    (draft,) = codec.drafts([codec.canvas(image, settings)], settings)
+    np.testing.assert_array_equal(prepared.tokens, draft.tokens)
+
+
+def test_an_effort_takes_fewer_tiles(codec):
+    counts = [len(prepare(codec, photo(640, 480), "photo", "tile", effort).tokens) for effort in (0, 3)]
+    assert counts[1] <= MAX_TILES[3] < counts[0] <= MAX_TILES[0]
 
 
 def test_a_target_moves_the_slider(codec):
@@ -127,7 +136,7 @@ def test_the_slider_answers_from_what_is_decoded(bundled, monkeypatch):
 def test_a_large_photograph_is_scaled_down_to_the_tiles_that_a_visitor_waits_for(codec):
     image, note = bounded(photo(640, 480), SIDE)
     assert "scaled down from 640 x 480" in note and image.width / image.height == pytest.approx(4 / 3, rel=0.05)
-    assert len(prepare(codec, photo(640, 480), "photo", "tile").tokens) <= MAX_TILES
+    assert len(prepare(codec, photo(640, 480), "photo", "tile").tokens) <= MAX_TILES[0]
     assert bounded(photo(40, 30), SIDE)[1] == ""
 
 
@@ -151,6 +160,20 @@ def test_a_file_is_shown_however_it_is_cut(tiny, codec, fit):
     assert known[0] == 0 and known == sorted(known)
 
 
+def test_of_a_file_that_came_cut_it_is_said(tiny, codec):
+    data = prepare(codec, photo(40, 30), "photo").files[-1]
+    for given, words in ((data, False), (data[:-2], True)):
+        opened = open_file(tiny, given, "photo")
+        text = drawing.opened(opened, cut(codec, opened, len(given)))
+        assert (f"whole it had {len(data)} bytes" in text) == words
+
+
+def test_a_turned_photograph_is_spoken_of_as_it_is_seen(codec):
+    image = photo(320, 160)
+    image.getexif()[0x112] = 6  # to be turned by a quarter
+    assert prepare(codec, image, "photo").note.startswith("160 x 320 pixels")
+
+
 def test_the_square_of_a_huge_image_is_shown_small(tiny, codec):
     prepared = prepare(codec, Image.new("RGB", (4000, 30)), "strip", "stretch")
     shown = cut(codec, open_file(tiny, prepared.files[-1], "strip"), 10**6)
@@ -171,9 +194,6 @@ def test_files_of_others_and_damaged_ones_are_refused_in_words(tiny, bundled, co
 
 
 def settings_of(fit):
-    from codec.files import FITS, Settings
-    from codec.rate import Goal
-
     return Settings(goal=Goal("tokens", 1), fit=FITS[fit])
 
 
@@ -267,6 +287,13 @@ def test_a_replaced_token_changes_the_image_where_the_heat_map_says(codec):
     assert (replacements(codec, explored, 2, seed=1).codes != found.codes).any()
     row = drawing.token_row(taken, codebook_colours(codec.tokenizer), 2)
     assert row.count("<button") == NUM_TOKENS and row.count("selected changed") == 1
+
+
+def test_what_stands_on_a_token_can_be_read(codec):
+    explored = explore(codec, prepare(codec, photo(SIDE, SIDE), "photo").tokens, "photo")
+    for grey, ink in ((60, "#fff"), (110, "#fff"), (140, "#000"), (240, "#000")):
+        colours = np.full((codec.tokenizer.codebook_size, 3), grey, np.uint8)
+        assert f"background:#{grey:02x}{grey:02x}{grey:02x};color:{ink}" in drawing.token_row(explored, colours, None)
 
 
 def test_of_tiles_the_middle_one_is_looked_at(codec):

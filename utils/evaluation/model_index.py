@@ -1,14 +1,14 @@
 """The figures of a model card: those of a metrics.json, as the hub's `model-index` has them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from utils.errors import UserError
-from utils.evaluation.report import MEASURES, is_measure
+from utils.evaluation.report import MEASURES, NOT_DRAWN, is_measure, too_few_images
 from utils.files import sha256_of
 
 MODELS = {
@@ -19,6 +19,8 @@ MODELS = {
 
 def read_figures(path: Path, weights: Path, task: str) -> list[EvalResult]:
     """The figures of a model in a metrics.json of evaluate_reconstruction.py or evaluate_generation.py.
+
+    Not the Frechet distances of fewer images than they need, nor what is nearly another measure.
 
     Args:
         weights: The model's file, which must be the one that was measured.
@@ -34,16 +36,22 @@ def read_figures(path: Path, weights: Path, task: str) -> list[EvalResult]:
         measured, own = record[MODELS[kind]], record[kind]
         images = record.get("originals") or record["reference"]
         known = {"task_type": task, "dataset_type": "images", **_data_set(record, images)}
+        left_out = (*NOT_DRAWN, *(["fid", *_frechet(results["rows"])] if too_few_images(record) else []))
         ours = [row for row in rows if kind == "generator" or row.get("system", own) == own]
         found = [
             _figure(row, name, known)
             for row in ours
             for name, value in row.items()
-            if is_measure(name) and not isinstance(value, str)  # an infinite one
+            if is_measure(name) and name not in left_out and not isinstance(value, str)  # an infinite one
         ]
         if usage := results.get("codebook", {}).get("usage"):
             found.append(
-                EvalResult(**known, metric_type="codebook_usage", metric_name="Codebook usage", metric_value=usage)
+                EvalResult(
+                    **known,
+                    metric_type="codebook_usage",
+                    metric_name="Codebook usage",
+                    metric_value=_rounded(usage),
+                )
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise UserError(
@@ -66,6 +74,15 @@ def _data_set(record: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str,
     return {"dataset_name": name, "dataset_args": {"num_images": images["seen"], "sha256": images.get("sha256")}}
 
 
+def _frechet(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for row in rows for name in row if name.startswith("fd_")]
+
+
+def _rounded(value: float) -> float:
+    """To six digits: the rest depends on the machine."""
+    return float(f"{value:.6g}")
+
+
 def _figure(row: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> EvalResult:
     """One number, with the name of the network that judged and what the row is of."""
     title = MEASURES[name][0] if name in MEASURES else f"FD-{name.removeprefix('fd_')}"
@@ -74,6 +91,6 @@ def _figure(row: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> Eval
         **known,
         metric_type=name,
         metric_name=f"{title}, {row['name']}",
-        metric_value=row[name],
+        metric_value=_rounded(row[name]),
         metric_args=args or None,
     )

@@ -98,15 +98,21 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
             f"note: up to {perfect:,} images came back without an error, whose PSNR is infinite: the mean PSNR is of "
             "the others"
         )
-    network = record.get("feature_network")
-    counts = [record[part]["seen"] for part in ("originals", "samples", "reference") if "seen" in record.get(part, {})]
-    if network and counts and min(counts) < network["dimension"]:
+    if too_few := too_few_images(record):
+        network = record["feature_network"]
         found.append(
-            f"note: {network['distance']} of {min(counts):,} images: fewer than its {network['dimension']:,} features, "
+            f"note: {network['distance']} of {too_few:,} images: fewer than its {network['dimension']:,} features, "
             "so the covariance is rank deficient and the distance depends on the number of images; compare it only "
             "with distances of as many"
         )
     return found
+
+
+def too_few_images(record: Mapping[str, Any]) -> int | None:
+    """How many images a protocol has, where they are fewer than a Frechet distance needs; else None."""
+    network = record.get("feature_network")
+    counts = [record[part]["seen"] for part in ("originals", "samples", "reference") if "seen" in record.get(part, {})]
+    return min(counts) if network and counts and min(counts) < network["dimension"] else None
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
