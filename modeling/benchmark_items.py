@@ -272,5 +272,5 @@ def compute_plainly() -> None:
     """Compute, for the rest of this process, without what our networks do for speed."""
     blocks.ONEDNN_DTYPES = ()
     conv.LAYOUT = torch.contiguous_format
-    conv._silu = F.silu
+    conv.norm_silu = lambda x, norm: F.silu(norm(x))
     conv._enlarged = lambda x, conv: conv(F.interpolate(x, scale_factor=2.0))
