@@ -164,9 +164,10 @@ def train_generator(setting: Setting) -> Iterator[Work]:
     from modeling.tasks.generator import GeneratorTask
 
     with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("generator", f"experiment.output_dir={folder}")
+        config = setting.config("generator", f"experiment.output_dir={folder}", f"training.compile={setting.compile}")
         task = GeneratorTask(config)
         task.tokenizer = build_tokenizer(config).to(setting.device).eval().requires_grad_(False)
+        task.frozen = [task.tokenizer]
         tokens = torch.randint(task.model.codebook_size, (setting.batch_size, task.model.num_tokens))
         labels = {"class_id": torch.randint(task.model.num_classes, (setting.batch_size,)).to(setting.device)}
         training = make_run(setting, config, task)
@@ -199,7 +200,7 @@ def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Call
         # Without tail drop, whose draws would make every step another amount of work.
         "model.type=titok",
         "model.vq_model.strict_length_assertion=False",
-        *(["training.compile=True"] if setting.compile else []),
+        f"training.compile={setting.compile}",
         "training.codebook.warmup_steps=0",
         "training.codebook.kmeans=False",
         "training.codebook.restart_every=0",
@@ -207,6 +208,7 @@ def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Call
     if phase == "stage1":
         task = tokenizer_task(config)
         task.teacher = PixelVQGAN(config).eval().requires_grad_(False)
+        task.frozen = [task.teacher]
         step = 0
     else:
         task = stage2_task(config, folder)
@@ -231,6 +233,7 @@ def stage2_task(config: DictConfig, folder: str) -> Any:
     task = tokenizer_task(config)
     config.losses.perceptual_weight = perceptual_weight
     task.perceptual = PerceptualDistance("convnext_s", weights)
+    task.frozen = [task.perceptual]
     return task
 
 

@@ -9,6 +9,7 @@ from utils.benchmark.measure import CLOCKS, NUM_OPERATORS
 from utils.benchmark.peers import PLAIN
 from utils.cli import Parser
 from utils.errors import UserError
+from utils.inference import add_compile_argument
 
 ALL = "all"
 DEFAULT_ITEMS = ["encode", "decode", "stage1", "sample"]  # under a minute for the tiny model
@@ -65,7 +66,7 @@ def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timings to take the median of (default: %(default)s)")
-    add("--compile", action="store_true", help="compile the networks' blocks first (torch.compile)")
+    add_compile_argument(parser, "on CUDA, as for long work")
     add(
         "--clock",
         choices=CLOCKS,

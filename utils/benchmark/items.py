@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.cli import pick_device
 from utils.config import load_config
 from utils.paths import ROOT
+from utils.speed import LONG_WORK, compile_blocks, pays_to_compile
 
 PUBLISHED = {
     "stage1": "configs/training/stage1/one-d-piece_{}256.yaml",
@@ -75,8 +76,6 @@ class Setting:
         """A model for inference, compiled where that is asked for."""
         model = model.to(self.device).eval()
         if self.compile:
-            from utils.speed import compile_blocks
-
             compile_blocks(model)
         return model
 
@@ -104,7 +103,7 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
             precision=arguments.precision,
             batch_size=batch_size,
             lengths=arguments.lengths,
-            compile=arguments.compile and not arguments.plain,
+            compile=not arguments.plain and pays_to_compile(arguments.compile, device, LONG_WORK),
             clock=arguments.clock,
         )
         for model in arguments.model
