@@ -40,9 +40,10 @@ def asked_to_compile(value: bool | str) -> bool | None:
     Raises:
         UserError: It is not one of True, False and auto.
     """
-    if value not in (True, False, "auto"):
+    meanings = {"true": True, "false": False, "auto": None}
+    if str(value).lower() not in meanings:  # on a command line, True is text
         raise UserError(f"training.compile must be True, False or auto, got {value}")
-    return None if value == "auto" else bool(value)
+    return meanings[str(value).lower()]
 
 
 def inductor_or_eager(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
