@@ -16,6 +16,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.evaluation.protocol import exact_arithmetic
+from utils.replay import replay_blocks
 from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16, pays_to_compile
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -64,7 +65,8 @@ def add_compile_argument(parser: argparse.ArgumentParser, when: str = "auto: on 
 def prepared(arguments: argparse.Namespace, *models: nn.Module, num_passes: int = 0) -> Arithmetic:
     """Compile `models` if --compile says so, and give the context in which they compute as --precision says.
 
-    `arguments.compile` is then what was done. `num_passes` is as for `pays_to_compile`.
+    `arguments.compile` is then what was done; on CUDA, small batches of what is not compiled are replayed. `num_passes`
+    is as for `pays_to_compile`.
 
     Outside that context, where images are encoded, everything is in full float32; with fp64 the models are in float64.
     """
@@ -75,9 +77,11 @@ def prepared(arguments: argparse.Namespace, *models: nn.Module, num_passes: int 
         for model in models:
             model.double()
     arguments.compile = pays_to_compile(arguments.compile, device, num_passes)
-    if arguments.compile:
-        for model in models:
+    for model in models:
+        if arguments.compile:
             compile_blocks(model)
+        elif device.type == "cuda":
+            replay_blocks(model)
     if _is_main() and not _has_arithmetic(arguments.precision, device):
         print(
             f"warning: --precision {arguments.precision} is emulated here and slower than fp32 "
