@@ -189,7 +189,7 @@ def checkpoint(setting: Setting) -> Iterator[Work]:
         yield Work("checkpoint", partial(save, training), every=training.config.experiment.save_every)
 
 
-def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Callable[[], None], int]:
+def tokenizer_step(setting: Setting, phase: str, folder: str, *overrides: str) -> tuple[Any, Callable[[], None], int]:
     """The training loop's own update of a tokenizer: the loop, one turn of it, the number of images."""
     from modeling.pixel_vqgan import PixelVQGAN
     from modeling.tasks.tokenizer import tokenizer_task
@@ -204,6 +204,7 @@ def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Call
         "training.codebook.warmup_steps=0",
         "training.codebook.kmeans=False",
         "training.codebook.restart_every=0",
+        *overrides,
     )
     if phase == "stage1":
         task = tokenizer_task(config)
