@@ -164,9 +164,10 @@ def train_generator(setting: Setting) -> Iterator[Work]:
     from modeling.tasks.generator import GeneratorTask
 
     with tempfile.TemporaryDirectory() as folder:
-        config = setting.config("generator", f"experiment.output_dir={folder}")
+        config = setting.config("generator", f"experiment.output_dir={folder}", f"training.compile={setting.compile}")
         task = GeneratorTask(config)
         task.tokenizer = build_tokenizer(config).to(setting.device).eval().requires_grad_(False)
+        task.frozen = [task.tokenizer]
         tokens = torch.randint(task.model.codebook_size, (setting.batch_size, task.model.num_tokens))
         labels = {"class_id": torch.randint(task.model.num_classes, (setting.batch_size,)).to(setting.device)}
         training = make_run(setting, config, task)
@@ -188,7 +189,7 @@ def checkpoint(setting: Setting) -> Iterator[Work]:
         yield Work("checkpoint", partial(save, training), every=training.config.experiment.save_every)
 
 
-def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Callable[[], None], int]:
+def tokenizer_step(setting: Setting, phase: str, folder: str, *overrides: str) -> tuple[Any, Callable[[], None], int]:
     """The training loop's own update of a tokenizer: the loop, one turn of it, the number of images."""
     from modeling.pixel_vqgan import PixelVQGAN
     from modeling.tasks.tokenizer import tokenizer_task
@@ -199,14 +200,16 @@ def tokenizer_step(setting: Setting, phase: str, folder: str) -> tuple[Any, Call
         # Without tail drop, whose draws would make every step another amount of work.
         "model.type=titok",
         "model.vq_model.strict_length_assertion=False",
-        *(["training.compile=True"] if setting.compile else []),
+        f"training.compile={setting.compile}",
         "training.codebook.warmup_steps=0",
         "training.codebook.kmeans=False",
         "training.codebook.restart_every=0",
+        *overrides,
     )
     if phase == "stage1":
         task = tokenizer_task(config)
         task.teacher = PixelVQGAN(config).eval().requires_grad_(False)
+        task.frozen = [task.teacher]
         step = 0
     else:
         task = stage2_task(config, folder)
@@ -231,6 +234,7 @@ def stage2_task(config: DictConfig, folder: str) -> Any:
     task = tokenizer_task(config)
     config.losses.perceptual_weight = perceptual_weight
     task.perceptual = PerceptualDistance("convnext_s", weights)
+    task.frozen = [task.perceptual]
     return task
 
 
@@ -272,5 +276,5 @@ def compute_plainly() -> None:
     """Compute, for the rest of this process, without what our networks do for speed."""
     blocks.ONEDNN_DTYPES = ()
     conv.LAYOUT = torch.contiguous_format
-    conv._silu = F.silu
+    conv.norm_silu = lambda x, norm: F.silu(norm(x))
     conv._enlarged = lambda x, conv: conv(F.interpolate(x, scale_factor=2.0))

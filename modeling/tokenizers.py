@@ -17,7 +17,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.reconstruction_files import Length, Made
 from utils.images import to_array
-from utils.inference import Arithmetic
+from utils.inference import Arithmetic, frozen_arithmetic
 
 BUNDLED_TOKENIZER = "one-d-piece_fashion"
 
@@ -153,7 +153,11 @@ def frozen_tokenizer(
 
 
 @torch.no_grad()
-def encode_tokens(tokenizer: TiTok, images: Tensor) -> Tensor:
-    """Tokens (B, N) of images (B, 3, P, P) in [0, 1], in float32: lower precision would change some of them."""
-    with torch.autocast(images.device.type, enabled=False):
+def encode_tokens(tokenizer: TiTok, images: Tensor, precision: str = "fp32") -> Tensor:
+    """Tokens (B, N) of images (B, 3, P, P) in [0, 1].
+
+    Args:
+        precision: "fp32", whatever autocast there is; "bf16" changes 1.4 % of the tokens (docs/benchmarks.md).
+    """
+    with frozen_arithmetic(precision, images.device):
         return tokenizer.encode(images.float())[1]["min_encoding_indices"].flatten(1)

@@ -35,6 +35,7 @@ from data.benchmark_loader import load, pretokenize, reconstruct
 from modeling import benchmark_items
 from modeling.tokenizers import encode_tokens
 from utils.benchmark.arguments import parse_arguments
+from utils.benchmark.items import settings
 from utils.benchmark.peers import serve
 from utils.benchmark.report import against, alone
 from utils.errors import UserError
@@ -73,7 +74,8 @@ def main() -> None:
     if arguments.clock == "cpu" and device.type != "cpu":
         raise UserError(f"--clock cpu cannot time what {device} does: leave it out, or give --device cpu")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    how = f"{arguments.precision}, {'compiled' if arguments.compile else 'eager'}, {arguments.clock} clock"
+    compiled = settings(arguments)[0].compile
+    how = f"{arguments.precision}, {'compiled' if compiled else 'eager'}, {arguments.clock} clock"
     title = f"{place}, threads: {torch.get_num_threads()}, {how}, torch {torch.__version__}"
     print(title)
     found = against(arguments) if arguments.against else alone(arguments, ITEMS, benchmark_items.products, title)
@@ -82,7 +84,7 @@ def main() -> None:
             "device": place,
             "threads": torch.get_num_threads(),
             "precision": arguments.precision,
-            "compile": arguments.compile,
+            "compile": compiled,
             "clock": arguments.clock,
             "torch": torch.__version__,
         }

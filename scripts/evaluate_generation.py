@@ -172,7 +172,10 @@ def load_source(arguments: argparse.Namespace, session: Session) -> Source:
     tokenizer, tokenizer_located = load_its_tokenizer(
         generator, located, arguments.tokenizer_checkpoint, device=session.device
     )
-    return Source(generator, tokenizer, located, tokenizer_located, prepared(arguments, generator, tokenizer))
+    settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
+    num_passes = (arguments.num_images or 50_000) * settings.num_sample_steps
+    arithmetic = prepared(arguments, generator, tokenizer, num_passes=num_passes)
+    return Source(generator, tokenizer, located, tokenizer_located, arithmetic)
 
 
 def lengths_of(tokenizer: TiTok, text: str | None) -> list[int]:

@@ -36,10 +36,12 @@ def main() -> None:
         generator, located, arguments.tokenizer_checkpoint, device=processes.device
     )
     settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
-    drawing = {"settings": settings, "seed": arguments.seed, "arithmetic": prepared(arguments, generator, tokenizer)}
     num_images = arguments.num_images
     if arguments.num_images_per_class is not None:
         num_images = arguments.num_images_per_class * generator.num_classes
+    num_passes = num_images * settings.num_sample_steps // processes.world_size
+    arithmetic = prepared(arguments, generator, tokenizer, num_passes=num_passes)
+    drawing = {"settings": settings, "seed": arguments.seed, "arithmetic": arithmetic}
     plan = {
         "num_images": num_images,
         "num_classes": generator.num_classes,

@@ -255,6 +255,12 @@ def test_half_precision_leaves_training_the_tf32_of_its_configuration(
     assert allowed["encode"] == allowed["attention"] == (precision == "tf32")
 
 
+@pytest.mark.parametrize(("flags", "expected"), [([], False), (["--compile"], True), (["--no-compile"], False)])
+def test_on_a_cpu_compiling_is_to_be_asked_for(monkeypatch, flags, expected):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--device=cpu", *flags])
+    assert settings(parse_arguments("", benchmark.ITEMS))[0].compile == expected
+
+
 def test_plain_is_eager(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--device=cpu", "--compile"])
     assert settings(parse_arguments("", benchmark.ITEMS))[0].compile

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from modeling.networks import efficientnet
 from modeling.networks.frechet import EfficientNetFeatures
-from modeling.networks.perceptual import PerceptualDistance
+from modeling.networks.perceptual import FrozenDepthwise, PerceptualDistance, _Depthwise
 from utils.errors import UserError
 from utils.paths import ROOT
 
@@ -163,3 +163,15 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_importing_the_file_does_not_import_model_libraries():
     code = "import sys, modeling.networks.frechet; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_frozen_depthwise_convolution_has_the_gradient_of_torchs(size):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(6, 6, size, padding=size // 2, groups=6).double().requires_grad_(False)
+    x = torch.randn(2, 6, 9, 5, dtype=torch.double, requires_grad=True)
+    plain, ours = layer(x), _Depthwise.apply(x, layer.weight, layer.bias)
+    assert torch.equal(ours, plain)
+    given = torch.randn_like(plain)
+    torch.testing.assert_close(*(torch.autograd.grad(one, x, given)[0] for one in (ours, plain)))
+    assert torch.equal(FrozenDepthwise(layer)(x), plain)

@@ -22,6 +22,7 @@ ALLOWED = {
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 # Modules whose package has another name.
 PACKAGES = {
+    "triton": "torch",  # which brings it where there is CUDA
     "PIL": "pillow",
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",

@@ -13,8 +13,16 @@ from modeling.modules.blocks import TransformerBlock
 from modeling.one_d_piece import OneDPiece
 from tests.fill import fill
 from utils.config import load_config
+from utils.errors import UserError
 from utils.paths import ROOT
-from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16
+from utils.speed import (
+    LONG_WORK,
+    asked_to_compile,
+    compile_blocks,
+    cpu_has_bfloat16,
+    cpu_has_float16,
+    pays_to_compile,
+)
 
 
 def tiny_tokenizer():
@@ -42,6 +50,47 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
     with torch.no_grad():
         torch.testing.assert_close(compiled(images)[0], eager(images)[0], rtol=1e-3, atol=1e-4)
     assert counter.num_graphs > 0
+
+
+def test_what_does_not_compile_runs_eagerly_and_says_so_once(monkeypatch, capsys):
+    def failing(name):
+        def backend(graph, inputs):
+            raise RuntimeError("no compiler\nand a long explanation")
+
+        return backend
+
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._dynamo.lookup_backend", failing)
+    eager, compiled = tiny_tokenizer(), tiny_tokenizer()
+    compile_blocks(compiled)
+    images = torch.rand(2, 3, 32, 32)
+    for _ in range(2):
+        result = compiled(images)[0]
+        torch.testing.assert_close(result, eager(images)[0], rtol=1e-3, atol=1e-4)
+    result.sum().backward()
+    said = capsys.readouterr().err
+    assert said == "warning: torch.compile failed, so what it could not compile runs eagerly (no compiler)\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "num_passes", "expected"),
+    [
+        (None, "cuda", LONG_WORK, True),
+        (None, "cuda", LONG_WORK - 1, False),
+        (None, "cpu", 10 * LONG_WORK, False),
+        (None, "mps", 10 * LONG_WORK, False),
+        (True, "cpu", 1, True),
+        (False, "cuda", 10 * LONG_WORK, False),
+    ],
+)
+def test_compiling_is_for_long_work_on_cuda_unless_asked_otherwise(asked, device, num_passes, expected):
+    assert pays_to_compile(asked, torch.device(device), num_passes) == expected
+
+
+def test_a_config_says_true_false_or_auto():
+    assert [asked_to_compile(value) for value in (True, "False", "auto")] == [True, False, None]
+    with pytest.raises(UserError, match="training.compile must be True, False or auto, got on"):
+        asked_to_compile("on")
 
 
 def test_a_block_compiles_as_one_graph():

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from tests.training_runs import differences, job_config, make_images, run_and_re
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.config import load_config
 from utils.errors import UserError
+from utils.inference import frozen_arithmetic
 from utils.log import RunLog
 from utils.paths import ROOT
 from utils.processes import Processes
@@ -34,6 +36,7 @@ from utils.training import loop
 from utils.training.loop import make_accelerator
 from utils.training.optimizer import EMA, ema_decay, learning_rate, parameter_groups
 from utils.training.report import worker_advice
+from utils.training.run import Run
 
 JOBS = ("teacher", "stage1", "stage2")
 
@@ -387,10 +390,29 @@ def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(trained, tmp
 
 
 def test_compiling_reaches_the_frozen_teacher_too(trained, tmp_path):
-    task = Stage1Task(job_config("stage1", trained, tmp_path, "training.compile=True"))
+    config = job_config("stage1", trained, tmp_path, "training.compile=True")
+    task = Stage1Task(config)
     task.start()
+    Run(task, config, Accelerator(cpu=True))
     # Set by torch.nn.Module.compile, which compiles at the first call.
     assert all(level._compiled_call_impl is not None for level in task.teacher.encoder.down)
+
+
+@pytest.mark.parametrize(("precision", "half"), [("fp32", False), ("bf16", True)])
+def test_the_frozen_teacher_computes_in_float32_unless_asked_otherwise(trained, tmp_path, monkeypatch, precision, half):
+    """Whatever precision is trained in: in bfloat16, 3 % of its codes would be others."""
+    task = Stage1Task(job_config("stage1", trained, tmp_path, f"training.frozen_precision={precision}"))
+    task.start()
+    encode, seen = task.teacher.encode, []
+    monkeypatch.setattr(task.teacher, "encode", lambda x: seen.append(torch.is_autocast_enabled("cpu")) or encode(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        next(task.losses({"image": torch.rand(2, 3, task.model.image_size, task.model.image_size)}, step=0))
+    assert seen == [half]
+
+
+def test_a_precision_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="training.frozen_precision must be fp32 or bf16, got half"):
+        frozen_arithmetic("half", torch.device("cpu"))
 
 
 # Schedules

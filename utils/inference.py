@@ -16,7 +16,8 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.evaluation.protocol import exact_arithmetic
-from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16
+from utils.replay import replay_blocks
+from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16, pays_to_compile
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DOUBLE = "fp64"
@@ -52,16 +53,20 @@ def add_speed_arguments(parser: argparse.ArgumentParser, default: str = "fp32", 
     add_compile_argument(parser)
 
 
-def add_compile_argument(parser: argparse.ArgumentParser) -> None:
+def add_compile_argument(parser: argparse.ArgumentParser, when: str = "auto: on CUDA for many images") -> None:
+    """--compile and --no-compile; without either None, for `pays_to_compile`."""
     parser.add_argument(
         "--compile",
-        action="store_true",
-        help="compile the networks' blocks first (torch.compile): worth its minute for many images",
+        action=argparse.BooleanOptionalAction,
+        help=f"compile the networks' blocks first (torch.compile), which takes up to a minute (default: {when})",
     )
 
 
-def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:
+def prepared(arguments: argparse.Namespace, *models: nn.Module, num_passes: int = 0) -> Arithmetic:
     """Compile `models` if --compile says so, and give the context in which they compute as --precision says.
+
+    `arguments.compile` is then what was done; on CUDA, small batches of what is not compiled are replayed. `num_passes`
+    is as for `pays_to_compile`.
 
     Outside that context, where images are encoded, everything is in full float32; with fp64 the models are in float64.
     """
@@ -71,9 +76,12 @@ def prepared(arguments: argparse.Namespace, *models: nn.Module) -> Arithmetic:
             raise UserError(f"an Apple GPU has no {DOUBLE}: add --device cpu, or leave out --precision {DOUBLE}")
         for model in models:
             model.double()
-    if arguments.compile:
-        for model in models:
+    arguments.compile = pays_to_compile(arguments.compile, device, num_passes)
+    for model in models:
+        if arguments.compile:
             compile_blocks(model)
+        elif device.type == "cuda":
+            replay_blocks(model)
     if _is_main() and not _has_arithmetic(arguments.precision, device):
         print(
             f"warning: --precision {arguments.precision} is emulated here and slower than fp32 "
@@ -93,6 +101,13 @@ def _arithmetic(precision: str, device: torch.device) -> Iterator[None]:
             yield
     finally:
         exact_arithmetic()
+
+
+def frozen_arithmetic(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which a frozen network encodes in training, whatever autocast is around: "fp32" or "bf16"."""
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"training.frozen_precision must be fp32 or bf16, got {precision}")
+    return torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF)
 
 
 def _has_arithmetic(precision: str, device: torch.device) -> bool:

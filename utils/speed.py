@@ -4,21 +4,64 @@ What torch says and sets in private places alone is asked for so that a torch wi
 """
 
 import ctypes
+import functools
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from utils.errors import UserError
 
 CPU_INFO = Path("/proc/cpuinfo")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 # Each kind of block is compiled for each of its sizes, with gradients and without; torch's own limit is 8.
 RECOMPILE_LIMIT = 64
+LONG_WORK = 300_000  # images through a network, after which compiling has paid on a GPU
+Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+def pays_to_compile(asked: bool | None, device: torch.device, num_passes: int) -> bool:
+    """Whether to compile: as asked or, where nothing is, on CUDA for long work; on CPUs it brings next to nothing.
+
+    Args:
+        num_passes: Images, each as often as a network sees it.
+    """
+    return device.type == "cuda" and num_passes >= LONG_WORK if asked is None else asked
+
+
+def asked_to_compile(value: bool | str) -> bool | None:
+    """`training.compile` as `pays_to_compile` takes it.
+
+    Raises:
+        UserError: It is not one of True, False and auto.
+    """
+    meanings = {"true": True, "false": False, "auto": None}
+    if str(value).lower() not in meanings:  # on a command line, True is text
+        raise UserError(f"training.compile must be True, False or auto, got {value}")
+    return meanings[str(value).lower()]
+
+
+def inductor_or_eager(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """torch's compiler as a backend; where it fails, the same operations one by one, and one sentence."""
+    try:
+        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+    except Exception as error:  # compilers, drivers and full disks raise errors of many classes
+        _warn_of_eager((str(error).strip().splitlines() or [""])[0] or type(error).__name__)
+        return graph.forward
+
+
+@functools.cache
+def _warn_of_eager(reason: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: torch.compile failed, so what it could not compile runs eagerly ({reason})", file=sys.stderr)
+
+
+def compile_blocks(model: nn.Module, backend: Backend = inductor_or_eager) -> None:
     """Compile (`torch.compile`) the blocks that a network repeats: the members of its `nn.ModuleList`s.
 
     In place, so the names of the parameters stay what they are. Blocks of one kind and size share their code, and the

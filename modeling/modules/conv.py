@@ -1,11 +1,14 @@
 """Convolutional encoder and decoder of the pixel VQGAN (MaskGIT, arXiv 2202.04200, section 3.1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from modeling.modules.group_norm import has_kernels, norm_silu
 
 LAYOUT = torch.channels_last  # several times faster than the default on CPUs and on tensor cores
 
@@ -18,19 +21,19 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def _silu(x: Tensor) -> Tensor:
-    """SiLU of what nobody else reads; without gradients in place, because new memory costs more than the arithmetic."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def _enlarged(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution of `x` enlarged twice by nearest neighbour.
 
-    For inference on CPUs as one transposed convolution, whose 4x4 kernel is the sum of the 3x3 one at the four places
-    of a doubled pixel: 4/9 of the arithmetic, and half of the time.
+    On CUDA, and for inference on CPUs, as one transposed convolution, whose 4x4 kernel is the sum of the 3x3 one at the
+    four places of a doubled pixel: 4/9 of the arithmetic, half of the time, and no enlarged `x` to keep for gradients.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled():
+    if x.device.type != "cuda" and (x.device.type != "cpu" or torch.is_grad_enabled()):
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return _enlarged_by_transposing(x, conv)
+
+
+def _enlarged_by_transposing(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`_enlarged` as one transposed convolution; gradients flow to both arguments."""
     weight = rearrange(conv.weight, "o i h w -> h w i o").flip(0, 1).contiguous()  # (3, 3, inputs, outputs)
     # Padded first: of additions to slices torch.compile makes an expression that takes it more than a minute.
     kernel = F.pad(weight, (0, 0, 0, 0, 0, 1, 0, 1))  # (4, 4, inputs, outputs)
@@ -55,8 +58,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = _conv(outputs, outputs, kernel_size=1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_silu(self.norm1(x)))
-        h = self.conv2(_silu(self.norm2(h)))
+        h = self.conv1(norm_silu(x, self.norm1))
+        h = self.conv2(norm_silu(h, self.norm2))
         return (x if self.nin_shortcut is None else self.nin_shortcut(h)) + h
 
 
@@ -73,6 +76,11 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.block(x)
         return x if self.upsample_conv is None else _enlarged(x, self.upsample_conv)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As `nn.Module.compile`, but not where `norm_silu` is a kernel: that is as fast, and needs no minute."""
+        if not has_kernels(next(self.parameters()).device):
+            super().compile(*arguments, **options)
 
 
 class ConvEncoder(nn.Module):
@@ -112,7 +120,7 @@ class ConvEncoder(nn.Module):
         x = self.conv_in(pixels.contiguous(memory_format=LAYOUT))
         for index, level in enumerate(self.down):
             x = level(x if index == 0 else F.avg_pool2d(x, 2))
-        return self.conv_out(_silu(self.norm_out(self.mid(x))))
+        return self.conv_out(norm_silu(self.mid(x), self.norm_out))
 
 
 class ConvDecoder(nn.Module):
@@ -143,4 +151,4 @@ class ConvDecoder(nn.Module):
         x = self.mid(self.conv_in(z.contiguous(memory_format=LAYOUT)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(_silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(x, self.norm_out))

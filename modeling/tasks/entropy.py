@@ -24,6 +24,7 @@ class EntropyTask:
         self.model.codes.copy_(codes)
         self.model.tables.copy_(tables)
         self.modules: dict[str, nn.Module] = {"model": self.model}
+        self.frozen: list[nn.Module] = []
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
 

@@ -18,7 +18,6 @@ from modeling.modules.masking import image_seeds, random_mask
 from modeling.samplers.settings import sampler_settings
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
 from utils.errors import UserError
-from utils.speed import compile_blocks
 
 NUM_BANDS = 8
 NUM_PREVIEW_CLASSES = 10
@@ -39,6 +38,7 @@ class GeneratorTask:
         self.config, self.check_tokenizer = config, check_tokenizer
         self.model: MaskGIT = build(generator_class(config), config)
         self.modules: dict[str, nn.Module] = {"model": self.model}
+        self.frozen: list[nn.Module] = []
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.class_dropout = config.model.generator.class_label_dropout
@@ -52,8 +52,7 @@ class GeneratorTask:
             load_weights(self.model, self.config.experiment.init_weight)
         source = self.config.experiment.tokenizer_checkpoint
         self.tokenizer = frozen_tokenizer(source, self.config)
-        if self.config.training.compile:
-            compile_blocks(self.tokenizer)
+        self.frozen = [self.tokenizer]
         check_sizes(self.model, self.tokenizer, source)
         # The configuration of a run begun before identities has no such key.
         OmegaConf.update(self.config, TRAINED_WITH, identity(self.tokenizer), force_add=True)
@@ -119,4 +118,5 @@ class GeneratorTask:
     def _tokens(self, batch: dict[str, Any]) -> Tensor:
         if "tokens" in batch:
             return batch["tokens"]
-        return encode_tokens(self.tokenizer.to(batch["image"].device), batch["image"])
+        tokenizer = self.tokenizer.to(batch["image"].device)
+        return encode_tokens(tokenizer, batch["image"], self.config.training.frozen_precision)

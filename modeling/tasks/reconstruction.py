@@ -42,6 +42,7 @@ class ReconstructionTask:
         self.reconstruction_loss = RECONSTRUCTION_LOSSES[losses.reconstruction_loss]
         self.perceptual = PerceptualDistance(losses.perceptual_loss) if losses.perceptual_weight else None
         self.modules: dict[str, nn.Module] = {"model": model}
+        self.frozen: list[nn.Module] = [] if self.perceptual is None else [self.perceptual]
         self.state: dict[str, Tensor] = {}
         self.discriminator = None
         if losses.discriminator_start < config.training.max_train_steps and losses.discriminator_weight:

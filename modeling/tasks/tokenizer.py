@@ -19,7 +19,7 @@ from modeling.tokenizers import build_tokenizer, default_lengths
 from utils.errors import UserError
 from utils.evaluation.metrics import psnr, ssim
 from utils.evaluation.report import tokens_text
-from utils.speed import compile_blocks
+from utils.inference import frozen_arithmetic
 
 
 def evaluation_lengths(config: DictConfig, model: TiTok) -> list[int]:
@@ -36,6 +36,7 @@ class Stage1Task:
         self.weights = config.losses
         self.lengths = evaluation_lengths(config, self.model)
         self.modules: dict[str, nn.Module] = {"model": self.model}
+        self.frozen: list[nn.Module] = []
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
         self.state = self.care.state
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
@@ -44,8 +45,7 @@ class Stage1Task:
         if self.config.experiment.get("init_weight"):
             stage1_start(self.model, self.config.experiment.init_weight)
         self.teacher = load_teacher(self.config, self.config.model.vq_model.pretrained_tokenizer_weight)
-        if self.config.training.compile:
-            compile_blocks(self.teacher)
+        self.frozen = [self.teacher]
 
     def first_step(self, player: str) -> int:
         return 0
@@ -53,7 +53,7 @@ class Stage1Task:
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         images = batch["image"]
         self.care.begin(step)
-        with torch.autocast(images.device.type, enabled=False):  # rounded to bfloat16, 3 % of its codes would be others
+        with frozen_arithmetic(self.config.training.frozen_precision, images.device):
             pixel_codes = self.teacher.to(images.device).encode(images)
         logits, result = self.modules["model"](images)
         codes = result["min_encoding_indices"].flatten()

@@ -9,6 +9,8 @@ from utils.benchmark.measure import CLOCKS, NUM_OPERATORS
 from utils.benchmark.peers import PLAIN
 from utils.cli import Parser
 from utils.errors import UserError
+from utils.inference import add_compile_argument
+from utils.replay import SMALL_BATCH
 
 ALL = "all"
 DEFAULT_ITEMS = ["encode", "decode", "stage1", "sample"]  # under a minute for the tiny model
@@ -65,14 +67,15 @@ def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     add("--precision", choices=DTYPES, default="fp32", help="default: %(default)s")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--repeats", type=int, default=5, help="timings to take the median of (default: %(default)s)")
-    add("--compile", action="store_true", help="compile the networks' blocks first (torch.compile)")
+    add_compile_argument(parser, f"on CUDA, for batches above {SMALL_BATCH}")
     add(
         "--clock",
         choices=CLOCKS,
         default="wall",
         help="cpu: the process's own seconds, for one thread on a machine that has other work (default: %(default)s)",
     )
-    add("--against", metavar="REVISION", help=f"time a git revision as well, or {PLAIN}: print ratios")
+    there = f"time a git revision (or a folder with its files) as well, or {PLAIN}: print ratios"
+    add("--against", metavar="REVISION", help=there)
     add("--serve", action="store_true", help=argparse.SUPPRESS)
     add("--plain", action="store_true", help=argparse.SUPPRESS)
     add("--profile", action="store_true", help=f"print the {NUM_OPERATORS} most expensive operators of a turn")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from utils.cli import pick_device
 from utils.config import load_config
 from utils.paths import ROOT
+from utils.replay import SMALL_BATCH, replay_blocks
+from utils.speed import LONG_WORK, compile_blocks, pays_to_compile
 
 PUBLISHED = {
     "stage1": "configs/training/stage1/one-d-piece_{}256.yaml",
@@ -55,6 +57,7 @@ class Setting:
     batch_size: int
     lengths: Sequence[int]
     compile: bool = False
+    plain: bool = False
     clock: str = "wall"
 
     @property
@@ -72,12 +75,12 @@ class Setting:
         return torch.rand(self.batch_size, 3, side, side, device=self.device)
 
     def prepared(self, model: Model) -> Model:
-        """A model for inference, compiled where that is asked for."""
+        """A model for inference, compiled where that is asked for; else small batches are replayed on CUDA."""
         model = model.to(self.device).eval()
         if self.compile:
-            from utils.speed import compile_blocks
-
             compile_blocks(model)
+        elif self.device.type == "cuda" and not self.plain:
+            replay_blocks(model)
         return model
 
     def autocast(self) -> AbstractContextManager:
@@ -104,7 +107,9 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
             precision=arguments.precision,
             batch_size=batch_size,
             lengths=arguments.lengths,
-            compile=arguments.compile and not arguments.plain,
+            compile=not arguments.plain
+            and pays_to_compile(arguments.compile, device, LONG_WORK if batch_size > SMALL_BATCH else 0),
+            plain=arguments.plain,
             clock=arguments.clock,
         )
         for model in arguments.model

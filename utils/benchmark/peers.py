@@ -178,7 +178,10 @@ def _compared(both: Sequence[subprocess.Popen], found: Sequence[dict[str, Any]],
 
 @contextlib.contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """The files of a revision of this repository, which must have `SCRIPT`."""
+    """The files of a revision of this repository, which must have `SCRIPT`; or a folder that holds them."""
+    if (Path(revision) / SCRIPT).is_file():
+        yield Path(revision).resolve()
+        return
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)

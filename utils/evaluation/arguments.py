@@ -107,7 +107,7 @@ def tokenizer_facts(arguments: argparse.Namespace, name: str | None, weights: Pa
         "checkpoint": name,
         "checkpoint_sha256": weights and sha256_of(weights),
         "tokenizer_precision": arguments.precision,
-        "compiled": arguments.compile,
+        "compiled": bool(arguments.compile),
     }
 
 

@@ -47,7 +47,7 @@ def announce(run: Run) -> None:
         frozen = sum(parameter.numel() for parameter in parameters) - trained
         run.say(f"{player:<14} {trained:,} parameters trained, {frozen:,} frozen")
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    run.say(f"device         {accelerator.device}, {precision}")
+    run.say(f"device         {accelerator.device}, {precision}{', compiled' if run.compiles else ''}")
     if run.step:
         run.say(f"resuming after step {run.step}")
 

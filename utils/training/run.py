@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.processes import Processes
-from utils.speed import compile_blocks
+from utils.speed import asked_to_compile, compile_blocks, pays_to_compile
 from utils.training.optimizer import EMA, make_optimizer
 from utils.training.task import Batch, Task
 
@@ -24,6 +24,7 @@ class Run:
         images_seen: Images in them, of all processes.
         saved_step: Updates that the last checkpoint holds, -1 without one.
         owes_evaluation: The evaluation of this step is still to come, or was interrupted.
+        compiles: The networks' blocks are compiled.
         data_seconds, paused_seconds: Time spent waiting for data, and not training, since the last line of the log.
     """
 
@@ -38,12 +39,21 @@ class Run:
         self.accumulation = config.training.gradient_accumulation_steps
         self.model = task.modules["model"].to(accelerator.device)
         self.ema = EMA(self.model) if config.training.use_ema else None
+        self.compiles = pays_to_compile(
+            asked_to_compile(config.training.compile),
+            accelerator.device,
+            config.training.per_gpu_batch_size * self.accumulation * self.total_steps,
+        )
         self.optimizers = {}
         for player, module in list(task.modules.items()):
             optimizer = make_optimizer(player, module.to(accelerator.device), config)
-            if config.training.compile:
+            if self.compiles:
                 compile_blocks(module)
             task.modules[player], self.optimizers[player] = accelerator.prepare(module, optimizer)
+        for network in task.frozen:
+            network.to(accelerator.device)
+            if self.compiles:
+                compile_blocks(network)
         for state in (task.state, task.counts):
             state.update({name: value.to(accelerator.device) for name, value in state.items()})
 

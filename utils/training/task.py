@@ -15,11 +15,13 @@ class Task(Protocol):
     Attributes:
         modules: Trained networks by player, "model" first; the loop replaces them by their wrapped versions.
             "model" has `save_pretrained(folder)`, which writes `model.safetensors`.
+        frozen: Networks that are not trained, used in every step, once `start` was called.
         state: Small tensors that belong to the training state and to no network, saved for each rank.
         counts: Counters that the loop sums over the ranks, hands to `summarize` and clears, each time it logs.
     """
 
     modules: dict[str, nn.Module]
+    frozen: list[nn.Module]
     state: dict[str, Tensor]
     counts: dict[str, Tensor]
 

@@ -1,0 +1,172 @@
+"""Figures of docs/benchmarks.md for a GPU, in one run: the first thing to run on one, eight to nine minutes.
+
+    python3 scripts/prove_gpu.py --output_dir output/gpu
+    python3 scripts/prove_gpu.py --output_dir output/try --device cpu --model tiny --batch_size 2 --num_steps 2
+
+OUTPUT_DIR/report.md has the tables: every item against another revision, images and losses against float32; beside it
+the full output of each part, with a profile and tests/test_cuda.py. A part that fails or takes too long is left out,
+and the report says so. Where there is no git repository, --against takes a folder with the revision's files:
+
+    mkdir 2179dca && git archive 2179dca | tar -x -C 2179dca
+"""
+
+from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+
+# isort: split
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling.benchmark_closeness import OURS, VARIANTS, compared, variant
+from utils.benchmark.items import CONFIGS, Setting
+from utils.cli import Parser
+from utils.files import replacing
+from utils.paths import ROOT
+from utils.speed import LONG_WORK, pays_to_compile
+
+PATIENCE = 10  # seconds for a command to tidy up
+BENCHMARK = [sys.executable, str(ROOT / "scripts/benchmark.py")]
+# Milliseconds at most on an H200, by model, item and batch (issue 20).
+TARGETS = {
+    ("S", "decode 256", 64): 42,
+    ("S", "reconstruct", 64): 50,
+    ("S", "reconstruct", 1): 4.5,
+    ("S", "stage-1 step", 64): 95,
+    ("S", "stage-2 step", 32): 140,
+    ("S", "sample", 64): 450,
+    ("S", "sample", 1): 45,
+    ("S", "generator, tokens", 64): 62,
+    ("L", "decode 256", 64): 85,
+    ("L", "stage-1 step", 64): 340,
+}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.variant:
+        torch.save(variant(setting_of(arguments), arguments.variant, arguments.num_steps), folder / arguments.variant)
+        return
+    began = time.monotonic()
+    report = [f"# {name_of(arguments.device)}, torch {torch.__version__}, {time.strftime('%F')}\n"]
+    for name, command, share in parts(arguments):
+        left = arguments.seconds - (time.monotonic() - began)
+        outcome = run_part(name, command, min(share * arguments.seconds, left), folder)
+        print(f"{name:<18} {outcome}", flush=True)
+        report.append(f"- {name}, {outcome}: `{' '.join(Path(word).name for word in command)}`")
+    report += ["", *comparisons(folder)]
+    if all((folder / name).is_file() for name in VARIANTS):
+        report += ["", *compared({name: torch.load(folder / name, weights_only=True) for name in VARIANTS})]
+    with replacing(folder / "report.md") as path:
+        path.write_text("\n".join(report) + "\n")
+    print(f"\n{folder / 'report.md'}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--output_dir", type=Path, required=True, help="where the files go")
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    add("--model", choices=CONFIGS, help="one size for everything (default: S, and L for two items)")
+    add("--batch_size", type=int, default=64, help="images at a time; half in stage 2 (default: %(default)s)")
+    add("--num_steps", type=int, default=50, help="training steps whose losses are compared (default: %(default)s)")
+    add("--precision", default="bf16", choices=["bf16", "fp32"], help="default: %(default)s")
+    add("--against", default="2179dca", help="revision, or folder with its files (default: %(default)s)")
+    add("--seconds", type=float, default=530, help="time for everything (default: %(default)s)")
+    add("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.output_dir = arguments.output_dir.resolve()
+    return arguments
+
+
+def parts(arguments: argparse.Namespace) -> list[tuple[str, list[str], float]]:
+    """What is run, most important first: its name, its command, and the share of all the time that it may take."""
+    batch, device, precision = arguments.batch_size, arguments.device, arguments.precision
+    small, large = arguments.model or "S", arguments.model or "L"
+    common = [f"--device={device}", f"--precision={precision}", "--lengths=256"]
+
+    def against(name: str, model: str, size: int, *items: str) -> list[str]:
+        how = [f"--model={model}", f"--batch_size={size}", f"--against={arguments.against}", "--repeats=3"]
+        return [*BENCHMARK, *common, *how, f"--json={arguments.output_dir / name}.json", "--only", *items]
+
+    own = [f"--device={device}", f"--precision={precision}", f"--model={small}", f"--num_steps={arguments.num_steps}"]
+    variants = [sys.executable, str(ROOT / "scripts/prove_gpu.py"), *own, f"--output_dir={arguments.output_dir}"]
+    profiled = [f"--model={small}", f"--batch_size={batch}", "--repeats=2", "--profile", "--only"]
+    quarter, half = (f"--batch_size={max(1, batch // part)}" for part in (4, 2))
+    tests = [sys.executable, "-m", "pytest", "-q", "-rP", str(ROOT / "tests/test_cuda.py")]
+    return [
+        ("table", against("table", small, batch, "encode", "decode", "reconstruct", "sample"), 0.23),
+        ("table-training", against("table-training", small, batch, "stage1", "generator"), 0.19),
+        ("table-stage2", [*against("table-stage2", small, batch, "stage2"), half], 0.23),
+        ("table-one", against("table-one", small, 1, "reconstruct", "sample"), 0.1),
+        *((f"closeness-{name}", [*variants, quarter, f"--variant={name}"], 0.12) for name in VARIANTS),
+        ("profile", [*BENCHMARK, *common, *profiled, "decode", "stage1", "stage2"], 0.17),
+        ("table-large", against("table-large", large, batch, "decode", "stage1"), 0.17),
+        ("tests", tests, 0.4),
+    ]
+
+
+def run_part(name: str, command: list[str], seconds: float, folder: Path) -> str:
+    """Run a command with its output in a file; how it went, in a few words."""
+    if seconds <= 0:
+        return "left out, time is up"
+    began = time.monotonic()
+    with (folder / f"{name}.txt").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end(process)
+            return f"cut off after {seconds:.0f} s"
+    took = f"{time.monotonic() - began:.0f} s"
+    return took if status == 0 else f"failed after {took}, see {name}.txt"
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a command and what it has started, which may tidy up first."""
+    for reason in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, reason)
+            process.wait(PATIENCE)
+
+
+def comparisons(folder: Path) -> list[str]:
+    """The table of all items that were compared."""
+    lines = ["| item, batch | ms here | there | ratio | target ms | MiB here | there |", "|---" * 7 + "|"]
+    for file in sorted(folder.glob("table*.json"), key=lambda file: file.stat().st_mtime):
+        lines += map(comparison, json.loads(file.read_text())["results"])
+    return lines
+
+
+def comparison(found: dict[str, Any]) -> str:
+    model, item, batch = found["model"], found["item"], found["batch_size"]
+    here, there = (1000 * found[name] for name in ("seconds", "seconds_there"))
+    memory = " | ".join(f"{found[name] / 2**20:,.0f}" for name in ("peak_memory", "peak_memory_there"))
+    target = TARGETS.get((model, item, batch), "-")
+    return f"| {model} {item}, {batch} | {here:.2f} | {there:.2f} | {found['ratio']:.2f} | {target} | {memory} |"
+
+
+def setting_of(arguments: argparse.Namespace) -> Setting:
+    device = pick_device(arguments.device)
+    compiled = pays_to_compile(None if arguments.variant == OURS else False, device, LONG_WORK)
+    size = arguments.batch_size
+    return Setting(arguments.model or "S", device, arguments.precision, size, lengths=[256], compile=compiled)
+
+
+def name_of(device: str) -> str:
+    chosen = pick_device(device)
+    return torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type
+
+
+if __name__ == "__main__":
+    run(main)
