@@ -9,7 +9,7 @@ from torch import Tensor
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder
-from modeling.modules.quantizer import VectorQuantizer
+from modeling.modules.quantizer import VectorQuantizer, growing_choices
 from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vectors
 from modeling.pixel_vqgan import ConvSizes, conv_sizes
 from utils.errors import UserError
@@ -44,6 +44,7 @@ class TiTok(Pretrained):
         self.codebook_size = vq_model.codebook_size
         self.finetune_decoder = vq_model.get("finetune_decoder", True)
         self.freeze_tokens = self.finetune_decoder and vq_model.get("freeze_tokens", True)
+        self.first_codes = vq_model.get("first_codes") or self.codebook_size
         self.strict_length_assertion = vq_model.get("strict_length_assertion", self.demands_full_length)
         pixel_vqgan = conv_sizes(config)
         self._check_sizes(vq_model, pixel_vqgan)
@@ -71,6 +72,7 @@ class TiTok(Pretrained):
             token_size=vq_model.token_size,
             commitment_cost=vq_model.get("commitment_cost", 0.25),
             use_l2_norm=vq_model.get("use_l2_norm", True),
+            choices=self._choices(),
         )
         if self.freeze_tokens:
             for frozen in (self.encoder, self.quantize, self.latent_tokens):
@@ -99,6 +101,17 @@ class TiTok(Pretrained):
                 f"the pixel VQGAN enlarges by {factor} (model.pixel_vqgan.channel_multipliers), but "
                 f"model.vq_model.vit_dec_patch_size is {vq_model.vit_dec_patch_size}: they must be equal"
             )
+
+    def _choices(self) -> list[int] | None:
+        """How many codes each token may choose among; None for all."""
+        if self.first_codes == self.codebook_size:
+            return None
+        if not 2 <= self.first_codes < self.codebook_size:
+            raise UserError(
+                f"model.vq_model.first_codes must be in 2..{self.codebook_size}, the size of the codebook, or null for "
+                f"all, got {self.first_codes}"
+            )
+        return growing_choices(self.first_codes, self.num_latent_tokens, self.codebook_size)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokenize images.

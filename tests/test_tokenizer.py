@@ -8,8 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from modeling.identity import identity
 from modeling.losses import code_prediction_loss
-from modeling.modules.quantizer import VectorQuantizer
+from modeling.modules.quantizer import VectorQuantizer, growing_choices
 from modeling.one_d_piece import OneDPiece, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
@@ -163,6 +164,44 @@ def test_the_straight_through_gradient_passes_the_quantizer():
     weights = torch.randn(2, 4, 1, 3)
     (quantize(z)[0] * weights).sum().backward()
     assert torch.allclose(z.grad, weights)
+
+
+def test_each_position_may_take_the_first_codes_only_and_the_last_one_all():
+    choices = growing_choices(2, num_positions=6, codebook_size=64)
+    assert choices == [2, 4, 8, 16, 32, 64]
+    quantize = VectorQuantizer(codebook_size=64, token_size=4, choices=choices)
+    z = torch.randn(500, 4, 1, 6, requires_grad=True)
+    quantized, result = quantize(z)
+    codes = result["min_encoding_indices"]
+    assert [int(most) < choice for most, choice in zip(codes.amax(dim=(0, 1)), choices, strict=True)] == [True] * 6
+    assert all(codes[..., position].unique().numel() > choices[position] // 2 for position in range(6))
+    (quantized.square().sum() * 0 + result["quantizer_loss"]).backward()
+    assert z.grad.abs().sum() > 0 and quantize.embedding.weight.grad.abs().sum() > 0
+    # The last position is quantised as without the bounds.
+    free = VectorQuantizer(codebook_size=64, token_size=4)
+    free.load_state_dict(quantize.state_dict())
+    assert torch.equal(free(z)[1]["min_encoding_indices"][..., -1], codes[..., -1])
+
+
+def test_a_tokenizer_whose_codebook_grows_is_another_and_keeps_its_weights_names():
+    plain, grown = OneDPiece(tiny_config()), OneDPiece(tiny_config(first_codes=2))
+    grown.load_state_dict(plain.state_dict())
+    assert identity(plain) != identity(grown)
+    pixels = torch.rand(3, 3, 16, 16)
+    tokens = grown.eval().encode(pixels)[1]["min_encoding_indices"]
+    assert (tokens.amax(dim=(0, 1)) < torch.tensor(growing_choices(2, 8, 64))).all()
+
+
+def test_a_codebook_that_does_not_grow_is_as_before():
+    for first_codes in (None, 64):
+        model = OneDPiece(tiny_config(first_codes=first_codes))
+        assert model.quantize.barred is None
+
+
+@pytest.mark.parametrize("first_codes", [1, 65, -2])
+def test_a_first_codebook_larger_than_all_or_of_one_is_refused(first_codes):
+    with pytest.raises(UserError, match=rf"first_codes must be in 2..64, the size of the codebook.*got {first_codes}"):
+        OneDPiece(tiny_config(first_codes=first_codes))
 
 
 @pytest.mark.parametrize("length", range(1, 9))
