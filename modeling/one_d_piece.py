@@ -19,9 +19,10 @@ TAIL_DROPS = {
     "half_full": "each image either all of its tokens or a uniform draw, with equal chance",
     "prefix_and_full": "both: each image is decoded twice, from a uniform draw and from all of its tokens",
     "prefix_to_full": "prefix_and_full, and the decoder's features of the prefix are pulled to those of the whole",
+    "prefix_aligned": "prefix_and_full, and those after the decoder's first layer are pulled, by their cosine (NesTok)",
     "none": "all of them, as TiTok",
 }
-DECODED_TWICE = ("prefix_and_full", "prefix_to_full")
+DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned")
 
 
 def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
@@ -43,6 +44,23 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
     if tail_drop == "half_full":
         lengths[torch.rand(batch) < 0.5] = limit
     return lengths
+
+
+def alignment_loss(early: Tensor, lengths: Tensor, num_cells: int) -> Tensor:
+    """1 - cosine of a prefix's features and the whole's, which get no gradient (NesTok, hf.co/Jiawei804/NesTok).
+
+    The features are those of all mask tokens and the mean of the latent tokens in use; each counts the same.
+
+    Args:
+        early: (2B, 1 + num_cells + N, W) of the prefixes, then of the whole, as `ViTDecoder` gives them.
+        lengths: (2B,) latent tokens in use, 1..N.
+    """
+    cells, latents = early[:, 1 : 1 + num_cells].float(), early[:, 1 + num_cells :].float()
+    lengths = lengths.to(early.device, non_blocking=True)[:, None]
+    used = torch.arange(latents.shape[1], device=early.device) < lengths  # (2B, N)
+    pooled = (latents * used[..., None]).sum(dim=1) / lengths
+    prefix, full = torch.cat([pooled[:, None], cells], dim=1).chunk(2)
+    return 1 - F.cosine_similarity(prefix, full.detach(), dim=-1).mean()
 
 
 @register(TOKENIZER, "one_d_piece")
@@ -67,22 +85,37 @@ class OneDPiece(TiTok):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode, then decode: (`decode`'s result, `encode`'s dict).
 
-        In training with tail_drop "prefix_to_full" the dict also has `prefix_loss`, the mean squared distance of the
-        decoder's features of the prefixes from those of the whole, which get no gradient from it.
+        In training with tail_drop "prefix_to_full" or "prefix_aligned" the dict also has `prefix_loss`: how far the
+        decoder's features of the prefixes are from those of the whole, which get no gradient from it. That is the mean
+        squared distance after the last layer, or `alignment_loss` after the first.
         """
         z_quantized, result = self.encode(pixels)
-        features = self._features(z_quantized, length)
-        if self.training and self.tail_drop == "prefix_to_full":
+        if not self.training:
+            return self.decode(z_quantized, length), result
+        z_quantized, kept = self._drop_tail(z_quantized, length)
+        early: list[Tensor] = []
+        features = super()._features(z_quantized, kept, early)
+        if self.tail_drop == "prefix_to_full":
             prefix, full = features.float().chunk(2)
             result["prefix_loss"] = F.mse_loss(prefix, full.detach())
+        if self.tail_drop == "prefix_aligned":
+            result["prefix_loss"] = alignment_loss(early[0], kept, self.decoder.grid**2)
         return self._from_features(features), result
 
-    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
-        if not self.training:
-            return super()._features(z_quantized, length)
-        batch, limit = len(z_quantized), self.num_latent_tokens
-        most = self._lengths(length, batch, z_quantized.shape[-1])
-        kept = torch.minimum(most, draw_lengths(self.tail_drop, batch, limit))
+    def _features(
+        self,
+        z_quantized: Tensor,
+        length: int | Sequence[int] | Tensor | None,
+        early: list[Tensor] | None = None,
+    ) -> Tensor:
+        if self.training:
+            z_quantized, length = self._drop_tail(z_quantized, length)
+        return super()._features(z_quantized, length, early)
+
+    def _drop_tail(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> tuple[Tensor, Tensor]:
+        """What a training step decodes: tokens (kB, C, 1, N), and how many of each (kB,)."""
+        most = self._lengths(length, len(z_quantized), z_quantized.shape[-1])
+        kept = torch.minimum(most, draw_lengths(self.tail_drop, len(z_quantized), self.num_latent_tokens))
         if self.tail_drop in DECODED_TWICE:
-            z_quantized, kept = z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
-        return super()._features(z_quantized, kept)
+            return z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
+        return z_quantized, kept

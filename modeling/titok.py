@@ -189,12 +189,17 @@ class TiTok(Pretrained):
         z_quantized, result = self.encode(pixels)
         return self.decode(z_quantized, length), result
 
-    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
-        """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens."""
+    def _features(
+        self,
+        z_quantized: Tensor,
+        length: int | Sequence[int] | Tensor | None,
+        early: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens; `early` as in `ViTDecoder`."""
         lengths = self._lengths(length, z_quantized.shape[0], z_quantized.shape[-1])
         longest = int(lengths.max()) if len(lengths) else z_quantized.shape[-1]
         uneven = bool((lengths != longest).any())
-        return self.decoder(z_quantized[..., :longest], lengths if uneven else None)
+        return self.decoder(z_quantized[..., :longest], lengths if uneven else None, early)
 
     def _from_features(self, features: Tensor) -> Tensor:
         """What `decode` returns, from the decoder's features of the grid."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from modeling.identity import identity
 from modeling.losses import code_prediction_loss
 from modeling.modules.quantizer import VectorQuantizer, growing_choices
-from modeling.one_d_piece import OneDPiece, draw_lengths
+from modeling.one_d_piece import OneDPiece, alignment_loss, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
 from tests.fill import assert_close, fill, image, integers, tensor
@@ -307,6 +307,32 @@ def test_the_pull_of_the_prefix_moves_the_prefix_only():
     assert decoded.shape[0] == 4 and result["prefix_loss"] > 0
     assert seen[0].grad[:2].abs().sum() > 0 and seen[0].grad[2:].abs().sum() == 0
     assert "prefix_loss" not in model.eval()(pixels)[1]
+
+
+def test_the_alignment_after_the_first_layer_moves_the_prefix_only():
+    model = OneDPiece(tiny_config(tail_drop="prefix_aligned")).train()
+    seen = []
+    model.decoder.transformer[0].register_forward_hook(lambda block, inputs, features: seen.append(features))
+    decoded, result = model(torch.rand(2, 3, 16, 16))
+    seen[0].retain_grad()
+    result["prefix_loss"].backward()
+    gradient = seen[0].grad.abs().sum(dim=-1)  # (4, 1 + 16 + 8)
+    assert decoded.shape[0] == 4 and 0 < result["prefix_loss"] < 2
+    assert (gradient[:2, 1:17] > 0).all() and gradient[2:].sum() == 0
+    assert gradient[:, 0].sum() == 0, "the class token is not aligned"
+    assert model.decoder.transformer[1].attn.in_proj_weight.grad is None, "later layers are left alone"
+
+
+def test_the_alignment_pools_the_latent_tokens_in_use():
+    early = torch.randn(2, 1 + 4 + 3, 6)
+    early[1, 1:5] = early[0, 1:5]  # equal cells, so that only the pooled latent tokens differ
+    early[1, 5:] = early[0, 5]  # their mean is the prefix's one token
+    lengths = torch.tensor([1, 3])
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(0, abs=1e-6)
+    early[0, 6:] = 100.0  # not in use
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(0, abs=1e-6)
+    early[0, 5] *= -1
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(2 / 5, abs=1e-6)
 
 
 def test_stage_2_trains_the_decoding_half_only():
