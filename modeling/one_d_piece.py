@@ -1,6 +1,6 @@
 """One-D-Piece: TiTok whose every prefix of tokens is an image (arXiv 2501.10064)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,17 +81,22 @@ class OneDPiece(TiTok):
             raise UserError(f"model.vq_model.tail_drop must be one of {', '.join(TAIL_DROPS)}, got {self.tail_drop}")
 
     def forward(
-        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+        self,
+        pixels: Tensor,
+        length: int | Sequence[int] | Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode, then decode: (`decode`'s result, `encode`'s dict).
+        """Encode, then decode, as `TiTok` does: (`decode`'s result, `encode`'s dict).
 
         In training with tail_drop "prefix_to_full" or "prefix_aligned" the dict also has `prefix_loss`: how far the
         decoder's features of the prefixes are from those of the whole, which get no gradient from it. That is the mean
         squared distance after the last layer, or `alignment_loss` after the first.
         """
-        z_quantized, result = self.encode(pixels)
         if not self.training:
-            return self.decode(z_quantized, length), result
+            return super().forward(pixels, length, change)
+        z_quantized, result = self.encode(pixels)
+        if change is not None:
+            z_quantized = self._changed(z_quantized, change(result["min_encoding_indices"].flatten(1)))
         z_quantized, kept = self._drop_tail(z_quantized, length)
         early: list[Tensor] = []
         features = super()._features(z_quantized, kept, early)

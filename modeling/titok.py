@@ -1,6 +1,6 @@
 """TiTok, an image as a short one-dimensional sequence of tokens (arXiv 2406.07550)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -183,11 +183,25 @@ class TiTok(Pretrained):
         return self.decode(self.quantize.lookup(tokens).movedim(-1, 1), length)
 
     def forward(
-        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+        self,
+        pixels: Tensor,
+        length: int | Sequence[int] | Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode, then decode: (`decode`'s result, `encode`'s dict)."""
+        """Encode, then decode: (`decode`'s result, `encode`'s dict).
+
+        Args:
+            change: Given the tokens (B, N), those that are decoded in their place. The encoder's gradient is theirs.
+        """
         z_quantized, result = self.encode(pixels)
+        if change is not None:
+            z_quantized = self._changed(z_quantized, change(result["min_encoding_indices"].flatten(1)))
         return self.decode(z_quantized, length), result
+
+    def _changed(self, z_quantized: Tensor, tokens: Tensor) -> Tensor:
+        """The codes of other tokens (B, N), with the gradient straight through to what (B, C, 1, N) came from."""
+        codes = self.quantize.lookup(tokens[:, None]).movedim(-1, 1)
+        return z_quantized + (codes - z_quantized).detach()
 
     def _features(
         self,

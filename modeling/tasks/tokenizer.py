@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.locate import locate
 from modeling.checkpoints.state import load_strict, read_state_dict
+from modeling.generators import check_its_tokenizer, load_generator
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
+from modeling.modules.perturbation import Perturbation
 from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
@@ -39,6 +42,7 @@ class Stage1Task:
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
         self.state = self.care.state
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
+        self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
@@ -55,7 +59,7 @@ class Stage1Task:
         self.care.begin(step)
         with torch.autocast(images.device.type, enabled=False):  # rounded to bfloat16, 3 % of its codes would be others
             pixel_codes = self.teacher.to(images.device).encode(images)
-        logits, result = self.modules["model"](images)
+        logits, result = self.modules["model"](images, change=change_of(self.perturbation, batch))
         codes = result["min_encoding_indices"].flatten()
         self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
         prediction_loss = mean_of_decodings(code_prediction_loss, logits, pixel_codes, self.weights.full_weight)
@@ -125,6 +129,7 @@ class Stage2Task(ReconstructionTask):
                 "(1.0 in stage 1)"
             )
         super().__init__(self.model, self.model.quantize, config)
+        self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
         source = self.config.experiment.get("init_weight")
@@ -133,6 +138,11 @@ class Stage2Task(ReconstructionTask):
                 "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one"
             )
         stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+        if generator := OmegaConf.select(self.config, "training.perturb.generator"):
+            self.perturbation.fill = filled_by(generator, self.model, source)
+
+    def decoded(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.modules["model"](batch["image"], change=change_of(self.perturbation, batch))
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
@@ -143,6 +153,39 @@ class Stage2Task(ReconstructionTask):
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = decode_lengths(model, batch["image"], self.lengths)
         return {"original": batch["image"]} | {tokens_text(length): image for length, image in images}
+
+
+def perturbation(model: TiTok, config: DictConfig) -> Perturbation:
+    """What `training.perturb` says, off where a configuration made before says nothing."""
+    settings = {"images": 0.0, "tokens": 0.0, "neighbours": 1, **config.training.get("perturb", {})}
+    if settings.pop("generator", "") and not model.freeze_tokens:
+        raise UserError(
+            "training.perturb.generator draws tokens of a finished tokenizer: train its decoder alone, in stage 2 with "
+            "model.vq_model.freeze_tokens: True"
+        )
+    return Perturbation(model.quantize, **settings)
+
+
+def change_of(perturbation: Perturbation, batch: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What a training step does to the tokens of a batch before it decodes them; None for nothing."""
+    return partial(perturbation, classes=batch["class_id"]) if perturbation else None
+
+
+def filled_by(source: str, tokenizer: TiTok, tokenizer_source: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Logits of a generator for tokens of which some are hidden.
+
+    Raises:
+        WeightsError: The generator could not be loaded, or is for another tokenizer.
+    """
+    generator, located = load_generator(checkpoint=source)
+    check_its_tokenizer(generator, located, tokenizer, tokenizer_source)
+    generator.requires_grad_(False)
+
+    def fill(tokens: Tensor, hidden: Tensor, classes: Tensor) -> Tensor:
+        shown = tokens.masked_fill(hidden, generator.mask_token)
+        return generator.to(tokens.device)(shown, classes, 0.0)
+
+    return fill
 
 
 def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
