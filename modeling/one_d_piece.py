@@ -20,12 +20,13 @@ TAIL_DROPS = {
     "prefix_and_full": "both: each image is decoded twice, from a uniform draw and from all of its tokens",
     "prefix_to_full": "prefix_and_full, and the decoder's features of the prefix are pulled to those of the whole",
     "prefix_aligned": "prefix_and_full, and those after the decoder's first layer are pulled, by their cosine (NesTok)",
+    "by_gain": "prefix_and_full, the draw by how much each length gains, half of it uniform (after InfoTok)",
     "none": "all of them, as TiTok",
 }
-DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned")
+DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned", "by_gain")
 
 
-def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
+def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None = None) -> Tensor:
     """How many tokens each image keeps in a training step, (batch,) int64 in 1..limit (section 3.1).
 
     Drawn on the host from torch's global generator, so that a length never waits for the accelerator and the
@@ -33,7 +34,10 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
 
     Args:
         tail_drop: One of `TAIL_DROPS`; those of `DECODED_TWICE` draw for the decoding from a prefix.
+        weights: Of the lengths, (limit,) on the CPU, for "by_gain"; uniform when not given.
     """
+    if tail_drop == "by_gain" and weights is not None:
+        return 1 + torch.multinomial(weights, batch, replacement=True)
     if tail_drop == "none":
         return torch.full((batch,), limit)
     if tail_drop == "per_batch":
@@ -70,6 +74,9 @@ class OneDPiece(TiTok):
     In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `TAIL_DROPS`); a given
     length is then an upper bound. Where images are decoded twice, the results of a batch of B are 2B: of the prefixes,
     then of the whole. In evaluation mode nothing is random.
+
+    Attributes:
+        length_weights: What "by_gain" draws by, (N,) on the CPU, see `LengthGains`. Training sets it.
     """
 
     demands_full_length = False
@@ -77,6 +84,7 @@ class OneDPiece(TiTok):
     def __init__(self, config: dict | DictConfig):
         super().__init__(config)
         self.tail_drop = self.config.model.vq_model.get("tail_drop", "per_batch")
+        self.length_weights: Tensor | None = None
         if self.tail_drop not in TAIL_DROPS:
             raise UserError(f"model.vq_model.tail_drop must be one of {', '.join(TAIL_DROPS)}, got {self.tail_drop}")
 
@@ -90,7 +98,8 @@ class OneDPiece(TiTok):
 
         In training with tail_drop "prefix_to_full" or "prefix_aligned" the dict also has `prefix_loss`: how far the
         decoder's features of the prefixes are from those of the whole, which get no gradient from it. That is the mean
-        squared distance after the last layer, or `alignment_loss` after the first.
+        squared distance after the last layer, or `alignment_loss` after the first. With "by_gain" it has `lengths`, how
+        many tokens each prefix had, (B,) on the CPU.
         """
         if not self.training:
             return super().forward(pixels, length, change)
@@ -103,6 +112,8 @@ class OneDPiece(TiTok):
         if self.tail_drop == "prefix_to_full":
             prefix, full = features.float().chunk(2)
             result["prefix_loss"] = F.mse_loss(prefix, full.detach())
+        if self.tail_drop == "by_gain":
+            result["lengths"] = kept[: len(pixels)]
         if self.tail_drop == "prefix_aligned":
             result["prefix_loss"] = alignment_loss(early[0], kept, self.decoder.grid**2)
         return self._from_features(features), result
@@ -120,7 +131,10 @@ class OneDPiece(TiTok):
     def _drop_tail(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> tuple[Tensor, Tensor]:
         """What a training step decodes: tokens (kB, C, 1, N), and how many of each (kB,)."""
         most = self._lengths(length, len(z_quantized), z_quantized.shape[-1])
-        kept = torch.minimum(most, draw_lengths(self.tail_drop, len(z_quantized), self.num_latent_tokens))
+        kept = torch.minimum(most, self._drawn(len(z_quantized)))
         if self.tail_drop in DECODED_TWICE:
             return z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
         return z_quantized, kept
+
+    def _drawn(self, batch: int) -> Tensor:
+        return draw_lengths(self.tail_drop, batch, self.num_latent_tokens, self.length_weights)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from modeling.identity import identity
 from modeling.losses import code_prediction_loss
+from modeling.modules.lengths import LengthGains
 from modeling.modules.quantizer import VectorQuantizer, growing_choices
 from modeling.one_d_piece import OneDPiece, alignment_loss, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
@@ -333,6 +334,29 @@ def test_the_alignment_pools_the_latent_tokens_in_use():
     assert float(alignment_loss(early, lengths, 4)) == pytest.approx(0, abs=1e-6)
     early[0, 5] *= -1
     assert float(alignment_loss(early, lengths, 4)) == pytest.approx(2 / 5, abs=1e-6)
+
+
+def test_lengths_that_gain_most_are_drawn_most_often():
+    gains = LengthGains(8)
+    assert gains.weights(0).tolist() == [1 / 8] * 8
+    lengths = torch.arange(1, 9)
+    losses = torch.tensor([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])  # the second token wins 4, the third and fourth 1
+    gains.watch(lengths, losses)
+    assert gains.weights(49).tolist() == [1 / 8] * 8, "not before it is time"
+    weights = gains.weights(50)
+    half = torch.tensor([4, 4, 0.5, 0.5, 0, 0, 0, 0]) / 9 / 2
+    torch.testing.assert_close(weights, 1 / 16 + half)
+    torch.manual_seed(0)
+    drawn = torch.bincount(draw_lengths("by_gain", 20000, 8, weights), minlength=9)[1:] / 20000
+    assert (drawn - weights).abs().max() < 0.01
+
+
+def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():
+    model = OneDPiece(tiny_config(tail_drop="by_gain")).train()
+    model.length_weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
+    decoded, result = model(torch.rand(2, 3, 16, 16))
+    assert len(decoded) == 4 and result["lengths"].tolist() == [3, 3]
+    assert "lengths" not in model.eval()(torch.rand(2, 3, 16, 16))[1]
 
 
 def test_stage_2_trains_the_decoding_half_only():

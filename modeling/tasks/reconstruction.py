@@ -59,7 +59,7 @@ class ReconstructionTask:
         images, weights = batch["image"], self.weights
         self.care.begin(step)
         _to_device(self.perceptual, images)
-        reconstruction, result = self.decoded(batch)
+        reconstruction, result = self.decoded(batch, step)
         self._count(result["min_encoding_indices"])
         decoded, full_weight = reconstruction.float(), weights.get("full_weight", 1.0)  # a teacher decodes once
         logs = {"reconstruction_loss": mean_of_decodings(self.reconstruction_loss, decoded, images, full_weight)}
@@ -86,8 +86,8 @@ class ReconstructionTask:
             loss, logs = self._discriminator_loss(images, decoded.detach())
             yield "discriminator", loss, {"loss/discriminator": loss, **logs}
 
-    def decoded(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the trained network makes of a batch."""
+    def decoded(self, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the trained network makes of a batch in a step."""
         return self.modules["model"](batch["image"])
 
     def _discriminator_loss(self, images: Tensor, decoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

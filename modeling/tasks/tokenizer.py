@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from modeling.checkpoints.state import load_strict, read_state_dict
 from modeling.generators import check_its_tokenizer, load_generator
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
+from modeling.modules.lengths import LengthGains
 from modeling.modules.perturbation import Perturbation
 from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.reconstruction import ReconstructionTask
@@ -40,7 +42,9 @@ class Stage1Task:
         self.lengths = evaluation_lengths(config, self.model)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
+        self.gains = gains_of(self.model)
         self.state = self.care.state
+        share_state(self.gains, self.state)
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
         self.perturbation = perturbation(self.model, config)
 
@@ -57,12 +61,17 @@ class Stage1Task:
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         images = batch["image"]
         self.care.begin(step)
+        set_lengths(self.model, self.gains, step)
         with torch.autocast(images.device.type, enabled=False):  # rounded to bfloat16, 3 % of its codes would be others
             pixel_codes = self.teacher.to(images.device).encode(images)
         logits, result = self.modules["model"](images, change=change_of(self.perturbation, batch))
         codes = result["min_encoding_indices"].flatten()
         self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
         prediction_loss = mean_of_decodings(code_prediction_loss, logits, pixel_codes, self.weights.full_weight)
+        if self.gains is not None:
+            prefixes = logits[: len(images)].detach().flatten(2).float()
+            losses = F.cross_entropy(prefixes, pixel_codes, reduction="none").mean(dim=1)
+            self.gains.watch(result["lengths"], losses)
         predicted = logits.detach().argmax(dim=1).flatten(1)
         quantizer_weight = 0.0 if self.care.quantizer.bypass else self.weights.quantizer_weight
         loss = prediction_loss + quantizer_weight * result["quantizer_loss"]
@@ -129,6 +138,8 @@ class Stage2Task(ReconstructionTask):
                 "(1.0 in stage 1)"
             )
         super().__init__(self.model, self.model.quantize, config)
+        self.gains = gains_of(self.model)
+        share_state(self.gains, self.state)
         self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
@@ -141,8 +152,14 @@ class Stage2Task(ReconstructionTask):
         if generator := OmegaConf.select(self.config, "training.perturb.generator"):
             self.perturbation.fill = filled_by(generator, self.model, source)
 
-    def decoded(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.modules["model"](batch["image"], change=change_of(self.perturbation, batch))
+    def decoded(self, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = batch["image"]
+        set_lengths(self.model, self.gains, step)
+        decoded, result = self.modules["model"](images, change=change_of(self.perturbation, batch))
+        if self.gains is not None:
+            prefixes = decoded[: len(images)].detach().float()
+            self.gains.watch(result["lengths"], (prefixes - images).square().flatten(1).mean(dim=1))
+        return decoded, result
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
@@ -153,6 +170,24 @@ class Stage2Task(ReconstructionTask):
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = decode_lengths(model, batch["image"], self.lengths)
         return {"original": batch["image"]} | {tokens_text(length): image for length, image in images}
+
+
+def gains_of(model: TiTok) -> LengthGains | None:
+    """What looks after the draw of lengths where they are drawn by their gain."""
+    return LengthGains(model.num_latent_tokens) if getattr(model, "tail_drop", None) == "by_gain" else None
+
+
+def share_state(gains: LengthGains | None, state: dict[str, Tensor]) -> None:
+    """Make what `gains` knows a part of a task's state."""
+    if gains is not None:
+        state |= gains.state
+        gains.state = state
+
+
+def set_lengths(model: TiTok, gains: LengthGains | None, step: int) -> None:
+    """What the model draws by in `step`."""
+    if gains is not None:
+        model.length_weights = gains.weights(step)
 
 
 def perturbation(model: TiTok, config: DictConfig) -> Perturbation:
