@@ -125,7 +125,8 @@ class Stage2Task(ReconstructionTask):
     """Decoder, pixel codebook and pixel decoder, trained on pixels through frozen tokens; the tokens too where asked.
 
     Starts from stage-1 weights (`experiment.init_weight`) and the teacher
-    (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone.
+    (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone. Where the tokens are trained,
+    an empty `experiment.init_weight` starts from nothing: one stage in place of three.
     """
 
     def __init__(self, config: DictConfig):
@@ -144,11 +145,15 @@ class Stage2Task(ReconstructionTask):
 
     def start(self) -> None:
         source = self.config.experiment.get("init_weight")
-        if not source:
+        if source:
+            stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+        elif self.model.freeze_tokens:
             raise UserError(
-                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one"
+                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one "
+                "(model.vq_model.freeze_tokens: False starts from nothing)"
             )
-        stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+        else:  # the quantizer's tiny codes, all but equal, would be a standstill for what is a mean of them here
+            nn.init.normal_(self.model.pixel_quantize.embedding.weight)
         if generator := OmegaConf.select(self.config, "training.perturb.generator"):
             self.perturbation.fill = filled_by(generator, self.model, source)
 
