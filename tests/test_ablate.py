@@ -149,4 +149,3 @@ def test_the_committed_lists_can_be_trained(path):
     load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])
     if "entropy" in plan:
         load_config(ROOT / plan["entropy"][0])
-        load_config(ROOT / "configs/entropy.yaml", plan["entropy"][1:])
