@@ -1,6 +1,6 @@
 """One-D-Piece: TiTok whose every prefix of tokens is an image (arXiv 2501.10064)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,14 @@ TAIL_DROPS = {
     "half_full": "each image either all of its tokens or a uniform draw, with equal chance",
     "prefix_and_full": "both: each image is decoded twice, from a uniform draw and from all of its tokens",
     "prefix_to_full": "prefix_and_full, and the decoder's features of the prefix are pulled to those of the whole",
+    "prefix_aligned": "prefix_and_full, and those after the decoder's first layer are pulled, by their cosine (NesTok)",
+    "by_gain": "prefix_and_full, the draw by how much each length gains, half of it uniform (after InfoTok)",
     "none": "all of them, as TiTok",
 }
-DECODED_TWICE = ("prefix_and_full", "prefix_to_full")
+DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned", "by_gain")
 
 
-def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
+def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None = None) -> Tensor:
     """How many tokens each image keeps in a training step, (batch,) int64 in 1..limit (section 3.1).
 
     Drawn on the host from torch's global generator, so that a length never waits for the accelerator and the
@@ -32,7 +34,10 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
 
     Args:
         tail_drop: One of `TAIL_DROPS`; those of `DECODED_TWICE` draw for the decoding from a prefix.
+        weights: Of the lengths, (limit,) on the CPU, for "by_gain"; uniform when not given.
     """
+    if tail_drop == "by_gain" and weights is not None:
+        return 1 + torch.multinomial(weights, batch, replacement=True)
     if tail_drop == "none":
         return torch.full((batch,), limit)
     if tail_drop == "per_batch":
@@ -45,6 +50,23 @@ def draw_lengths(tail_drop: str, batch: int, limit: int) -> Tensor:
     return lengths
 
 
+def alignment_loss(early: Tensor, lengths: Tensor, num_cells: int) -> Tensor:
+    """1 - cosine of a prefix's features and the whole's, which get no gradient (NesTok, hf.co/Jiawei804/NesTok).
+
+    The features are those of all mask tokens and the mean of the latent tokens in use; each counts the same.
+
+    Args:
+        early: (2B, 1 + num_cells + N, W) of the prefixes, then of the whole, as `ViTDecoder` gives them.
+        lengths: (2B,) latent tokens in use, 1..N.
+    """
+    cells, latents = early[:, 1 : 1 + num_cells].float(), early[:, 1 + num_cells :].float()
+    lengths = lengths.to(early.device, non_blocking=True)[:, None]
+    used = torch.arange(latents.shape[1], device=early.device) < lengths  # (2B, N)
+    pooled = (latents * used[..., None]).sum(dim=1) / lengths
+    prefix, full = torch.cat([pooled[:, None], cells], dim=1).chunk(2)
+    return 1 - F.cosine_similarity(prefix, full.detach(), dim=-1).mean()
+
+
 @register(TOKENIZER, "one_d_piece")
 class OneDPiece(TiTok):
     """TiTok trained with tail token drop: the first tokens learn to carry the most, and any prefix decodes.
@@ -52,6 +74,9 @@ class OneDPiece(TiTok):
     In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `TAIL_DROPS`); a given
     length is then an upper bound. Where images are decoded twice, the results of a batch of B are 2B: of the prefixes,
     then of the whole. In evaluation mode nothing is random.
+
+    Attributes:
+        length_weights: What "by_gain" draws by, (N,) on the CPU, see `LengthGains`. Training sets it.
     """
 
     demands_full_length = False
@@ -59,30 +84,57 @@ class OneDPiece(TiTok):
     def __init__(self, config: dict | DictConfig):
         super().__init__(config)
         self.tail_drop = self.config.model.vq_model.get("tail_drop", "per_batch")
+        self.length_weights: Tensor | None = None
         if self.tail_drop not in TAIL_DROPS:
             raise UserError(f"model.vq_model.tail_drop must be one of {', '.join(TAIL_DROPS)}, got {self.tail_drop}")
 
     def forward(
-        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+        self,
+        pixels: Tensor,
+        length: int | Sequence[int] | Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode, then decode: (`decode`'s result, `encode`'s dict).
+        """Encode, then decode, as `TiTok` does: (`decode`'s result, `encode`'s dict).
 
-        In training with tail_drop "prefix_to_full" the dict also has `prefix_loss`, the mean squared distance of the
-        decoder's features of the prefixes from those of the whole, which get no gradient from it.
+        In training with tail_drop "prefix_to_full" or "prefix_aligned" the dict also has `prefix_loss`: how far the
+        decoder's features of the prefixes are from those of the whole, which get no gradient from it. That is the mean
+        squared distance after the last layer, or `alignment_loss` after the first. With "by_gain" it has `lengths`, how
+        many tokens each prefix had, (B,) on the CPU.
         """
+        if not self.training:
+            return super().forward(pixels, length, change)
         z_quantized, result = self.encode(pixels)
-        features = self._features(z_quantized, length)
-        if self.training and self.tail_drop == "prefix_to_full":
+        if change is not None:
+            z_quantized = self._changed(z_quantized, change(result["min_encoding_indices"].flatten(1)))
+        z_quantized, kept = self._drop_tail(z_quantized, length)
+        early: list[Tensor] = []
+        features = super()._features(z_quantized, kept, early)
+        if self.tail_drop == "prefix_to_full":
             prefix, full = features.float().chunk(2)
             result["prefix_loss"] = F.mse_loss(prefix, full.detach())
+        if self.tail_drop == "by_gain":
+            result["lengths"] = kept[: len(pixels)]
+        if self.tail_drop == "prefix_aligned":
+            result["prefix_loss"] = alignment_loss(early[0], kept, self.decoder.grid**2)
         return self._from_features(features), result
 
-    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
-        if not self.training:
-            return super()._features(z_quantized, length)
-        batch, limit = len(z_quantized), self.num_latent_tokens
-        most = self._lengths(length, batch, z_quantized.shape[-1])
-        kept = torch.minimum(most, draw_lengths(self.tail_drop, batch, limit))
+    def _features(
+        self,
+        z_quantized: Tensor,
+        length: int | Sequence[int] | Tensor | None,
+        early: list[Tensor] | None = None,
+    ) -> Tensor:
+        if self.training:
+            z_quantized, length = self._drop_tail(z_quantized, length)
+        return super()._features(z_quantized, length, early)
+
+    def _drop_tail(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> tuple[Tensor, Tensor]:
+        """What a training step decodes: tokens (kB, C, 1, N), and how many of each (kB,)."""
+        most = self._lengths(length, len(z_quantized), z_quantized.shape[-1])
+        kept = torch.minimum(most, self._drawn(len(z_quantized)))
         if self.tail_drop in DECODED_TWICE:
-            z_quantized, kept = z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
-        return super()._features(z_quantized, kept)
+            return z_quantized.repeat(2, 1, 1, 1), torch.cat([kept, most])
+        return z_quantized, kept
+
+    def _drawn(self, batch: int) -> Tensor:
+        return draw_lengths(self.tail_drop, batch, self.num_latent_tokens, self.length_weights)

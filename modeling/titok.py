@@ -1,6 +1,6 @@
 """TiTok, an image as a short one-dimensional sequence of tokens (arXiv 2406.07550)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -9,7 +9,7 @@ from torch import Tensor
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder
-from modeling.modules.quantizer import VectorQuantizer
+from modeling.modules.quantizer import VectorQuantizer, growing_choices
 from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vectors
 from modeling.pixel_vqgan import ConvSizes, conv_sizes
 from utils.errors import UserError
@@ -44,6 +44,7 @@ class TiTok(Pretrained):
         self.codebook_size = vq_model.codebook_size
         self.finetune_decoder = vq_model.get("finetune_decoder", True)
         self.freeze_tokens = self.finetune_decoder and vq_model.get("freeze_tokens", True)
+        self.first_codes = vq_model.get("first_codes") or self.codebook_size
         self.strict_length_assertion = vq_model.get("strict_length_assertion", self.demands_full_length)
         pixel_vqgan = conv_sizes(config)
         self._check_sizes(vq_model, pixel_vqgan)
@@ -71,6 +72,7 @@ class TiTok(Pretrained):
             token_size=vq_model.token_size,
             commitment_cost=vq_model.get("commitment_cost", 0.25),
             use_l2_norm=vq_model.get("use_l2_norm", True),
+            choices=self._choices(),
         )
         if self.freeze_tokens:
             for frozen in (self.encoder, self.quantize, self.latent_tokens):
@@ -99,6 +101,17 @@ class TiTok(Pretrained):
                 f"the pixel VQGAN enlarges by {factor} (model.pixel_vqgan.channel_multipliers), but "
                 f"model.vq_model.vit_dec_patch_size is {vq_model.vit_dec_patch_size}: they must be equal"
             )
+
+    def _choices(self) -> list[int] | None:
+        """How many codes each token may choose among; None for all."""
+        if self.first_codes == self.codebook_size:
+            return None
+        if not 2 <= self.first_codes < self.codebook_size:
+            raise UserError(
+                f"model.vq_model.first_codes must be in 2..{self.codebook_size}, the size of the codebook, or null for "
+                f"all, got {self.first_codes}"
+            )
+        return growing_choices(self.first_codes, self.num_latent_tokens, self.codebook_size)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokenize images.
@@ -170,18 +183,37 @@ class TiTok(Pretrained):
         return self.decode(self.quantize.lookup(tokens).movedim(-1, 1), length)
 
     def forward(
-        self, pixels: Tensor, length: int | Sequence[int] | Tensor | None = None
+        self,
+        pixels: Tensor,
+        length: int | Sequence[int] | Tensor | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Encode, then decode: (`decode`'s result, `encode`'s dict)."""
+        """Encode, then decode: (`decode`'s result, `encode`'s dict).
+
+        Args:
+            change: Given the tokens (B, N), those that are decoded in their place. The encoder's gradient is theirs.
+        """
         z_quantized, result = self.encode(pixels)
+        if change is not None:
+            z_quantized = self._changed(z_quantized, change(result["min_encoding_indices"].flatten(1)))
         return self.decode(z_quantized, length), result
 
-    def _features(self, z_quantized: Tensor, length: int | Sequence[int] | Tensor | None) -> Tensor:
-        """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens."""
+    def _changed(self, z_quantized: Tensor, tokens: Tensor) -> Tensor:
+        """The codes of other tokens (B, N), with the gradient straight through to what (B, C, 1, N) came from."""
+        codes = self.quantize.lookup(tokens[:, None]).movedim(-1, 1)
+        return z_quantized + (codes - z_quantized).detach()
+
+    def _features(
+        self,
+        z_quantized: Tensor,
+        length: int | Sequence[int] | Tensor | None,
+        early: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The decoder's features of the grid, (B, W, G, G), from a prefix of the tokens; `early` as in `ViTDecoder`."""
         lengths = self._lengths(length, z_quantized.shape[0], z_quantized.shape[-1])
         longest = int(lengths.max()) if len(lengths) else z_quantized.shape[-1]
         uneven = bool((lengths != longest).any())
-        return self.decoder(z_quantized[..., :longest], lengths if uneven else None)
+        return self.decoder(z_quantized[..., :longest], lengths if uneven else None, early)
 
     def _from_features(self, features: Tensor) -> Tensor:
         """What `decode` returns, from the decoder's features of the grid."""

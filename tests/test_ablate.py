@@ -14,7 +14,7 @@ from utils.config import load_config, save_config
 from utils.paths import ROOT
 from utils.processes import Processes
 from utils.training import ablation
-from utils.training.ablation_results import spread
+from utils.training.ablation_results import bytes_at, entropy_tables, spread
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,31 @@ def test_seeds_are_told_by_their_mean_and_half_their_range():
     assert spread([20.0]) == "20"
 
 
+def test_an_entropy_model_is_fitted_where_the_list_says_so_and_an_arm_may_train_otherwise(world, tmp_path):
+    plan = ablation.read_arms(world / "arms.yaml")
+    trial = next(ablation.trials_of(plan, tmp_path))
+    without = list(ablation.steps_of(trial, plan))
+    assert "entropy" not in ablation.settings_of(trial, plan), "what older lists left stays theirs"
+    plan["entropy"] = ["configs/fashion/generator.yaml", "training.max_train_steps=2"]
+    plan["arms"]["plain"]["train"] = "another.yaml"
+    trial = next(ablation.trials_of(plan, tmp_path))
+    steps = list(ablation.steps_of(trial, plan))
+    assert [command[0] for _, command in steps[len(without) :]] == ["pretokenize.py", "fit_entropy_model.py"]
+    assert steps[0][1][1] == f"config={ROOT / 'another.yaml'}" and steps[-1][1][-1] == "training.max_train_steps=2"
+    assert ablation.settings_of(trial, plan)["train"] == "another.yaml"
+
+
+def test_bits_by_position_and_bytes_at_equal_psnr_are_tabled():
+    curves = [{"tokens": tokens, "psnr": psnr} for tokens, psnr in ((1, 15.0), (2, 17.0), (4, 19.0))]
+    seed = {"title": "arm", "curves": curves, "bytes": [2.0, 4.0, 8.0], "bits": [8.0, 7, 6, 5], "codes_used": [9] * 4}
+    assert bytes_at(18.0, seed) == 6 and bytes_at(14.0, seed) == 2
+    bits, codes, sizes, equal = entropy_tables({"arm": [seed]}, [1, 2, 4])
+    assert "| arm | 8 | 7 | 5 | 6.5 |" in bits and "| arm | 9 | 9 | 9 |" in codes and "| arm | 2 | 4 | 8 |" in sizes
+    assert equal.startswith("| bytes at a PSNR (dB) of | 16 | 17 | 18 | 19 |") and "| arm | 3 | 4 | 6 | 8 |" in equal
+    worse = {**seed, "curves": [{**row, "psnr": row["psnr"] - 1} for row in curves]}
+    assert "not reached" in list(entropy_tables({"arm": [seed], "worse": [worse]}, [1, 2, 4]))[-1]
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -120,5 +145,7 @@ def test_a_mistake_in_the_list_is_told_before_anything_runs(
 def test_the_committed_lists_can_be_trained(path):
     plan = ablation.read_arms(path)
     for trial in ablation.trials_of(plan, ROOT / "output"):
-        load_config(ROOT / plan["train"], trial.overrides)
+        load_config(ROOT / trial.train, trial.overrides)
     load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])
+    if "entropy" in plan:
+        load_config(ROOT / plan["entropy"][0])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from modeling.identity import identity
 from modeling.losses import code_prediction_loss
-from modeling.modules.quantizer import VectorQuantizer
-from modeling.one_d_piece import OneDPiece, draw_lengths
+from modeling.modules.lengths import LengthGains
+from modeling.modules.quantizer import VectorQuantizer, growing_choices
+from modeling.one_d_piece import OneDPiece, alignment_loss, draw_lengths
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.titok import TiTok
 from tests.fill import assert_close, fill, image, integers, tensor
@@ -165,6 +167,44 @@ def test_the_straight_through_gradient_passes_the_quantizer():
     assert torch.allclose(z.grad, weights)
 
 
+def test_each_position_may_take_the_first_codes_only_and_the_last_one_all():
+    choices = growing_choices(2, num_positions=6, codebook_size=64)
+    assert choices == [2, 4, 8, 16, 32, 64]
+    quantize = VectorQuantizer(codebook_size=64, token_size=4, choices=choices)
+    z = torch.randn(500, 4, 1, 6, requires_grad=True)
+    quantized, result = quantize(z)
+    codes = result["min_encoding_indices"]
+    assert [int(most) < choice for most, choice in zip(codes.amax(dim=(0, 1)), choices, strict=True)] == [True] * 6
+    assert all(codes[..., position].unique().numel() > choices[position] // 2 for position in range(6))
+    (quantized.square().sum() * 0 + result["quantizer_loss"]).backward()
+    assert z.grad.abs().sum() > 0 and quantize.embedding.weight.grad.abs().sum() > 0
+    # The last position is quantised as without the bounds.
+    free = VectorQuantizer(codebook_size=64, token_size=4)
+    free.load_state_dict(quantize.state_dict())
+    assert torch.equal(free(z)[1]["min_encoding_indices"][..., -1], codes[..., -1])
+
+
+def test_a_tokenizer_whose_codebook_grows_is_another_and_keeps_its_weights_names():
+    plain, grown = OneDPiece(tiny_config()), OneDPiece(tiny_config(first_codes=2))
+    grown.load_state_dict(plain.state_dict())
+    assert identity(plain) != identity(grown)
+    pixels = torch.rand(3, 3, 16, 16)
+    tokens = grown.eval().encode(pixels)[1]["min_encoding_indices"]
+    assert (tokens.amax(dim=(0, 1)) < torch.tensor(growing_choices(2, 8, 64))).all()
+
+
+def test_a_codebook_that_does_not_grow_is_as_before():
+    for first_codes in (None, 64):
+        model = OneDPiece(tiny_config(first_codes=first_codes))
+        assert model.quantize.barred is None
+
+
+@pytest.mark.parametrize("first_codes", [1, 65, -2])
+def test_a_first_codebook_larger_than_all_or_of_one_is_refused(first_codes):
+    with pytest.raises(UserError, match=rf"first_codes must be in 2..64, the size of the codebook.*got {first_codes}"):
+        OneDPiece(tiny_config(first_codes=first_codes))
+
+
 @pytest.mark.parametrize("length", range(1, 9))
 def test_a_length_is_the_prefix_of_the_tokens(length):
     model = OneDPiece(tiny_config()).eval()
@@ -268,6 +308,55 @@ def test_the_pull_of_the_prefix_moves_the_prefix_only():
     assert decoded.shape[0] == 4 and result["prefix_loss"] > 0
     assert seen[0].grad[:2].abs().sum() > 0 and seen[0].grad[2:].abs().sum() == 0
     assert "prefix_loss" not in model.eval()(pixels)[1]
+
+
+def test_the_alignment_after_the_first_layer_moves_the_prefix_only():
+    model = OneDPiece(tiny_config(tail_drop="prefix_aligned")).train()
+    seen = []
+    model.decoder.transformer[0].register_forward_hook(lambda block, inputs, features: seen.append(features))
+    decoded, result = model(torch.rand(2, 3, 16, 16))
+    seen[0].retain_grad()
+    result["prefix_loss"].backward()
+    gradient = seen[0].grad.abs().sum(dim=-1)  # (4, 1 + 16 + 8)
+    assert decoded.shape[0] == 4 and 0 < result["prefix_loss"] < 2
+    assert (gradient[:2, 1:17] > 0).all() and gradient[2:].sum() == 0
+    assert gradient[:, 0].sum() == 0, "the class token is not aligned"
+    assert model.decoder.transformer[1].attn.in_proj_weight.grad is None, "later layers are left alone"
+
+
+def test_the_alignment_pools_the_latent_tokens_in_use():
+    early = torch.randn(2, 1 + 4 + 3, 6)
+    early[1, 1:5] = early[0, 1:5]  # equal cells, so that only the pooled latent tokens differ
+    early[1, 5:] = early[0, 5]  # their mean is the prefix's one token
+    lengths = torch.tensor([1, 3])
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(0, abs=1e-6)
+    early[0, 6:] = 100.0  # not in use
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(0, abs=1e-6)
+    early[0, 5] *= -1
+    assert float(alignment_loss(early, lengths, 4)) == pytest.approx(2 / 5, abs=1e-6)
+
+
+def test_lengths_that_gain_most_are_drawn_most_often():
+    gains = LengthGains(8)
+    assert gains.weights(0).tolist() == [1 / 8] * 8
+    lengths = torch.arange(1, 9)
+    losses = torch.tensor([9.0, 5.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])  # the second token wins 4, the third and fourth 1
+    gains.watch(lengths, losses)
+    assert gains.weights(49).tolist() == [1 / 8] * 8, "not before it is time"
+    weights = gains.weights(50)
+    half = torch.tensor([4, 4, 0.5, 0.5, 0, 0, 0, 0]) / 9 / 2
+    torch.testing.assert_close(weights, 1 / 16 + half)
+    torch.manual_seed(0)
+    drawn = torch.bincount(draw_lengths("by_gain", 20000, 8, weights), minlength=9)[1:] / 20000
+    assert (drawn - weights).abs().max() < 0.01
+
+
+def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():
+    model = OneDPiece(tiny_config(tail_drop="by_gain")).train()
+    model.length_weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
+    decoded, result = model(torch.rand(2, 3, 16, 16))
+    assert len(decoded) == 4 and result["lengths"].tolist() == [3, 3]
+    assert "lengths" not in model.eval()(torch.rand(2, 3, 16, 16))[1]
 
 
 def test_stage_2_trains_the_decoding_half_only():

@@ -6,8 +6,11 @@ import torch
 from modeling.checkpoints import WeightsError
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import load_teacher
-from modeling.tasks.tokenizer import stage1_start, stage2_start
+from modeling.tasks.tokenizer import stage1_start, stage2_start, tokenizer_task
 from tests.checkpoint_data import same, teacher, tokenizer_config
+from utils.config import load_config
+from utils.errors import UserError
+from utils.paths import ROOT
 
 
 @pytest.mark.parametrize("is_stage2", [False, True])
@@ -35,6 +38,20 @@ def test_a_finished_tokenizer_starts_stage_2_without_a_teacher(tmp_path):
     source.save_pretrained(tmp_path / "stage2")
     stage2_start(model, tmp_path / "stage2", tmp_path / "there is no teacher")
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_one_stage_starts_from_nothing_and_frozen_tokens_do_not(tmp_path):
+    config = load_config(ROOT / "configs/fashion/one_stage.yaml", ["losses.perceptual_weight=0.0"])
+    task = tokenizer_task(config)
+    task.start()
+    assert float(task.model.pixel_quantize.embedding.weight.detach().std()) == pytest.approx(1, abs=0.05)
+    _, loss, _ = next(task.losses({"image": torch.rand(2, 3, 32, 32), "class_id": torch.zeros(2)}, 1000))
+    loss.backward()
+    # Codes that nothing chose have no gradient; every other part of the model has some.
+    assert [name for name, value in task.model.named_parameters() if value.grad is None] == []
+    config.model.vq_model.freeze_tokens = True
+    with pytest.raises(UserError, match="set experiment.init_weight to one"):
+        tokenizer_task(config).start()
 
 
 def test_a_teacher_of_other_sizes_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Vector quantizer: continuous vectors in, nearest codebook entries out."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +17,30 @@ class VectorQuantizer(nn.Module):
         token_size: C, channels of a code.
         commitment_cost: Weight of the commitment term in `quantizer_loss`.
         use_l2_norm: Put vectors and codes on the unit sphere first (ViT-VQGAN, arXiv 2110.04627, section 3.2).
+        choices: How many of the first codes each position along W may choose among, see `growing_choices`; all when not
+            given.
 
     Attributes:
         bypass: While True, (normalised) vectors pass through unquantised. Training sets it for a while, so that
             the encoder is useful before codes are placed where its outputs are.
     """
 
-    def __init__(self, *, codebook_size: int, token_size: int, commitment_cost: float = 0.25, use_l2_norm: bool = True):
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        token_size: int,
+        commitment_cost: float = 0.25,
+        use_l2_norm: bool = True,
+        choices: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.codebook_size = codebook_size
         self.commitment_cost = commitment_cost
         self.use_l2_norm = use_l2_norm
         self.bypass = False
+        barred = choices and torch.arange(codebook_size) >= torch.tensor(choices)[:, None]  # (W, V)
+        self.register_buffer("barred", barred, persistent=False)
         self.embedding = nn.Embedding(codebook_size, token_size)
         self.embedding.weight.data.uniform_(-1.0 / codebook_size, 1.0 / codebook_size)
 
@@ -57,13 +71,28 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes (...) of the nearest entries of normalised vectors (..., C), by squared distance."""
+        """Codes (...) of the nearest entries of normalised vectors (..., C), by squared distance.
+
+        With `choices` the vectors are (..., W, C), and each position has its own entries to choose among.
+        """
         codebook = self.normalize(self.embedding.weight.float())
         flat = z.reshape(-1, z.shape[-1])
         # |z|^2 is the same for every code and left out.
         distance = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)
-        return distance.argmin(dim=1).view(z.shape[:-1])
+        if self.barred is not None:
+            distance = distance.view(*z.shape[:-1], -1).masked_fill(self.barred, float("inf"))
+        return distance.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(normalised) codebook entries (..., C) of codes (...)."""
         return self.normalize(self.embedding(indices).float())
+
+
+def growing_choices(first: int, num_positions: int, codebook_size: int) -> list[int]:
+    """How many codes each position may choose among: `first` at the first, all at the last, by a constant factor each.
+
+    Equal steps of bits from token to token. Variable codebook size quantization (VCQ, arXiv 2605.06207) grows from 2
+    over one shared codebook, each position taking the nearest of the first entries; the constant factor is ours.
+    """
+    share = torch.linspace(0, 1, num_positions, dtype=torch.float64)
+    return (first * (codebook_size / first) ** share).round().long().tolist()

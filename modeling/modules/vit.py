@@ -120,12 +120,13 @@ class ViTDecoder(nn.Module):
         )
         self.apply(_init_weights)
 
-    def forward(self, z: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, lengths: Tensor | None = None, early: list[Tensor] | None = None) -> Tensor:
         """(B, C, 1, K) to one vector per grid cell, (B, W, G, G).
 
         Args:
             z: The first K quantised tokens of each image.
             lengths: (B,), 1..K: how many of the K tokens each image may use; all of them when not given.
+            early: Where given, gets what the first block makes of class, mask and latent tokens, (B, 1 + G*G + K, W).
         """
         batch, _, _, kept = z.shape
         latents = self.decoder_embed(rearrange(z, "b c 1 k -> b k c"))  # (B, K, W)
@@ -141,6 +142,8 @@ class ViTDecoder(nn.Module):
         x = self.ln_pre(x)
         for block in self.transformer:
             x = block(x, mask)
+            if early is not None and not early:
+                early.append(x)
         x = self.ln_post(x[:, 1 : 1 + self.grid**2])  # the mask positions, (B, G*G, W)
         return rearrange(x, "b (rows columns) w -> b w rows columns", rows=self.grid)  # in channels-last layout
 

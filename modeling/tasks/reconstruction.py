@@ -60,7 +60,7 @@ class ReconstructionTask:
         images, weights = batch["image"], self.weights
         self.care.begin(step)
         _to_device(self.perceptual, images)
-        reconstruction, result = self.modules["model"](images)
+        reconstruction, result = self.decoded(batch, step)
         self._count(result["min_encoding_indices"])
         decoded, full_weight = reconstruction.float(), weights.get("full_weight", 1.0)  # a teacher decodes once
         logs = {"reconstruction_loss": mean_of_decodings(self.reconstruction_loss, decoded, images, full_weight)}
@@ -86,6 +86,10 @@ class ReconstructionTask:
         if adversarial:
             loss, logs = self._discriminator_loss(images, decoded.detach())
             yield "discriminator", loss, {"loss/discriminator": loss, **logs}
+
+    def decoded(self, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the trained network makes of a batch in a step."""
+        return self.modules["model"](batch["image"])
 
     def _discriminator_loss(self, images: Tensor, decoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Hinge loss on images and decoded ones, and LeCam's, whose running means move on."""

@@ -2,16 +2,21 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.locate import locate
 from modeling.checkpoints.state import load_strict, read_state_dict
+from modeling.generators import check_its_tokenizer, load_generator
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
+from modeling.modules.lengths import LengthGains
+from modeling.modules.perturbation import Perturbation
 from modeling.pixel_vqgan import load_teacher
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
@@ -38,8 +43,11 @@ class Stage1Task:
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.frozen: list[nn.Module] = []
         self.care = CodebookCare(self.model.quantize, **config.training.codebook)
+        self.gains = gains_of(self.model)
         self.state = self.care.state
+        share_state(self.gains, self.state)
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
+        self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
@@ -53,12 +61,17 @@ class Stage1Task:
     def losses(self, batch: dict[str, Any], step: int) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         images = batch["image"]
         self.care.begin(step)
+        set_lengths(self.model, self.gains, step)
         with frozen_arithmetic(self.config.training.frozen_precision, images.device):
             pixel_codes = self.teacher.to(images.device).encode(images)
-        logits, result = self.modules["model"](images)
+        logits, result = self.modules["model"](images, change=change_of(self.perturbation, batch))
         codes = result["min_encoding_indices"].flatten()
         self.counts["codes"].scatter_add_(0, codes, torch.ones_like(codes))
         prediction_loss = mean_of_decodings(code_prediction_loss, logits, pixel_codes, self.weights.full_weight)
+        if self.gains is not None:
+            prefixes = logits[: len(images)].detach().flatten(2).float()
+            losses = F.cross_entropy(prefixes, pixel_codes, reduction="none").mean(dim=1)
+            self.gains.watch(result["lengths"], losses)
         predicted = logits.detach().argmax(dim=1).flatten(1)
         quantizer_weight = 0.0 if self.care.quantizer.bypass else self.weights.quantizer_weight
         loss = prediction_loss + quantizer_weight * result["quantizer_loss"]
@@ -112,7 +125,8 @@ class Stage2Task(ReconstructionTask):
     """Decoder, pixel codebook and pixel decoder, trained on pixels through frozen tokens; the tokens too where asked.
 
     Starts from stage-1 weights (`experiment.init_weight`) and the teacher
-    (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone.
+    (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone. Where the tokens are trained,
+    an empty `experiment.init_weight` starts from nothing: one stage in place of three.
     """
 
     def __init__(self, config: DictConfig):
@@ -125,14 +139,32 @@ class Stage2Task(ReconstructionTask):
                 "(1.0 in stage 1)"
             )
         super().__init__(self.model, self.model.quantize, config)
+        self.gains = gains_of(self.model)
+        share_state(self.gains, self.state)
+        self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
         source = self.config.experiment.get("init_weight")
-        if not source:
+        if source:
+            stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+        elif self.model.freeze_tokens:
             raise UserError(
-                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one"
+                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one "
+                "(model.vq_model.freeze_tokens: False starts from nothing)"
             )
-        stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+        else:  # the quantizer's tiny codes, all but equal, would be a standstill for what is a mean of them here
+            nn.init.normal_(self.model.pixel_quantize.embedding.weight)
+        if generator := OmegaConf.select(self.config, "training.perturb.generator"):
+            self.perturbation.fill = filled_by(generator, self.model, source)
+
+    def decoded(self, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = batch["image"]
+        set_lengths(self.model, self.gains, step)
+        decoded, result = self.modules["model"](images, change=change_of(self.perturbation, batch))
+        if self.gains is not None:
+            prefixes = decoded[: len(images)].detach().float()
+            self.gains.watch(result["lengths"], (prefixes - images).square().flatten(1).mean(dim=1))
+        return decoded, result
 
     def evaluate(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         scores: dict[str, Tensor] = {}
@@ -143,6 +175,57 @@ class Stage2Task(ReconstructionTask):
     def preview(self, model: TiTok, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = decode_lengths(model, batch["image"], self.lengths)
         return {"original": batch["image"]} | {tokens_text(length): image for length, image in images}
+
+
+def gains_of(model: TiTok) -> LengthGains | None:
+    """What looks after the draw of lengths where they are drawn by their gain."""
+    return LengthGains(model.num_latent_tokens) if getattr(model, "tail_drop", None) == "by_gain" else None
+
+
+def share_state(gains: LengthGains | None, state: dict[str, Tensor]) -> None:
+    """Make what `gains` knows a part of a task's state."""
+    if gains is not None:
+        state |= gains.state
+        gains.state = state
+
+
+def set_lengths(model: TiTok, gains: LengthGains | None, step: int) -> None:
+    """What the model draws by in `step`."""
+    if gains is not None:
+        model.length_weights = gains.weights(step)
+
+
+def perturbation(model: TiTok, config: DictConfig) -> Perturbation:
+    """What `training.perturb` says, off where a configuration made before says nothing."""
+    settings = {"images": 0.0, "tokens": 0.0, "neighbours": 1, **config.training.get("perturb", {})}
+    if settings.pop("generator", "") and not model.freeze_tokens:
+        raise UserError(
+            "training.perturb.generator draws tokens of a finished tokenizer: train its decoder alone, in stage 2 with "
+            "model.vq_model.freeze_tokens: True"
+        )
+    return Perturbation(model.quantize, **settings)
+
+
+def change_of(perturbation: Perturbation, batch: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What a training step does to the tokens of a batch before it decodes them; None for nothing."""
+    return partial(perturbation, classes=batch["class_id"]) if perturbation else None
+
+
+def filled_by(source: str, tokenizer: TiTok, tokenizer_source: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Logits of a generator for tokens of which some are hidden.
+
+    Raises:
+        WeightsError: The generator could not be loaded, or is for another tokenizer.
+    """
+    generator, located = load_generator(checkpoint=source)
+    check_its_tokenizer(generator, located, tokenizer, tokenizer_source)
+    generator.requires_grad_(False)
+
+    def fill(tokens: Tensor, hidden: Tensor, classes: Tensor) -> Tensor:
+        shown = tokens.masked_fill(hidden, generator.mask_token)
+        return generator.to(tokens.device)(shown, classes, 0.0)
+
+    return fill
 
 
 def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:

@@ -23,6 +23,7 @@ from utils.processes import num_cores
 
 SETTINGS = "settings.json"
 KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
+OPTIONAL = {"entropy"}  # a generator's configuration, whose images' tokens an entropy model is fitted to, and changes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Trial:
 
     Args:
         overrides: `a.b=c` for the training configuration.
+        train: The training configuration.
     """
 
     arm: str
@@ -38,6 +40,7 @@ class Trial:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    train: str
 
 
 def read_arms(path: Path) -> dict[str, Any]:
@@ -46,11 +49,11 @@ def read_arms(path: Path) -> dict[str, Any]:
         plan = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a list of arms: {error}") from error
-    if not isinstance(plan, dict) or set(plan) != KEYS or not plan["arms"]:
+    if not isinstance(plan, dict) or not KEYS <= set(plan) <= KEYS | OPTIONAL or not plan["arms"]:
         raise UserError(f"{path} must have the keys {', '.join(sorted(KEYS))}, see configs/ablations")
     for name, arm in plan["arms"].items():
-        if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds"}:
-            raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds")
+        if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds", "train"}:
+            raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds and train")
     return dict(plan)
 
 
@@ -59,12 +62,14 @@ def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
         for seed in arm.get("seeds", plan["seeds"]):
             values = {**arm["overrides"], "training.seed": seed}
             overrides = tuple(f"{key}={value}" for key, value in values.items())
-            yield Trial(name, arm["title"], seed, overrides, output_dir / f"{name}-{seed}")
+            train = arm.get("train", plan["train"])
+            yield Trial(name, arm["title"], seed, overrides, output_dir / f"{name}-{seed}", train)
 
 
 def settings_of(trial: Trial, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What the list says of how a trial is run: not what the configurations that it names hold."""
-    return {key: plan[key] for key in sorted(KEYS - {"seeds", "arms"})} | {"overrides": list(trial.overrides)}
+    of_all = {key: plan[key] for key in sorted((KEYS | OPTIONAL) & set(plan) - {"seeds", "arms"})}
+    return of_all | {"train": trial.train, "overrides": list(trial.overrides)}
 
 
 def refuse_another(trial: Trial, plan: Mapping[str, Any]) -> None:
@@ -131,7 +136,7 @@ def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list
     stage1, model, tokens = (trial.folder / name for name in ("stage1", "model", "tokens"))
     yield (
         stage1 / "model.safetensors",
-        ["train_tokenizer.py", f"config={ROOT / plan['train']}", *trial.overrides, f"experiment.output_dir={stage1}"],
+        ["train_tokenizer.py", f"config={ROOT / trial.train}", *trial.overrides, f"experiment.output_dir={stage1}"],
     )
     # Stage 2 before its first step: the teacher's decoder as it is.
     sizes = [override for override in trial.overrides if override.startswith("model.")]
@@ -157,6 +162,18 @@ def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list
     )
     data = ["--data", str(tokens / "tokens.npz"), "--labels", str(tokens / "labels.npy")]
     yield tokens / "analysis.json", ["analyze_tokens.py", *data]
+    if "entropy" in plan:
+        yield from entropy_steps(trial, model, plan["entropy"])
+
+
+def entropy_steps(trial: Trial, model: Path, entropy: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Tokenize the training images, fit an entropy model to them, and write the tokens of the test images with it."""
+    config, *changes = entropy
+    token_set, output = trial.folder / "token_set", trial.folder / "entropy"
+    source = ["--config", str(ROOT / config), "--checkpoint", str(model)]
+    yield token_set / "eval" / "manifest.json", ["pretokenize.py", *source, "--output_dir", str(token_set)]
+    fit = ["--token_set", str(token_set), "--tokenizer", str(model), "--output_dir", str(output), "--force"]
+    yield output / "entropy.json", ["fit_entropy_model.py", *fit, *changes]
 
 
 def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """What the arms of an ablation came to: the numbers of each run, tables and curves."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ def results_of(trial: Trial) -> dict[str, Any]:
     Returns:
         "curves": a row for each number of tokens; "head": the share of the first eighth of the tokens in the absolute
         contribution of all; "codes_used": by position; "nmi", "nmi_shuffled", "purity", "purity_shuffled": of the first
-        token and the class.
+        token and the class; where an entropy model was fitted "bits", of each position under it, and "bytes" of its
+        files, at each number of tokens of the curves.
     """
     folder = trial.folder
     scores, analysis = read_json(folder / "scores" / "metrics.json"), read_json(folder / "tokens" / "analysis.json")
@@ -35,7 +37,16 @@ def results_of(trial: Trial) -> dict[str, Any]:
         "entropy": [row["entropy"] for row in analysis["positions"]],
         "codes_used": [row["codes_used"] for row in analysis["positions"]],
         **{name: first[name] for name in ("nmi", "nmi_shuffled", "purity", "purity_shuffled")},
+        **entropy_of(folder / "entropy" / "entropy.json"),
     }
+
+
+def entropy_of(path: Path) -> dict[str, list[float]]:
+    """The bits and bytes of the network, which is the smaller mode, where an entropy model was fitted."""
+    if not path.exists():
+        return {}
+    mode = read_json(path)["modes"]["network"]
+    return {"bits": mode["bits"], "bytes": mode["bytes"]}
 
 
 Arms = Mapping[str, Sequence[Mapping[str, Any]]]  # results of each seed, by arm
@@ -69,10 +80,38 @@ def tables(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for seeds in arms.values()
     ]
     yield markdown(["arm", *columns], rows)
+    if all("bits" in seed for seeds in arms.values() for seed in seeds):
+        yield from entropy_tables(arms, lengths)
+
+
+def entropy_tables(arms: Arms, lengths: Sequence[int]) -> Iterator[str]:
+    """Bits under the fitted entropy model and codes used at some positions, bytes at some lengths and at equal PSNR."""
+
+    def table(title: str, columns: Sequence[Any], values: Callable[[Mapping[str, Any]], Sequence[float]]) -> str:
+        rows = [[seeds[0]["title"], *map(spread, zip(*map(values, seeds), strict=True))] for seeds in arms.values()]
+        return markdown([title, *map(str, columns)], rows)
+
+    def some(values: Sequence[float]) -> list[float]:
+        return [float(values[length - 1]) for length in lengths]
+
+    yield table("bits of token", [*lengths, "mean"], lambda seed: [*some(seed["bits"]), float(np.mean(seed["bits"]))])
+    yield table("codes used by token", lengths, lambda seed: some(seed["codes_used"]))
+    yield table("bytes of a file of tokens", lengths, lambda seed: seed["bytes"])
+    best = max(seed["curves"][-1]["psnr"] for seeds in arms.values() for seed in seeds)
+    levels = [int(best) - below for below in reversed(range(4))]
+    yield table("bytes at a PSNR (dB) of", levels, lambda seed: [bytes_at(level, seed) for level in levels])
+
+
+def bytes_at(level: float, seed: Mapping[str, Any]) -> float:
+    """Bytes at which a trial reaches a PSNR, linear between the lengths that were scored; NaN where it does not."""
+    psnrs = np.maximum.accumulate([row["psnr"] for row in seed["curves"]])
+    return float(np.interp(level, psnrs, seed["bytes"], left=seed["bytes"][0], right=np.nan))
 
 
 def spread(values: Sequence[float]) -> str:
     """The mean, and half the range where there are several."""
+    if np.isnan(values).any():
+        return "not reached"
     mean = f"{np.mean(values):.4g}"
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2g}"
 

@@ -1,0 +1,55 @@
+"""Lengths drawn by how much they gain, from a running estimate of the loss at each."""
+
+import torch
+from torch import Tensor
+
+DECAY = 0.99  # of the sums, a step
+REFRESH_EVERY = 50  # steps, so that a draw seldom waits for an accelerator
+UNIFORM = 0.5  # share of the draws that stay uniform
+
+
+class LengthGains:
+    """How often each length is to be drawn: half uniformly, half by the fall of the loss that its last token brings.
+
+    InfoTok (arXiv 2512.16975) shows that lengths drawn blind to the data are suboptimal, and gives each video a length
+    by its information. This is a simpler rule in that spirit: a length counts by the loss that it wins over the one
+    before, averaged over images. Losses are kept by doublings of the length (1, 2, 3..4, 5..8, ...), because single
+    lengths are seen too seldom. The first length has none before it and counts as the second.
+
+    Attributes:
+        state: What a resumed run needs: `length_losses` and `length_counts`, decaying sums for each doubling, and
+            `length_weights` (N,), in use.
+    """
+
+    def __init__(self, num_latent_tokens: int):
+        lengths = torch.arange(1, num_latent_tokens + 1)
+        self.doubling = torch.tensor([(int(length) - 1).bit_length() for length in lengths])  # (N,)
+        number = int(self.doubling[-1]) + 1
+        self.state = {
+            "length_losses": torch.zeros(number),
+            "length_counts": torch.zeros(number),
+            "length_weights": torch.full((num_latent_tokens,), 1 / num_latent_tokens),
+        }
+
+    def weights(self, step: int) -> Tensor:
+        """(N,) on the CPU: the probability of each length at `step`."""
+        if step % REFRESH_EVERY == 0 and bool(self.state["length_counts"].all()):
+            self.state["length_weights"].copy_(self._fresh())
+        return self.state["length_weights"].cpu()
+
+    def _fresh(self) -> Tensor:
+        losses = (self.state["length_losses"] / self.state["length_counts"]).cpu()
+        gains = (losses[:-1] - losses[1:]).clamp(min=0)
+        gains = torch.cat([gains[:1], gains])
+        by_length = (gains / self.doubling.bincount())[self.doubling]
+        total = by_length.sum()
+        uniform = torch.full_like(by_length, 1 / len(by_length))
+        return UNIFORM * uniform + (1 - UNIFORM) * by_length / total if total > 0 else uniform
+
+    @torch.no_grad()
+    def watch(self, lengths: Tensor, losses: Tensor) -> None:
+        """Take in the losses (B,) of images decoded from so many tokens (B,)."""
+        sums, counts = self.state["length_losses"], self.state["length_counts"]
+        where = self.doubling[lengths.cpu() - 1].to(losses.device)
+        sums.mul_(DECAY).index_add_(0, where, losses.float())
+        counts.mul_(DECAY).index_add_(0, where, torch.ones_like(losses, dtype=torch.float32))
