@@ -7,12 +7,16 @@ The images come from the Hugging Face hub (accept the terms on the data set's pa
 own bytes are stored. Run it again after an interruption and it continues.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 import os
-from pathlib import Path
 
 from data import DataError
 from data.image_sources import open_source

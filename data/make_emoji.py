@@ -12,6 +12,11 @@ white; emoji-recoloured, for tokenizers, also turns them and changes hue and bac
 the loaders as they are, and so a resumed run repeats exactly.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
@@ -24,7 +29,7 @@ import random
 import subprocess
 import tarfile
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image

@@ -6,6 +6,11 @@ The 28 x 28 images get two black pixels on every side. They come from --idx_dir,
 dataset-fashion-mnist where it is installed, or by torchvision's download. Zalando Research, MIT licence.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
@@ -15,7 +20,6 @@ import hashlib
 import io
 import os
 import tempfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image

@@ -7,6 +7,11 @@ The files' own bytes are stored. Only images of a folder of your own that have t
 their EXIF data, are stored as PNG, on white and upright. Run it again after an interruption and it continues.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
@@ -16,7 +21,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np

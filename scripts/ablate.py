@@ -11,11 +11,15 @@ list says something else of an arm than the one that ran it, that is an error. T
 OUTPUT_DIR/ablation.json, ablation.md (the tables) and ablation.png and .pdf (the curves).
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 
 from utils.config import load_config
 from utils.errors import UserError

@@ -18,11 +18,15 @@ With --bits it also tells how ordinary the images are: the bits of their tokens 
 all and by class; bits.png shows the most ordinary and the strangest ones.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np

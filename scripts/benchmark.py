@@ -21,11 +21,15 @@ show how cost grows. Several processes share the threads, take every turn togeth
 their images, arithmetic and memory are added up, and a turn lasts until the slowest has done it.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import os
-import sys
 from functools import partial
 
 import torch

@@ -12,11 +12,15 @@ least that quality. By default up to all tokens are kept. PSNR, SSIM and the per
 are those of the image at the model's scale. The exit status is 0 where all images were written, else 1.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 

@@ -12,14 +12,17 @@ are not there: the image is sharp, and what the first tokens do not say is not w
 where all files were read, and 1 where some were not.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 import io
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm

@@ -9,13 +9,17 @@ for anything; --host 0.0.0.0 opens it to the network, and --share to everybody, 
 bounded, and deleted as soon as they are read; what visitors see is their own. docs/demo.md says more.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 import os
 import signal
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 

@@ -10,6 +10,11 @@ scripts/evaluate_reconstruction.py scores; the file baselines.json can be shown 
 all training images are held in memory.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

@@ -10,6 +10,11 @@ a file has a header of 7 or 8 more. Seconds are of one thread. metrics.json has 
 A run that was killed goes on where it was; --num_images draws images by the configuration's training.seed.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

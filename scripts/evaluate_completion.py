@@ -7,6 +7,11 @@ For each length there is a row of the plain prefix, and one for each way of comp
 tokens, and vivid, drawn ones; with --labels the generator is told the class.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

@@ -23,6 +23,11 @@ does not count; detection: COCO annotations in JSON, in pixels of the images, `i
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_downstream.py ...
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

@@ -18,6 +18,11 @@ Samples and reference are a .npy or .npz file or a folder; the reference may als
 images) or shards (DIR/name-{000000..000049}.tar). On several processes: torchrun --nproc_per_node N ...
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

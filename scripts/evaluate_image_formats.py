@@ -14,6 +14,11 @@ bench_SYSTEM.json, which CompressAI's plots read. On several processes:
 torchrun --nproc_per_node N scripts/evaluate_image_formats.py ...
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

@@ -10,6 +10,11 @@ From two sets of images, each an array (.npy, .npz) or a folder, in the same ord
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_reconstruction.py ...
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

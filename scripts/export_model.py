@@ -6,11 +6,15 @@
 only this machine has: what training started from is in the model, and a generator's tokenizer is told by --tokenizer.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf

@@ -6,11 +6,15 @@ encoder.onnx: pixels (B, 3, P, P) float32 in [0, 1] -> tokens (B, N) int64
 decoder.onnx: tokens (B, N) int64, length (B,) int64 in 1..N -> image (B, 3, P, P) float32 in [0, 1]
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 
 import torch
 from tqdm import tqdm

@@ -15,11 +15,15 @@ the first tokens alone give. A run that was killed goes on where it was; the res
 of processes.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 
 from modeling.checkpoints.state import fingerprint
 from modeling.contribution import Measurement

@@ -12,13 +12,17 @@ sample of each class from so many tokens), and tokens.npz (see utils/tokens.py);
 --seed, the class and the number decide an image: asking for others beside it does not change it.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -10,14 +10,17 @@ utils/tokens.py) and contact_sheet.png. What an earlier run has written there is
 such a name that is not from here is an error.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 import math
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch

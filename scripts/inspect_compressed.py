@@ -5,11 +5,14 @@
 Takes files, folders and - for the standard input. The exit status is 0 where all are sound, and 1 where some are not.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
-import sys
-from pathlib import Path
 
 from codec.bitstream import MAGIC, VERSION, Geometry, unpack
 from codec.conversions import STREAM, list_compressed

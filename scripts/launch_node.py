@@ -5,6 +5,11 @@ torchrun, which kills its workers half a minute after a SIGTERM and makes every 
 SIGTERM and SIGUSR1 on, lets the processes save for as long as that takes, and exits with their status.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
@@ -14,7 +19,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import torch

@@ -10,11 +10,15 @@ tokenizer's images. The files are the same for any number of processes; with --p
 --batch_size and device, which in fp32 move about one value in a thousand by one grey level.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 
 from omegaconf import OmegaConf
 

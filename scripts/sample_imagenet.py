@@ -11,11 +11,15 @@ before it decide what it is, and the number of processes does not. A run that wa
 does not grow with the number of images.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
-from pathlib import Path
 
 from modeling.checkpoints.state import fingerprint
 from modeling.generators import BUNDLED_GENERATOR, load_generator, load_its_tokenizer

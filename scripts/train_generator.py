@@ -3,6 +3,11 @@
 For dataset.type=tokens, scripts/pretokenize.py makes the token set once; training is then several times faster.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

@@ -1,5 +1,10 @@
 """Train the pixel VQGAN that teaches stage 1, on one's own data and resolution."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

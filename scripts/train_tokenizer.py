@@ -1,5 +1,10 @@
 """Train a tokenizer: stage 1 (predict the teacher's codes) or stage 2 (put pixels out), as the configuration says."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split

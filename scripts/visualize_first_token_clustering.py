@@ -12,13 +12,17 @@ that order), or the configuration whose evaluation images were tokenized. When n
 beside the tokens: images.npy, or files named by key, as inference_generator.py writes them.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 

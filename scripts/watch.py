@@ -7,13 +7,16 @@ It reads the run's metrics.jsonl and changes nothing, so it works during trainin
 sees the folder. --plot draws losses, gradient norms and evaluations over the steps.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import itertools
-import sys
 import time
-from pathlib import Path
 
 from utils.config import RUN_CONFIG, load_config
 from utils.errors import UserError

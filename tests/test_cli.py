@@ -256,10 +256,12 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
-def test_every_command_has_the_parser_of_all_and_imports_it_before_anything_else(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert isinstance(imports[0], ast.ImportFrom) and imports[0].module == "utils.cli"
+def test_every_command_takes_our_packages_first_and_the_parser_of_all_before_anything_slow(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports[:2] == ["import sys", "from pathlib import Path"] and imports[2].startswith("from utils.cli import ")
+    assert text.index("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))") < text.index("from utils.cli")
     names = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     assert argparse.ArgumentParser.__name__ not in names
 

@@ -31,8 +31,9 @@ def test_a_copy_without_configurations_says_to_use_a_clone(tmp_path, module):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("data", [ROOT / "scripts/inference_tokenizer.py", "--help"]),
-        ("modeling", [ROOT / "scripts/train_generator.py", "--help"]),
+        ("data", ["-c", "import modeling.one_d_piece"]),
+        ("modeling", ["-c", "import codec.files"]),
+        ("utils", ["-c", "import codec.files"]),
         ("utils", ["-c", "import modeling.one_d_piece"]),
         ("utils", ["-c", "import data.transforms"]),
     ],
@@ -46,3 +47,23 @@ def test_another_projects_package_of_our_names_is_said(tmp_path, name, words, is
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith(f"ImportError: Python finds {place} instead of"), done.stderr
+
+
+COMMANDS = [
+    "data/make_shards.py",
+    "scripts/benchmark.py",
+    "scripts/compress.py",
+    "scripts/launch_node.py",
+    "scripts/train_generator.py",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_finds_our_packages_before_another_projects(tmp_path, command):
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, ROOT / command, "--help"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "usage: " in done.stdout
