@@ -144,3 +144,10 @@ def test_evaluation_records_how_the_tokenizer_computed(tmp_path, monkeypatch, ca
     assert chosen in (["bf16", False, 1], ["bf16", False, 2])
     assert psnr_of_half != psnr and psnr_of_half == pytest.approx(psnr, abs=0.05)
     assert codebook_of_half == codebook  # of the same tokens
+
+
+def test_where_the_system_has_no_resource_module_psutil_tells_the_most_memory(monkeypatch):
+    monkeypatch.setattr(inference, "resource", None)
+    held = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(peak_wset=7))
+    monkeypatch.setattr(inference.psutil, "Process", lambda: held)
+    assert inference._peak_memory() == 7

@@ -534,13 +534,17 @@ def test_an_apple_gpu_which_has_no_float64_trains_and_evaluates(trained, tmp_pat
     assert any("eval/images" in line for line in lines) and any("loss/model" in line for line in lines)
 
 
-def test_a_system_without_what_only_linux_has_can_train():
+def test_a_system_without_what_only_linux_has_can_train_and_has_every_command():
     """macOS has no sched_getaffinity; Windows has neither SIGUSR1, SIGHUP, EX_TEMPFAIL, killpg, resource nor fcntl."""
     program = """
 import os, signal, sys
+import psutil  # which needs others there
 del os.sched_getaffinity, os.EX_TEMPFAIL, os.killpg, signal.SIGUSR1, signal.SIGHUP
 sys.modules |= {"resource": None, "fcntl": None}
-import scripts.launch_node, scripts.watch, utils.training.ablation, utils.training.loop
+import importlib, pathlib
+for path in [*pathlib.Path("scripts").glob("*.py"), *pathlib.Path("data").glob("make_*.py")]:
+    importlib.import_module(f"{path.parent.name}.{path.stem}")
+import data.loaders, utils.training.ablation, utils.training.loop
 from utils import processes
 print(processes.num_cores() > 0, processes.NOTICES == (signal.SIGTERM,))
 with processes.Processes("cpu").noticing_signals():

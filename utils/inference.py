@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,11 @@ from utils.errors import UserError
 from utils.evaluation.protocol import exact_arithmetic
 from utils.replay import replay_blocks
 from utils.speed import compile_blocks, cpu_has_bfloat16, cpu_has_float16, pays_to_compile
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DOUBLE = "fp64"
@@ -231,6 +235,8 @@ def _images_per_second(turn: Callable[[int], object], size: int, device: torch.d
 
 def _peak_memory() -> int:
     """The most bytes that this process has held."""
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
