@@ -82,6 +82,9 @@ def load_length_predictor(path: str | os.PathLike, tokenizer: bytes) -> LengthPr
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})[ABOUT])
             arrays = {name: file.get_tensor(name) for name in ("lengths", "weights", "deviations", "explained")}
+        for name, array in arrays.items():
+            if array.shape[-1:] != arrays["lengths"].shape or not np.isfinite(array).all():
+                raise ValueError(f"{name} of the shape {array.shape}, or with values that are no numbers")
         theirs = bytes.fromhex(about["tokenizer"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or no length predictor ({error!r}): fetch or fit it again") from error

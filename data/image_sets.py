@@ -218,6 +218,8 @@ def read_statistics(path: str | os.PathLike) -> Statistics | None:
         ) from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path} must hold mu (D,) and sigma (D, D), got {mean.shape} and {covariance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise DataError(f"{path} must hold numbers, and mu or sigma has NaN or infinite ones: fetch or make it again")
     return Statistics(mean, covariance, has_images)
 
 

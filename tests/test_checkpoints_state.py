@@ -78,6 +78,11 @@ def test_values_that_are_no_numbers_are_found_in_every_precision(dtype, bad):
         check_finite({"w": values.to(dtype)}, "here")
 
 
+def test_what_float32_cannot_hold_is_no_number_for_a_model():
+    with pytest.raises(WeightsError, match="w of here holds 1 values of 2 that are no numbers"):
+        check_finite({"w": torch.tensor([1.0, 1e39], dtype=torch.float64)}, "here")
+
+
 def test_containers_and_wrappers_are_removed(tmp_path):
     state = {f"module._orig_mod.{name}": value for name, value in toy().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.bin")

@@ -1,5 +1,6 @@
 """How many tokens are kept: options, goals, budgets, tiles, and lengths that are guessed."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -251,6 +252,10 @@ def test_a_predictor_comes_back_from_its_file_for_its_own_tokenizer_alone(tokeni
     (tmp_path / "broken.safetensors").write_bytes(b"12345")
     with pytest.raises(UserError, match="damaged or no length predictor"):
         length.load_length_predictor(tmp_path / "broken.safetensors", identity)
+    for odd in ({"weights": predictor.weights * np.nan}, {"deviations": predictor.deviations[:-1]}):
+        dataclasses.replace(predictor, **odd).save(tmp_path / "odd.safetensors", identity)
+        with pytest.raises(UserError, match=f"damaged or no length predictor.*{next(iter(odd))}"):
+            length.load_length_predictor(tmp_path / "odd.safetensors", identity)
 
 
 def test_a_predictor_is_not_fitted_to_a_handful_of_images(tokenizer):

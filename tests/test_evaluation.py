@@ -372,6 +372,9 @@ def test_reference_statistics_of_the_adm_evaluator_are_read(tmp_path):
     np.savez(tmp_path / "odd.npz", mu=np.zeros(4), sigma=np.eye(3))
     with pytest.raises(DataError, match=r"sigma \(D, D\)"):
         read_statistics(tmp_path / "odd.npz")
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(4), sigma=np.diag([1, 1, np.nan, 1]))
+    with pytest.raises(DataError, match="nan.npz must hold numbers, and mu or sigma has NaN"):
+        read_statistics(tmp_path / "nan.npz")
 
 
 # Rows sorted by key

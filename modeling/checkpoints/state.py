@@ -60,7 +60,7 @@ def check_finite(state: Mapping[str, Tensor], source: str | os.PathLike) -> None
     """
     for name, value in state.items():
         if value.is_floating_point() and not _is_finite(value):
-            bad = int((~value.isfinite()).sum())
+            bad = int((~value.float().isfinite()).sum())
             raise WeightsError(
                 f"{name} of {source} holds {bad:,} values of {value.numel():,} that are no numbers (NaN or infinite): "
                 "take an earlier checkpoint, or fetch it again"
@@ -166,10 +166,10 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By the extremes, which are NaN where any value is: a tenth of the time of looking at each."""
+    """As a model's float32. By the extremes, which are NaN where any value is: a tenth of the time of each."""
     if value.element_size() == 1:
         value = value.float()  # torch compares no floats of 8 bits
-    return not value.numel() or bool(torch.stack(value.aminmax()).isfinite().all())
+    return not value.numel() or bool(torch.stack(value.aminmax()).float().isfinite().all())
 
 
 def _listed(kind: str, names: list[str], limit: int = 3) -> str:
