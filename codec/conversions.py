@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,15 @@ class Conversion:
             return
         with replacing(self.target) as aside:
             aside.write_bytes(data)
+
+
+def place_of(written: Sequence[Conversion]) -> str:
+    """Where to look for what was written: the file, or the folder that all of it is in."""
+    if any(one.target is None for one in written):
+        return "the standard output"
+    if len(written) == 1:
+        return str(written[0].target)
+    return os.path.commonpath([one.target.parent for one in written])
 
 
 def conversions(

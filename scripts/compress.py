@@ -56,7 +56,7 @@ def main() -> None:
     plan = conversions(arguments.input, arguments.output, EXTENSION, list_images, force=arguments.force)
     codec = load_codec(arguments.config, arguments.checkpoint, pick_device(arguments.device))
     failures: Failures = []
-    written = []
+    written, done = [], []
     unlike: list[str] = []
     drafts = drafted(plan, codec, settings, failures, unlike)
     for group in [list(drafts)] if settings.goal.measure == "budget" else ([one] for one in drafts):
@@ -68,7 +68,8 @@ def main() -> None:
         for (one, draft), choice in zip(group, choices, strict=True):
             written.append(codec.write(draft, choice, settings))
             one.write(written[-1].data)
-    report(written, settings)
+            done.append(one)
+    report(written, done, settings)
     if note := note_on(codec.name, unlike):
         print(note, file=sys.stderr)
     report_failures(failures, len(plan))
@@ -135,8 +136,10 @@ def encoded(waiting: list, codec: "Codec", settings: "Settings") -> Iterator[tup
         yield from zip(files, codec.drafts(canvases, settings), strict=True)
 
 
-def report(written: Sequence["Written"], settings: "Settings") -> None:
-    """What came out, on the standard error."""
+def report(written: Sequence["Written"], done: Sequence["Conversion"], settings: "Settings") -> None:
+    """What came out and where, on the standard error."""
+    from codec.conversions import place_of
+
     if not written:
         return
     sizes = [len(one.data) for one in written]
@@ -147,7 +150,7 @@ def report(written: Sequence["Written"], settings: "Settings") -> None:
     print(
         f"{images}: {np.mean(sizes):,.{decimals}f} bytes, {bits_per_pixel:.4f} bits per pixel, "
         f"{tokens:,.{decimals}f} tokens, {np.mean([one.psnr for one in written]):.2f} dB; "
-        f"{sum(sizes):,} bytes in all",
+        f"{sum(sizes):,} bytes in all, in {place_of(done)}",
         file=sys.stderr,
     )
     if missed := sum(not one.is_reached for one in written):

@@ -125,7 +125,9 @@ def decoded(
 
 
 def report(shown: Sequence[tuple["Conversion", tuple[int, int], int]], asked: int | None) -> None:
-    """What was written, on the standard error."""
+    """What was written and where, on the standard error."""
+    from codec.conversions import place_of
+
     if not shown:
         return
     one, (width, height), num_tokens = shown[0]
@@ -133,7 +135,7 @@ def report(shown: Sequence[tuple["Conversion", tuple[int, int], int]], asked: in
         tokens = f"{num_tokens} token{'s' * (num_tokens != 1)}"
         what = f"{one.target or 'the standard output'}: {width} x {height} pixels from {tokens}"
     else:
-        what = f"{len(shown)} images"
+        what = f"{len(shown)} images into {place_of([one for one, _, _ in shown])}"
     print(f"wrote {what}", file=sys.stderr)
     if fewer := sum(num < (asked or 0) for _, _, num in shown):
         where = "the file has" if len(shown) == 1 else f"{fewer} of {len(shown)} files have"

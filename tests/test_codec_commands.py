@@ -68,7 +68,7 @@ def test_a_file_goes_there_and_back(folder, command):
 
 def test_the_tree_of_a_folder_is_kept(folder, command):
     status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
-    assert status == 0 and err.startswith("2 images, on average: ")
+    assert status == 0 and err.startswith("2 images, on average: ") and f"in all, in {folder / 'small'}\n" in err
     names = ["deep/two.1dp", "one.1dp"]
     assert sorted(path.relative_to(folder / "small").as_posix() for path in (folder / "small").rglob("*.*")) == names
     assert command(decompress.main, folder / "small", "-o", folder / "back")[0] == 0
@@ -88,7 +88,7 @@ def test_more_tokens_than_a_file_has_are_said(folder, command):
     _, _, err = command(decompress.main, folder / "small/one.1dp", "--tokens", 77)
     assert "the file has fewer tokens than the 77 of --tokens" in err
     _, _, err = command(decompress.main, folder / "small", "-o", folder / "back", "--tokens", 77)
-    assert err.startswith("wrote 2 images\n2 of 2 files have fewer tokens than the 77")
+    assert err.startswith(f"wrote 2 images into {folder / 'back'}\n2 of 2 files have fewer tokens than the 77")
 
 
 def test_an_image_of_another_kind_than_the_model_has_seen_is_said(folder, command):
