@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from codec.entropy import EntropyModel, entropy_models_of
 from modeling.identity import identity
@@ -36,7 +37,8 @@ class Ordinariness:
 
     def bits(self, tokens: np.ndarray) -> np.ndarray:
         """Of all tokens of each image, (n,), for tokens (n, N)."""
-        return np.concatenate([self.model.prefix_bits(part)[:, -1] for part in _batches(tokens)])
+        batches = tqdm(_batches(tokens), "bits", unit="batch", leave=False, delay=1.0, dynamic_ncols=True)
+        return np.concatenate([self.model.prefix_bits(part)[:, -1] for part in batches])
 
     def sheet(self, tokens: np.ndarray, bits: np.ndarray) -> Image.Image:
         """The most ordinary images and the strangest ones, as the tokens show them, with their bits."""

@@ -19,7 +19,7 @@ from data.image_shards import decode, read_shards
 from data.image_sources import FolderSource
 from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
-from data.tar_samples import key_prefixes, manifest_facts
+from data.tar_samples import key_prefixes, manifest_facts, sample_counts
 from data.transforms import AS_PUBLISHED, AS_SHOWN, EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
@@ -70,9 +70,14 @@ class CentreCrop:
 
 
 class Part(NamedTuple):
-    """A shard, or so many images of a folder: what one process tokenizes at a time."""
+    """A shard, or so many images of a folder: what one process tokenizes at a time.
+
+    Attributes:
+        num_images: As a manifest or the folder says; None where that is not known before they are read.
+    """
 
     name: str
+    num_images: int | None
     num_variants: int
     jobs: Jobs
 
@@ -100,16 +105,17 @@ class Catalogue:
         self.transform, self.folder = transform, None
         jobs = self._of_folder(config, split) if kind == "folder" else self._of_shards(config, split)
         self.decoding = AS_SHOWN if kind == "folder" else AS_PUBLISHED
-        self.parts = [Part(name, len(transform.names), list_jobs) for name, list_jobs in jobs]
+        self.parts = [Part(name, num_images, len(transform.names), list_jobs) for name, num_images, list_jobs in jobs]
 
-    def _of_shards(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:
+    def _of_shards(self, config: DictConfig, split: str) -> list[tuple[str, int | None, Jobs]]:
         key = f"{split}_shards_path_or_url"
         shards = resolve_shards(config.dataset.params.get(key), f"dataset.params.{key}")
         manifest = read_manifest(Path(shards[0]).parent)
         self.classes = manifest["classes"] if manifest else []
         num_classes = manifest_facts(shards)[1]
         read = partial(read_shards, prefixes=key_prefixes(shards))
-        return [(Path(shard).name, partial(self._shard_jobs, read, shard, num_classes)) for shard in shards]
+        jobs = [partial(self._shard_jobs, read, shard, num_classes) for shard in shards]
+        return list(zip((Path(shard).name for shard in shards), sample_counts(shards), jobs, strict=True))
 
     def _shard_jobs(
         self, read: Callable, shard: str, num_classes: int | None, faults: FaultLog
@@ -118,12 +124,12 @@ class Catalogue:
             transform = partial(self.transform, key=sample["__key__"])
             yield partial(decode, sample, transform, num_classes)
 
-    def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, Jobs]]:
+    def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, int | None, Jobs]]:
         source = open_folder(config, split)
         self.classes, self.folder = source.classes, source.folder
         firsts = range(0, len(source), FOLDER_PART)
         parts = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
-        return [(f"{part[0]:08d}", partial(self._folder_jobs, source, part)) for part in parts]
+        return [(f"{part[0]:08d}", len(part), partial(self._folder_jobs, source, part)) for part in parts]
 
     def _folder_jobs(self, source: FolderSource, indices: range, faults: FaultLog) -> Iterator[Callable[[], Example]]:
         for index in indices:

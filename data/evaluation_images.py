@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from tqdm import tqdm
 
 from data import DataError
 from data.batches import FaultLog, Loader, check_count
@@ -52,7 +53,10 @@ class NumberedImages:
         self.parts = catalogue.parts
         self.preparation = EvalTransform(crop_size, catalogue.decoding).description
         faults = FaultLog(self.strict)
-        mine = range(processes.rank, len(self.parts), processes.world_size)
+        mine = tqdm(
+            range(processes.rank, len(self.parts), processes.world_size), "counting images", unit="part", delay=1.0,
+            leave=False, dynamic_ncols=True, disable=not processes.is_main,
+        )  # fmt: skip
         counts = {index: sum(1 for _ in self.parts[index].jobs(faults)) for index in mine}
         shares = processes.gather((counts, len(faults.take())))
         sizes = {index: size for share, _ in shares for index, size in share.items()}

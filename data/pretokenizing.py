@@ -77,7 +77,10 @@ class Split:
         """All parts, tokenized; those that an earlier run has left in `folder` are taken as they are."""
         parts = Parts(folder, self.plan, len(self.source.parts), processes, FILES)
         todo = list(parts.mine())
-        with tqdm(desc=self.name, unit="image", mininterval=1.0, disable=not processes.is_main) as progress:
+        sizes = [self.source.parts[index].num_images for index in todo]
+        total = None if None in sizes else sum(sizes)
+        options = {"unit": "image", "mininterval": 1.0, "dynamic_ncols": True, "disable": not processes.is_main}
+        with tqdm(desc=self.name, total=total, **options) as progress:
             for number, index in enumerate(todo, start=1):
                 progress.set_postfix_str(f"part {number} of this process's {len(todo)}")
                 parts.write(index, **self.tokenize(self.source.parts[index], batch_size, progress))

@@ -39,6 +39,12 @@ def manifest_facts(shards: list[str]) -> tuple[int | None, int | None]:
     return num_samples, max((place.num_classes for place in places), default=0) or None
 
 
+def sample_counts(shards: list[str]) -> list[int | None]:
+    """Samples in each of `shards`, by the manifests beside them; None where not every one is in a manifest."""
+    places = _manifest_places(shards)
+    return [None] * len(shards) if places is None else [place.num_samples for place in places]
+
+
 def key_prefixes(shards: list[str]) -> dict[str, str]:
     """What makes keys unique where they may start again in every shard: the shard's name, before a slash.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from data import DataError
 from data.image_sources import list_images
@@ -96,12 +97,14 @@ def from_configuration(path: Path, keys: Sequence[str], indices: Sequence[int]) 
 
     wanted = {keys[index]: index for index in indices}
     images: dict[int, Image.Image] = {}
-    for batch in evaluation_loader(load_config(path), rank=0, world_size=1, batch_size=BATCH_SIZE, num_workers=0):
-        for key, image in zip(batch["__key__"], batch["image"], strict=True):
-            if key in wanted:
-                images[wanted[key]] = Image.fromarray(image.permute(1, 2, 0).numpy())
-        if len(images) == len(wanted):
-            return images
+    loader = evaluation_loader(load_config(path), rank=0, world_size=1, batch_size=BATCH_SIZE, num_workers=0)
+    with tqdm(total=loader.expected, desc="finding images", unit="image", leave=False, dynamic_ncols=True) as progress:
+        for batch in loader:
+            found = [pair for pair in zip(batch["__key__"], batch["image"], strict=True) if pair[0] in wanted]
+            images |= {wanted[key]: Image.fromarray(image.permute(1, 2, 0).numpy()) for key, image in found}
+            progress.update(len(batch["__key__"]))
+            if len(images) == len(wanted):
+                return images
     missing = next(key for key, index in wanted.items() if index not in images)
     raise DataError(
         f"the evaluation images of {path} lack {missing}, which was tokenized: give the configuration of the tokens"

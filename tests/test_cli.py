@@ -6,6 +6,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,3 +276,39 @@ def test_ctrl_c_during_the_imports_is_one_word(tmp_path):
         environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "interrupted\n"), path
+
+
+# What a terminal shows
+
+FOLDER = "dataset.type=folder dataset.params.train_folder={assets}/fashion dataset.params.eval_folder={assets}/fashion"
+CONFIGURED = f"--config {{configs}}/fashion/eval.yaml --output_dir {{out}} {FOLDER}"
+SHOWN = {
+    "scripts.compress": "{assets}/fashion --output {out}",
+    "scripts.evaluate_codec": f"--psnr_only --checkpoint one-d-piece_fashion {CONFIGURED}",
+    "scripts.evaluate_reconstruction": f"--features none --lengths 1 {CONFIGURED}",
+    "scripts.generate_token_contribution_data": f"--num_images 2 {CONFIGURED}",
+    "scripts.inference_generator": "--labels 0 --output_dir {out}",
+    "scripts.inference_tokenizer": "--image {assets}/fashion --output_dir {out}",
+    "scripts.pretokenize": f"--checkpoint one-d-piece_fashion {CONFIGURED}",
+    "scripts.reconstruct_tokenizer": f"--tokens {CONFIGURED}",
+    "scripts.sample_imagenet": "--checkpoint maskgit_fashion --num_images 4 --output_dir {out}",
+    "data.make_shards": "--source {assets}/fashion --output_dir {out} --num_workers 0",
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_bar_has_a_total_and_the_last_words_say_where_the_results_are(monkeypatch, capsys, tmp_path, name):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    places = {"assets": ROOT / "assets", "configs": ROOT / "configs", "out": tmp_path / "out"}
+    words = SHOWN[name].format(**places).split()
+    status, printed, _ = command(monkeypatch, capsys, importlib.import_module(name).main, *words)
+    said = terminal.getvalue()
+    assert status == 0, said
+    assert re.search(r"\| \d+/[1-9]\d* \[\d+:\d+<", said), said
+    assert str(tmp_path / "out") in "".join((said + printed).splitlines()[-3:]), printed

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.errors import UserError
 
 TEST_SHARE = 1 / 5  # of the images, on which a probe is tested
+BAR = {"leave": False, "delay": 1.0, "dynamic_ncols": True}  # of what takes long for many images alone
 
 # Prefixes
 
@@ -97,7 +99,7 @@ CLASS_MEASURES = {"nmi": normalized_mutual_information, "purity": purity, "same_
 def position_rows(tokens: np.ndarray, draws: np.random.Generator) -> list[dict[str, Any]]:
     """Entropy, codes used, and what the token before tells, by position; entropies in bits."""
     rows = []
-    for position in range(tokens.shape[1]):
+    for position in tqdm(range(tokens.shape[1]), "positions", unit="token", **BAR):
         token = tokens[:, position]
         row = {"token": position + 1, "entropy": entropy(token), "codes_used": len(np.unique(token))}
         if position:
@@ -113,7 +115,7 @@ def class_rows(
 ) -> list[dict[str, Any]]:
     """What prefixes of the tokens tell about the class, beside the same with shuffled labels (mean, deviation)."""
     rows = []
-    for length in lengths:
+    for length in tqdm(lengths, "classes", unit="length", **BAR):
         cluster = clusters(tokens, length)
         row: dict[str, Any] = {"tokens": length, "clusters": int(cluster.max()) + 1}
         shuffled = [draws.permutation(labels) for _ in range(num_shuffles)]
@@ -141,7 +143,7 @@ def probe(tokens: np.ndarray, labels: np.ndarray, codebook: np.ndarray, rows: li
     test, training = np.split(order, [max(1, round(TEST_SHARE * len(order)))])
     if len(np.unique(labels[training])) < 2:
         raise UserError(f"a probe needs images of two classes to learn from, got {len(training)} of one")
-    for row in rows:
+    for row in tqdm(rows, "probes", unit="length", **BAR):
         vectors = codebook[tokens[:, : row["tokens"]]].reshape(len(tokens), -1)
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(vectors[training], labels[training])

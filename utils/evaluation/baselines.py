@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
@@ -110,6 +111,16 @@ def fit_codebook(rows: np.ndarray, num_codes: int, seed: int, **settings: float)
             f"{num_codes} codes need as many training images or patches, got {len(rows)}: give more images, or "
             "fewer codes (--num_codes, model.vq_model.codebook_size)"
         )
-    kmeans = MiniBatchKMeans(num_codes, batch_size=8192, max_iter=20, n_init=1, random_state=seed, **settings)
-    kmeans.fit(rows)
+
+    class Shown(MiniBatchKMeans):
+        """scikit-learn tells nobody else that a step is done."""
+
+        def _mini_batch_convergence(self, *step):
+            progress.update()
+            return super()._mini_batch_convergence(*step)
+
+    kmeans = Shown(num_codes, batch_size=8192, max_iter=20, n_init=1, random_state=seed, **settings)
+    num_steps = kmeans.max_iter * len(rows) // min(kmeans.batch_size, len(rows))
+    with tqdm(total=num_steps, desc=f"k-means, {num_codes:,} codes", unit="step", dynamic_ncols=True) as progress:
+        kmeans.fit(rows)
     return lambda rows: kmeans.cluster_centers_[kmeans.predict(rows)]
