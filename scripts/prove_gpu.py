@@ -10,6 +10,11 @@ and the report says so. Where there is no git repository, --against takes a fold
     mkdir 2179dca && git archive 2179dca | tar -x -C 2179dca
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
+
 from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
@@ -19,9 +24,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
