@@ -27,9 +27,13 @@ from utils.tokens import read_tokens
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A generator that samples with much noise, so that its images differ."""
+    """A generator that samples with much noise, so that its images differ, as published.
+
+    All of its codes are about as likely, so that with top-p rounding would decide which of them are left.
+    """
     folder = make_world(tmp_path_factory.mktemp("world"))
-    noisy = small_config(folder, "model.generator.randomize_temperature=30")
+    settings = ("sampler=confidence", "top_p=1.0", "randomize_temperature=30")
+    noisy = small_config(folder, *(f"model.generator.{setting}" for setting in settings))
     fill(ImageBert(noisy), 0).save_pretrained(folder / "generator")
     return folder
 

@@ -26,6 +26,8 @@ from utils.evaluation.metrics import psnr, ssim
 from utils.evaluation.report import tokens_text
 from utils.inference import frozen_arithmetic
 
+SCRATCH = "scratch"  # experiment.init_weight of a stage 2 that starts from nothing
+
 
 def evaluation_lengths(config: DictConfig, model: TiTok) -> list[int]:
     """`experiment.eval_lengths`; where it is empty, `default_lengths`."""
@@ -126,7 +128,7 @@ class Stage2Task(ReconstructionTask):
 
     Starts from stage-1 weights (`experiment.init_weight`) and the teacher
     (`model.vq_model.pretrained_tokenizer_weight`), or from a finished tokenizer alone. Where the tokens are trained,
-    an empty `experiment.init_weight` starts from nothing: one stage in place of three.
+    `experiment.init_weight: scratch` starts from nothing: one stage in place of three.
     """
 
     def __init__(self, config: DictConfig):
@@ -145,12 +147,17 @@ class Stage2Task(ReconstructionTask):
 
     def start(self) -> None:
         source = self.config.experiment.get("init_weight")
-        if source:
+        if not source:
+            raise UserError(
+                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one "
+                f"(or to {SCRATCH}, for one stage that trains the tokens too)"
+            )
+        if source != SCRATCH:
             stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
         elif self.model.freeze_tokens:
             raise UserError(
-                "stage 2 starts from stage-1 weights, or from a finished tokenizer: set experiment.init_weight to one "
-                "(model.vq_model.freeze_tokens: False starts from nothing)"
+                f"experiment.init_weight {SCRATCH} would freeze tokens that say nothing: set "
+                "model.vq_model.freeze_tokens to False, or experiment.init_weight to weights"
             )
         else:  # the quantizer's tiny codes, all but equal, would be a standstill for what is a mean of them here
             nn.init.normal_(self.model.pixel_quantize.embedding.weight)
