@@ -45,7 +45,7 @@ def test_one_stage_starts_from_nothing_and_frozen_tokens_do_not(tmp_path):
     task = tokenizer_task(config)
     task.start()
     assert float(task.model.pixel_quantize.embedding.weight.detach().std()) == pytest.approx(1, abs=0.05)
-    _, loss, _ = next(task.losses({"image": torch.rand(2, 3, 32, 32), "class_id": torch.zeros(2)}, 1000))
+    _, loss, _ = next(task.losses({"image": torch.rand(2, 3, 32, 32), "class_id": torch.zeros(2)}, 1001))
     loss.backward()
     # Codes that nothing chose have no gradient; every other part of the model has some.
     assert [name for name, value in task.model.named_parameters() if value.grad is None] == []
