@@ -7,6 +7,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -112,7 +113,8 @@ def test_a_card_has_the_licence_that_it_is_given_and_each_part_once(tmp_path):
 def test_a_bundled_card_is_what_is_written_again_of_it(name):
     card = (BUNDLED[name] / "README.md").read_text()
     kind = model_class(locate(name).config)
-    assert _model_card(kind.from_pretrained(name), name, card) == card and "license: apache-2.0" in card
+    figures = ModelCard(card).data.eval_results
+    assert _model_card(kind.from_pretrained(name), name, card, figures) == card and "license: apache-2.0" in card
 
 
 def test_the_card_names_the_class_and_no_licence_of_its_own(tmp_path):
