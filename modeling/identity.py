@@ -32,7 +32,7 @@ def identity(tokenizer: TiTok) -> str:
         "is_legacy": encoder.is_legacy,
         "use_l2_norm": tokenizer.quantize.use_l2_norm,
     }
-    if tokenizer.quantize.barred is not None:  # said only there, as most tokenizers were made before
+    if tokenizer.quantize.choices is not None:  # said only there, as most tokenizers were made before
         layout["first_codes"] = tokenizer.first_codes
     digest = hashlib.sha256(f"{FORMAT}\n{json.dumps(layout, sort_keys=True)}\n".encode())
     for name, value in sorted(_deciding(tokenizer).items()):

@@ -193,10 +193,19 @@ def test_a_tokenizer_whose_codebook_grows_is_another_and_keeps_its_weights_names
     assert (tokens.amax(dim=(0, 1)) < torch.tensor(growing_choices(2, 8, 64))).all()
 
 
+def test_a_tokenizer_whose_codebook_grows_comes_back_from_its_folder(tmp_path):
+    model, pixels = OneDPiece(tiny_config(first_codes=2)).eval(), torch.rand(3, 3, 16, 16)
+    model.save_pretrained(tmp_path)
+    loaded = OneDPiece.from_pretrained(tmp_path)
+    assert identity(loaded) == identity(model)
+    tokens = [each.encode(pixels)[1]["min_encoding_indices"] for each in (model, loaded)]
+    assert torch.equal(*tokens)
+
+
 def test_a_codebook_that_does_not_grow_is_as_before():
     for first_codes in (None, 64):
         model = OneDPiece(tiny_config(first_codes=first_codes))
-        assert model.quantize.barred is None
+        assert model.quantize.choices is None
 
 
 @pytest.mark.parametrize("first_codes", [1, 65, -2])

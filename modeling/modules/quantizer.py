@@ -39,8 +39,7 @@ class VectorQuantizer(nn.Module):
         self.commitment_cost = commitment_cost
         self.use_l2_norm = use_l2_norm
         self.bypass = False
-        barred = choices and torch.arange(codebook_size) >= torch.tensor(choices)[:, None]  # (W, V)
-        self.register_buffer("barred", barred, persistent=False)
+        self.choices = choices
         self.embedding = nn.Embedding(codebook_size, token_size)
         self.embedding.weight.data.uniform_(-1.0 / codebook_size, 1.0 / codebook_size)
 
@@ -79,8 +78,10 @@ class VectorQuantizer(nn.Module):
         flat = z.reshape(-1, z.shape[-1])
         # |z|^2 is the same for every code and left out.
         distance = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)
-        if self.barred is not None:
-            distance = distance.view(*z.shape[:-1], -1).masked_fill(self.barred, float("inf"))
+        if self.choices is not None:
+            choices = torch.tensor(self.choices, device=z.device)
+            barred = torch.arange(self.codebook_size, device=z.device) >= choices[:, None]  # (W, V)
+            distance = distance.view(*z.shape[:-1], -1).masked_fill(barred, float("inf"))
         return distance.argmin(dim=-1).view(z.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -94,5 +95,5 @@ def growing_choices(first: int, num_positions: int, codebook_size: int) -> list[
     Equal steps of bits from token to token. Variable codebook size quantization (VCQ, arXiv 2605.06207) grows from 2
     over one shared codebook, each position taking the nearest of the first entries; the constant factor is ours.
     """
-    share = torch.linspace(0, 1, num_positions, dtype=torch.float64)
-    return (first * (codebook_size / first) ** share).round().long().tolist()
+    factor = (codebook_size / first) ** (1 / max(1, num_positions - 1))
+    return [*(round(first * factor**position) for position in range(num_positions - 1)), codebook_size]
