@@ -95,5 +95,5 @@ def growing_choices(first: int, num_positions: int, codebook_size: int) -> list[
     Equal steps of bits from token to token. Variable codebook size quantization (VCQ, arXiv 2605.06207) grows from 2
     over one shared codebook, each position taking the nearest of the first entries; the constant factor is ours.
     """
-    share = torch.linspace(0, 1, num_positions, dtype=torch.float64)
-    return (first * (codebook_size / first) ** share).round().long().tolist()
+    factor = (codebook_size / first) ** (1 / max(1, num_positions - 1))
+    return [*(round(first * factor**position) for position in range(num_positions - 1)), codebook_size]
