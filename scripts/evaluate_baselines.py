@@ -72,7 +72,7 @@ def main() -> None:
 
         judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
         images = as_rows(training_images(config, arguments.batch_size, session))
-        print(f"fitting three baselines to {len(images):,} images")
+        print(f"fitting three baselines to {len(images):,} images, PCA first: some ten seconds without a bar")
         baselines = [
             fit_pca(images, arguments.num_components),
             fit_kmeans(images, arguments.num_codes, arguments.seed),

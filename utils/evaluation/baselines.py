@@ -116,11 +116,13 @@ def fit_codebook(rows: np.ndarray, num_codes: int, seed: int, **settings: float)
         """scikit-learn tells nobody else that a step is done."""
 
         def _mini_batch_convergence(self, *step):
+            progress.set_description(name, refresh=False)
             progress.update()
             return super()._mini_batch_convergence(*step)
 
     kmeans = Shown(num_codes, batch_size=8192, max_iter=20, n_init=1, random_state=seed, **settings)
     num_steps = kmeans.max_iter * len(rows) // min(kmeans.batch_size, len(rows))
-    with tqdm(total=num_steps, desc=f"k-means, {num_codes:,} codes", unit="step", dynamic_ncols=True) as progress:
+    name = f"k-means, {num_codes:,} codes"
+    with tqdm(total=num_steps, desc=f"{name}: first centres", unit="step", dynamic_ncols=True) as progress:
         kmeans.fit(rows)
     return lambda rows: kmeans.cluster_centers_[kmeans.predict(rows)]
