@@ -102,7 +102,7 @@ def test_the_kernels_compile_for_an_h100():
 
 
 def test_on_a_cpu_torch_computes_and_the_kernels_are_not_asked_for(monkeypatch):
-    monkeypatch.setattr(group_norm, "_kernels", lambda: pytest.fail("the kernels are for CUDA"))
+    monkeypatch.setattr(group_norm, "_kernels", lambda device: pytest.fail("the kernels are for CUDA"))
     norm, x = nn.GroupNorm(4, 8), torch.randn(2, 8, 3, 3)
     assert torch.equal(norm_silu(x, norm), F.silu(norm(x)))
     with torch.no_grad():
@@ -113,8 +113,9 @@ def test_without_kernels_one_sentence_says_so(monkeypatch, capsys):
     group_norm._kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "modeling.modules.group_norm_kernels", None)  # the import fails
     try:
-        assert group_norm._kernels() is None and group_norm._kernels() is None
-        assert not group_norm.has_kernels(torch.device("cuda"))
+        device = torch.device("cuda")
+        assert group_norm._kernels(device) is None and group_norm._kernels(device) is None
+        assert not group_norm.has_kernels(device)
     finally:
         group_norm._kernels.cache_clear()
     assert capsys.readouterr().err.count("warning: GroupNorm runs by torch") == 1

@@ -18,7 +18,7 @@ def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     torch's GroupNorm computes in float32 under autocast and turns channels-last into channels-first, which with the
     conversions around it was four fifths of a pixel decoder (docs/benchmarks.md). Everywhere else `plain_norm_silu`.
     """
-    if _suits(x, norm) and (kernels := _kernels()) is not None:
+    if _suits(x, norm) and (kernels := _kernels(x.device)) is not None:
         return kernels.GroupNormSiLU.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return plain_norm_silu(x, norm)
 
@@ -30,7 +30,7 @@ def plain_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether `norm_silu` is a kernel there; compiling what it is in then gains nothing."""
-    return device.type == "cuda" and _kernels() is not None
+    return device.type == "cuda" and _kernels(device) is not None
 
 
 def _suits(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -44,15 +44,15 @@ def _suits(x: Tensor, norm: nn.GroupNorm) -> bool:
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
-    """The kernels; None, and one sentence, where they cannot be had: Triton needs a C compiler, too."""
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The kernels, tried once on a device; None, and a warning, where they fail, as without Triton or a C compiler."""
     try:
         from modeling.modules import group_norm_kernels
 
-        x = torch.ones(1, 1, 1, 1, device="cuda")
+        x = torch.ones(1, 1, 1, 1, device=device)
         group_norm_kernels.GroupNormSiLU.apply(x, x.flatten(), x.flatten(), 1, 1e-6)
     except Exception as error:  # Triton, the compiler and the driver raise errors of many classes
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        print(f"warning: GroupNorm runs by torch, at half the speed: no Triton kernels ({reason})", file=sys.stderr)
+        print(f"warning: GroupNorm runs by torch, which is slower: no Triton kernels ({reason})", file=sys.stderr)
         return None
     return group_norm_kernels
