@@ -21,13 +21,12 @@ class ChooseThenSample(Sampler):
 
     def revealed(self, logits: Tensor, state: State, number: int) -> State:
         """The state after a step that sets `number` tokens of each image."""
-        logits = self.sharpened(logits, state.step)
         noise_scale = self.noise_scale(state.step)
         order = self._scores(logits, state, noise_scale).argsort(dim=1, descending=True, stable=True)  # (B, M)
         chosen = order[:, :number]
         positions = state.positions.gather(1, chosen)
 
-        rows = rows_at(logits, chosen)  # (B, number, V)
+        rows = self.sharpened(rows_at(logits, chosen), state.step)  # (B, number, V)
         if noise_scale:
             uniform = state.noise.uniform_doubles(self.num_tokens).gather(1, positions.cpu())
             sampled = drawn(rows / (noise_scale / 2), uniform)
@@ -40,7 +39,7 @@ class ChooseThenSample(Sampler):
         """(B, M), the higher the earlier. Without noise a random order would not be one: it is front to back then."""
         order = self.settings.order
         if order == "moment":
-            scores = moments(logits, noise_scale)
+            scores = moments(self.sharpened(logits, state.step), noise_scale)
             if noise_scale:
                 scores = scores + noise_scale * gumbel(self._ranks(state).gather(1, state.positions))
             return scores
