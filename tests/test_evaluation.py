@@ -599,6 +599,19 @@ def test_the_table_leaves_blank_what_a_row_lacks():
     assert len({len(line) for line in lines}) == 1
 
 
+def test_a_curve_is_the_mean_of_its_seeds_within_a_band_from_the_least_to_the_most(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr("utils.evaluation.report.save_figure", lambda figure, *_args, **_options: drawn.append(figure))
+    points = [(8, 5.0), (4, 1.0), (4, 3.0), (4, 8.0)]
+    plot_curves(
+        tmp_path / "curves.png", [{"system": "a", "passes": x, "fid": y} for x, y in points], "t", over="passes"
+    )
+    axis = drawn[0].axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[4, 4.0], [8, 5.0]]
+    band = axis.collections[0].get_paths()[0].vertices.tolist()
+    assert {tuple(point) for point in band} == {(4, 1.0), (4, 8.0), (8, 5.0)}
+
+
 def test_curves_and_grids_are_images(tmp_path):
     rows = [{"name": str(n), "system": "ours", "bytes_per_image": n, "psnr": n / 2, "fid": 9.0} for n in (1, 2, 4)]
     rows.append({"name": "x", "system": "another", "bytes_per_image": 3, "psnr": 1.0})

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from utils.errors import UserError
@@ -158,7 +159,8 @@ def read_beside(paths: Sequence[str | os.PathLike], fingerprint: str) -> list[Ro
 def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: str = "bytes_per_image") -> None:
     """Draw each measure: a line for each `system` among the rows, a dot where it has one.
 
-    The colour is that of a system's name up to the comma ("JPEG, scaled down"), the line that of the rest.
+    The colour is that of a system's name up to the comma ("JPEG, scaled down"), the line that of the rest. Where a
+    system has several rows at a place, such as seeds, the line is their mean, in a band from the least to the most.
 
     Args:
         over: What the rows have of the horizontal axis; those without are left out.
@@ -179,12 +181,10 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: 
     )
     for axis, name in zip(axes.flat, names, strict=False):
         for system in systems:
+            family, variant = _parts(system)
+            line, marker = LINES[variants.index(variant) % len(LINES)]
             points = [(row[over], row[name]) for row in rows if row["system"] == system and name in row]
-            if points:
-                family, variant = _parts(system)
-                line, marker = LINES[variants.index(variant) % len(LINES)]
-                style = {"color": f"C{families.index(family)}", "linestyle": line, "marker": marker, "markersize": 4}
-                axis.plot(*zip(*sorted(points), strict=True), label=system, **style)
+            _draw_line(axis, points, system, f"C{families.index(family)}", linestyle=line, marker=marker, markersize=4)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(over.replace("_", " "))
@@ -196,6 +196,18 @@ def plot_curves(path: str | os.PathLike, rows: Sequence[Row], title: str, over: 
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     save_figure(figure, path, dpi=130)
+
+
+def _draw_line(axis: Any, points: Sequence[tuple[float, float]], label: str, color: str, **style: Any) -> None:
+    """The mean of the points at each place, and a band from the least to the most."""
+    places: dict[float, list[float]] = {}
+    for place, value in sorted(points):
+        places.setdefault(place, []).append(value)
+    if places:
+        at, values = list(places), list(places.values())
+        axis.plot(at, [fmean(some) for some in values], label=label, color=color, **style)
+        lowest, highest = [min(some) for some in values], [max(some) for some in values]
+        axis.fill_between(at, lowest, highest, color=color, alpha=0.2, linewidth=0)
 
 
 def _parts(system: str) -> tuple[str, str]:

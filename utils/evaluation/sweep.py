@@ -69,8 +69,8 @@ class Sweep:
             means = over_seeds(rows, names)
             drawn["sweep.png"] = lambda path: plot_grid(path, means, names, measure)
         if len(self.values.get(STEPS, [])) > 1:
-            curves = over_seeds([row for row in shown if "passes" in row], ["system", "passes"])
-            drawn["curves.png"] = lambda path: plot_curves(path, curves, "Samplers", over="passes")
+            title = "Samplers, mean and range of seeds" if len(self.values.get(SEED, [])) > 1 else "Samplers"
+            drawn["curves.png"] = lambda path: plot_curves(path, shown, title, over="passes")
         return drawn
 
 
