@@ -74,7 +74,7 @@ def sample_images(arguments: argparse.Namespace, folder: ResultFolder) -> None:
     check_lengths(arguments.lengths, settings.num_tokens or None, "--lengths")
     print(f"generator      {located.name}: {generator.num_classes} classes, {generator.num_tokens} tokens an image")
     print(f"tokenizer      {its_located.name}: {tokenizer.image_size} x {tokenizer.image_size} pixels")
-    print(f"sampler        {settings}")
+    print(f"sampler        {settings}{settings.caution(generator.num_tokens)}")
 
     wanted = [(label, number) for label in labels for number in range(arguments.num_images)]
     keys = [f"{file_stem(label, names)}_{number:03d}" for label, number in wanted]

@@ -67,7 +67,7 @@ def main() -> None:
         if processes.is_main:
             print(f"generator      {located.name}")
             print(f"tokenizer      {its_located.name}")
-            print(f"sampler        {settings}")
+            print(f"sampler        {settings}{settings.caution(generator.num_tokens)}")
             print(f"images         {num_images:,} of {generator.num_classes:,} classes, ", end="")
             print(f"{processes.world_size} processes")
         parts = samples.make(generator, tokenizer, drawing, arguments.batch_size, processes)

@@ -284,6 +284,16 @@ def test_settings_print_what_the_sampler_uses_and_what_is_not_off():
         assert shown in settings
 
 
+@pytest.mark.parametrize(
+    ("changed", "warned"),
+    [({}, True), ({"sampler": "choose"}, True), ({"sampler": "remasking"}, False), ({"num_tokens": 4}, False)],
+)
+def test_more_passes_than_tokens_are_warned_of_where_they_lose(changed, warned):
+    settings = SamplerSettings(num_sample_steps=9, **changed)
+    assert ("9 passes for 8 tokens" in settings.caution(8)) is warned
+    assert settings.caution(9) == ""
+
+
 def test_every_setting_is_a_flag_and_those_given_change_the_configuration():
     config = nested(CONFIGS["generator_titok_s128 (sampling)"])
     given = parsed("--guidance_scale", "0", "--softmax_temperature_annealing", "--num_sample_steps", "5")

@@ -107,6 +107,15 @@ class SamplerSettings:
             unused |= {"remasking", "remasking_strength"}
         return unused
 
+    def caution(self, num_tokens: int) -> str:
+        """What a command says behind the settings of more passes than an image has tokens; nothing where they help."""
+        if self.sampler == "remasking" or self.num_tokens or self.num_sample_steps <= num_tokens:
+            return ""
+        return (
+            f" (warning: {self.num_sample_steps} passes for {num_tokens} tokens only draw the last one again, and the "
+            f"others under too much noise; take at most {num_tokens})"
+        )
+
     def guidance_weight(self, step: int) -> float:
         """The weight of classifier-free guidance at a step, see `guidance_weight`; 0 outside its interval."""
         if not self.guidance_from <= step / self.num_sample_steps < self.guidance_until:
