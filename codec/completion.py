@@ -34,14 +34,21 @@ class Completer:
         files = "1 image is" if self.num_completed == 1 else f"{self.num_completed} images are"
         return f"{files} invented beyond the tokens in the file, by {names}, {self.way}, seed {self.seed}"
 
-    def __call__(self, read: TokensRead, codec: Codec) -> TokensRead:
-        """What was read, with all tokens of every tile that has any; those that were read stay."""
+    def name_for(self, codec: Codec) -> str:
+        """Of the generator that continues a tokenizer's tokens."""
+        return self._completion(codec).name
+
+    def _completion(self, codec: Codec) -> Completion:
         if codec not in self.completions:
             device = codec.tokenizer.latent_tokens.device
             self.completions[codec] = load_completion(
                 codec.tokenizer, codec.name, self.way, self.generator, device=device
             )
-        completion, total = self.completions[codec], codec.models.num_tokens
+        return self.completions[codec]
+
+    def __call__(self, read: TokensRead, codec: Codec) -> TokensRead:
+        """What was read, with all tokens of every tile that has any; those that were read stay."""
+        completion, total = self._completion(codec), codec.models.num_tokens
         tokens = np.pad(read.tokens, ((0, 0), (0, total - read.tokens.shape[1])))
         lengths = set(read.certain.tolist()) - {0, total}
         for length in lengths:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codec.bitstream import Fit, Geometry, unpack
 from codec.canvas import TURNING_SIDES, Canvas, from_squares, tile_count
+from codec.completion import Completer
 from codec.entropy import TokensRead, write_tokens
 from codec.files import BATCH, FITS, Codec, Settings
 from codec.rate import best_within, decoded, encode, psnr_of, smallest_reaching, squared_error, tried_lengths
@@ -210,6 +211,7 @@ class Shown:
         image: (H, W, 3) uint8; None where nothing is left.
         known, total: Tokens.
         size: Width and height of the image that the file holds.
+        inventor: The generator that made the tokens beyond those, if one did.
     """
 
     image: np.ndarray | None
@@ -217,6 +219,7 @@ class Shown:
     known: int
     total: int
     size: tuple[int, int]
+    inventor: str = ""
 
 
 def open_file(models: Models, data: bytes, name: str) -> Opened:
@@ -237,8 +240,8 @@ def open_file(models: Models, data: bytes, name: str) -> Opened:
     return Opened(codec.name, name, data, file.header_size, file.header_size + file.header.payload_size)
 
 
-def cut(codec: Codec, opened: Opened, num_bytes: int) -> Shown:
-    """The image of the first bytes of a file."""
+def cut(codec: Codec, opened: Opened, num_bytes: int, completer: Completer | None = None) -> Shown:
+    """The image of the first bytes of a file, whose other tokens `completer` invents where there is one."""
     header = unpack(opened.data).header
     geometry = header.geometry
     size = (codec.side, codec.side) if geometry is None else _upright_size(geometry)
@@ -249,8 +252,11 @@ def cut(codec: Codec, opened: Opened, num_bytes: int) -> Shown:
         read = codec.read(data)
     except UserError:  # not one token is certain: of the whole file it was read
         return Shown(None, len(data), 0, total, size)
+    known, inventor = int(read.certain.sum()), ""
+    if completer is not None and known < total:
+        read, inventor = completer(read, codec), completer.name_for(codec)
     image = np.asarray(codec.images([_small(read)])[0])
-    return Shown(image, len(data), int(read.certain.sum()), total, size)
+    return Shown(image, len(data), known, total, size, inventor)
 
 
 def _upright_size(geometry: Geometry) -> tuple[int, int]:

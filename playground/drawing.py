@@ -128,6 +128,9 @@ def opened(file: Opened, shown: Shown) -> str:
     width, height = shown.size
     was_cut = f" It was cut before it came here: whole it had {file.whole_size:,} bytes."
     about = f"Written with {file.model}. Grey: the header; blue: the tokens."
+    invented = (
+        f" All tokens beyond those of the file are invented by {shown.inventor}: this is not what was compressed."
+    )
     picture = missing if shown.image is None else figure(shown.image, "", f"{file.name}, decoded")
     return f"""
 <div class="stage"><div class="single">{picture}</div></div>
@@ -141,7 +144,7 @@ def opened(file: Opened, shown: Shown) -> str:
         )
     }
 {written_out(file, shown.num_bytes)}
-{note(about + was_cut * (len(file.data) < file.whole_size))}
+{note(about + was_cut * (len(file.data) < file.whole_size) + invented * bool(shown.inventor))}
 <div class="below">{download(file.data[: shown.num_bytes], f"{file.name}_cut.1dp")}</div>"""
 
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from codec.bitstream import TOKENIZER_BYTES, FormatError
+from codec.completion import Completer
 from codec.files import Codec, load_codec
 from codec.known_models import described
 from modeling.generators import class_names, load_generator, load_its_tokenizer
@@ -17,6 +18,7 @@ from modeling.maskgit import MaskGIT
 from modeling.samplers.settings import SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 from utils.paths import ROOT
+from utils.sampling_record import DEFAULT_SEED
 
 TOKENIZERS = ("one-d-piece_emoji", "one-d-piece_fashion")  # bundled; the first is shown first
 GENERATORS = ("maskgit_fashion", "maskgit_emoji")
@@ -76,6 +78,7 @@ class Models:
             self.tokenizers = (codec.name,)
             self._codecs[codec.name] = codec
         self.generators = (generator,) if generator else GENERATORS
+        self.completer = Completer("vivid", DEFAULT_SEED, generator=generator)
 
     def codec(self, name: str) -> Codec:
         with self._lock:

@@ -140,8 +140,9 @@ class Compress:
             with gr.Column(scale=3, min_width=420):
                 tokens = gr.Slider(1, 2, step=1, label="Tokens", elem_id="tokens")
                 end = gr.Slider(1, 2, step=1, label="Bytes that are left", visible=False, elem_id="end")
+                complete = gr.Button("Invent what is missing", visible=False, elem_id="complete")
                 stage = html(elem_id="stage")
-        shown = [prepared, opened, tokens, end, stage]
+        shown = [prepared, opened, tokens, end, complete, stage]
         how = [*controls, tokens]
         refused = None, *[gr.skip()] * (1 + len(shown))  # ready for another file
         computing = {**COMPUTING, "show_progress_on": stage}
@@ -153,6 +154,7 @@ class Compress:
         gr.on([find.click, value.submit], said(self.find), [prepared, target, value], [tokens, stage], **QUIET)
         tokens.input(self.show, [prepared, tokens], stage, **SHOWING)
         end.input(said(self.show_cut), [opened, end], stage, **SHOWING)
+        complete.click(said(self.show_completed), [opened, end], stage, **computing)
 
     def controls(self) -> tuple[gr.Dropdown, gr.Radio, gr.Radio]:
         first = self.examples[0]
@@ -211,12 +213,13 @@ class Compress:
         is_movable = len(result.lengths) > 1
         num_tokens = min(int(num_tokens), most) if is_movable else most
         slider = gr.Slider(maximum=most, value=num_tokens, interactive=is_movable, visible=True)
-        return result, None, slider, gr.Slider(visible=False), drawing.stage(result, num_tokens)
+        hidden = gr.Slider(visible=False), gr.Button(visible=False)
+        return result, None, slider, *hidden, drawing.stage(result, num_tokens)
 
     def opened(self, file: Opened) -> tuple:
         size = len(file.data)
         slider = gr.Slider(maximum=size, value=size, visible=True)
-        return gr.skip(), file, gr.Slider(visible=False), slider, self.show_cut(file, size)
+        return gr.skip(), file, gr.Slider(visible=False), slider, gr.Button(visible=True), self.show_cut(file, size)
 
     def find(self, result: Prepared | None, target: str, value: float | None) -> tuple:
         if result is None:
@@ -233,6 +236,12 @@ class Compress:
         if file is None:
             return gr.skip()
         return drawing.opened(file, cut(self.models.codec(file.model), file, int(num_bytes)))
+
+    def show_completed(self, file: Opened | None, num_bytes: float) -> Any:
+        """The file cut there, completed by a generator; the next move of the slider shows it plain."""
+        if file is None:
+            return gr.skip()
+        return drawing.opened(file, cut(self.models.codec(file.model), file, int(num_bytes), self.models.completer))
 
 
 # Generate: `made` is the generator's name and what it made.

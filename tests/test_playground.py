@@ -160,6 +160,27 @@ def test_a_file_is_shown_however_it_is_cut(tiny, codec, fit):
     assert known[0] == 0 and known == sorted(known)
 
 
+@pytest.mark.parametrize(("model", "fit"), [(TOKENIZERS[0], "tile"), (TOKENIZERS[1], "crop")])
+def test_what_a_cut_file_lacks_is_invented_on_demand_and_said_to_be(bundled, model, fit):
+    codec = bundled.codec(model)
+    opened = open_file(bundled, prepare(codec, photo(40, 30), "photo", fit).files[-1], "photo")
+    num_bytes = opened.header_size + (len(opened.data) - opened.header_size) // 2
+    plain, completed, again = (cut(codec, opened, num_bytes, how) for how in (None, *[bundled.completer] * 2))
+    assert 0 < plain.known == completed.known < completed.total
+    assert not np.array_equal(plain.image, completed.image) and np.array_equal(completed.image, again.image)
+    assert "invented" not in drawing.opened(opened, plain)
+    assert f"invented by {completed.inventor}: this is not what was" in drawing.opened(opened, completed)
+    whole = cut(codec, opened, len(opened.data), bundled.completer)
+    assert whole.inventor == "" and np.array_equal(whole.image, cut(codec, opened, len(opened.data)).image)
+    assert cut(codec, opened, opened.header_size, bundled.completer).image is None
+
+
+def test_a_model_without_a_generator_completes_nothing_and_says_so(tiny, codec):
+    opened = open_file(tiny, prepare(codec, photo(40, 30), "photo").files[-1], "photo")
+    with pytest.raises(UserError, match="no bundled generator makes tokens of"):
+        cut(codec, opened, len(opened.data) - 1, tiny.completer)
+
+
 def test_of_a_file_that_came_cut_it_is_said(tiny, codec):
     data = prepare(codec, photo(40, 30), "photo").files[-1]
     for given, words in ((data, False), (data[:-2], True)):

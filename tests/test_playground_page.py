@@ -163,8 +163,11 @@ def test_a_photograph_becomes_a_file_that_decodes_and_comes_back(visit, tmp_path
     move(page, "end", path.stat().st_size - 4)
     wait_until(page, "file", str(path.stat().st_size - 4))
     assert 0 < int(number(page, "tokens")) < 20 and page.locator("#stage .bytes .gone").count() == 4
+    page.click("#complete")
+    page.wait_for_selector("text=invented by maskgit_emoji")
     move(page, "end", 3)
     page.wait_for_selector("text=Not one token is left")
+    assert page.locator("text=invented by").count() == 0
 
 
 def test_the_slider_answers_at_once(visit):
