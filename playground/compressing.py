@@ -253,7 +253,7 @@ def cut(codec: Codec, opened: Opened, num_bytes: int, completer: Completer | Non
     except UserError:  # not one token is certain: of the whole file it was read
         return Shown(None, len(data), 0, total, size)
     known, inventor = int(read.certain.sum()), ""
-    if completer is not None and known < total:
+    if completer is not None and (read.certain < codec.models.num_tokens).any():
         read, inventor = completer(read, codec), completer.name_for(codec)
     image = np.asarray(codec.images([_small(read)])[0])
     return Shown(image, len(data), known, total, size, inventor)

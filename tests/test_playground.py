@@ -173,6 +173,8 @@ def test_what_a_cut_file_lacks_is_invented_on_demand_and_said_to_be(bundled, mod
     whole = cut(codec, opened, len(opened.data), bundled.completer)
     assert whole.inventor == "" and np.array_equal(whole.image, cut(codec, opened, len(opened.data)).image)
     assert cut(codec, opened, opened.header_size, bundled.completer).image is None
+    small = open_file(bundled, prepare(codec, photo(40, 30), "photo", fit).files[1], "photo")  # whole, of two tokens
+    assert cut(codec, small, len(small.data), bundled.completer).inventor == completed.inventor
 
 
 def test_a_model_without_a_generator_completes_nothing_and_says_so(tiny, codec):
