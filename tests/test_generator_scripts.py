@@ -126,8 +126,10 @@ def test_like_a_file_repeats_its_settings_and_seed(generate, sample):
 
 
 def test_a_draft_is_made_of_its_tokens_alone(generate):
-    folder = generate("--num_tokens", 3, "--labels", 3, "--num_images", 2, "--lengths", "1,3")
-    assert read_tokens(folder / "tokens.npz").tokens.shape == (2, 3)
+    draft = ("--num_tokens", 3, "--num_sample_steps", 8, "--labels", 3, "--num_images", 2)
+    found = read_tokens(generate(*draft, "--lengths", "1,3") / "tokens.npz")
+    assert found.tokens.shape == (2, 3)
+    assert (found.about["passes"], found.about["sampler"]["num_sample_steps"]) == (3, 8)
     with pytest.raises(UserError, match="--lengths must be in 1..3, got 8"):
         generate("--num_tokens", 3, "--labels", 3, "--lengths", "1,8")
 

@@ -22,9 +22,9 @@ def sampling_record(settings: Any, seed: int) -> dict[str, Any]:
     """What samples of one run share, as JSON.
 
     Args:
-        settings: A dataclass of settings, with `num_sample_steps`.
+        settings: A dataclass of settings, with `num_passes`.
     """
-    return {"seed": seed, "passes": settings.num_sample_steps, "sampler": asdict(settings)}
+    return {"seed": seed, "passes": settings.num_passes, "sampler": asdict(settings)}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, settings: type, title: str) -> None:

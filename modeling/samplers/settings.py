@@ -107,6 +107,11 @@ class SamplerSettings:
             unused |= {"remasking", "remasking_strength"}
         return unused
 
+    @property
+    def num_passes(self) -> int:
+        """Forward passes that sampling makes: at most one for each token of a draft."""
+        return min(self.num_sample_steps, self.num_tokens or self.num_sample_steps)
+
     def caution(self, num_tokens: int) -> str:
         """What a command says behind the settings of more passes than an image has tokens; nothing where they help."""
         if self.sampler == "remasking" or self.num_tokens or self.num_sample_steps <= num_tokens:

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -80,7 +79,7 @@ def names_of(changed: Mapping[str, Any], name: str | None, settings: Any) -> Row
     Args:
         changed: The settings of the point that the sweep names.
         name: Of the curve; its swept settings for None, and the sampler where there are none.
-        settings: All of them: `sampler`, `num_sample_steps`, and `num_tokens` of a draft.
+        settings: All of them: `sampler`, `num_passes`, and `num_tokens` of a draft.
     """
     texts = {key: f"{key} {value}" for key, value in changed.items()}
     system = name or ", ".join(text for key, text in texts.items() if key not in (SEED, STEPS)) or settings.sampler
@@ -88,7 +87,7 @@ def names_of(changed: Mapping[str, Any], name: str | None, settings: Any) -> Row
     return {
         "name": ", ".join([name] * bool(name) + list(texts.values())) or "samples",
         "system": system,
-        "passes": min(settings.num_sample_steps, settings.num_tokens or math.inf),
+        "passes": settings.num_passes,
         **drafts,
     }
 
