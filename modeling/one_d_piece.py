@@ -20,10 +20,15 @@ TAIL_DROPS = {
     "prefix_and_full": "both: each image is decoded twice, from a uniform draw and from all of its tokens",
     "prefix_to_full": "prefix_and_full, and the decoder's features of the prefix are pulled to those of the whole",
     "prefix_aligned": "prefix_and_full, and those after the decoder's first layer are pulled, by their cosine (NesTok)",
-    "by_gain": "prefix_and_full, the draw by how much each length gains, half of it uniform (after InfoTok)",
     "none": "all of them, as TiTok",
 }
-DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned", "by_gain")
+DECODED_TWICE = ("prefix_and_full", "prefix_to_full", "prefix_aligned")
+# What those lengths are drawn from; the values of model.vq_model.length_draw.
+LENGTH_DRAWS = {
+    "uniform": "all lengths alike (published)",
+    "by_gain": "half of the draws by how much each length gains, see LengthGains (after InfoTok)",
+}
+NOT_DRAWN_BY_GAIN = ("powers_of_two", "none")
 
 
 def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None = None) -> Tensor:
@@ -34,20 +39,20 @@ def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None 
 
     Args:
         tail_drop: One of `TAIL_DROPS`; those of `DECODED_TWICE` draw for the decoding from a prefix.
-        weights: Of the lengths, (limit,) on the CPU, for "by_gain"; uniform when not given.
+        weights: How often each length is drawn, (limit,) on the CPU; all alike when not given.
     """
-    if tail_drop == "by_gain" and weights is not None:
-        return 1 + torch.multinomial(weights, batch, replacement=True)
     if tail_drop == "none":
         return torch.full((batch,), limit)
-    if tail_drop == "per_batch":
-        return torch.randint(1, limit + 1, (1,)).expand(batch)
     if tail_drop == "powers_of_two":
         return torch.tensor(2 ** int(torch.randint((limit - 1).bit_length() + 1, ()))).clamp(max=limit).expand(batch)
-    lengths = torch.randint(1, limit + 1, (batch,))
+    num_draws = 1 if tail_drop == "per_batch" else batch
+    if weights is None:
+        lengths = torch.randint(1, limit + 1, (num_draws,))
+    else:
+        lengths = 1 + torch.multinomial(weights, num_draws, replacement=True)
     if tail_drop == "half_full":
         lengths[torch.rand(batch) < 0.5] = limit
-    return lengths
+    return lengths.expand(batch)
 
 
 def alignment_loss(early: Tensor, lengths: Tensor, num_cells: int) -> Tensor:
@@ -71,12 +76,12 @@ def alignment_loss(early: Tensor, lengths: Tensor, num_cells: int) -> Tensor:
 class OneDPiece(TiTok):
     """TiTok trained with tail token drop: the first tokens learn to carry the most, and any prefix decodes.
 
-    In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `TAIL_DROPS`); a given
-    length is then an upper bound. Where images are decoded twice, the results of a batch of B are 2B: of the prefixes,
-    then of the whole. In evaluation mode nothing is random.
+    In training mode `decode` drops the last tokens as `model.vq_model.tail_drop` says (see `TAIL_DROPS`), to lengths
+    drawn as `model.vq_model.length_draw` says; a given length is then an upper bound. Where images are decoded twice,
+    the results of a batch of B are 2B: of the prefixes, then of the whole. In evaluation mode nothing is random.
 
     Attributes:
-        length_weights: What "by_gain" draws by, (N,) on the CPU, see `LengthGains`. Training sets it.
+        length_weights: How often "by_gain" draws each length, (N,) on the CPU, see `LengthGains`. Training sets it.
     """
 
     demands_full_length = False
@@ -84,9 +89,16 @@ class OneDPiece(TiTok):
     def __init__(self, config: dict | DictConfig):
         super().__init__(config)
         self.tail_drop = self.config.model.vq_model.get("tail_drop", "per_batch")
+        self.length_draw = self.config.model.vq_model.get("length_draw", "uniform")
         self.length_weights: Tensor | None = None
         if self.tail_drop not in TAIL_DROPS:
             raise UserError(f"model.vq_model.tail_drop must be one of {', '.join(TAIL_DROPS)}, got {self.tail_drop}")
+        if self.length_draw not in LENGTH_DRAWS:
+            raise UserError(
+                f"model.vq_model.length_draw must be one of {', '.join(LENGTH_DRAWS)}, got {self.length_draw}"
+            )
+        if self.length_draw == "by_gain" and self.tail_drop in NOT_DRAWN_BY_GAIN:
+            raise UserError(f"model.vq_model.length_draw by_gain changes nothing under tail_drop {self.tail_drop}")
 
     def forward(
         self,
@@ -98,8 +110,8 @@ class OneDPiece(TiTok):
 
         In training with tail_drop "prefix_to_full" or "prefix_aligned" the dict also has `prefix_loss`: how far the
         decoder's features of the prefixes are from those of the whole, which get no gradient from it. That is the mean
-        squared distance after the last layer, or `alignment_loss` after the first. With "by_gain" it has `lengths`, how
-        many tokens each prefix had, (B,) on the CPU.
+        squared distance after the last layer, or `alignment_loss` after the first. With length_draw "by_gain" it has
+        `lengths`, how many tokens of each image (of its prefix, where it is decoded twice) there were, (B,) on the CPU.
         """
         if not self.training:
             return super().forward(pixels, length, change)
@@ -112,7 +124,7 @@ class OneDPiece(TiTok):
         if self.tail_drop == "prefix_to_full":
             prefix, full = features.float().chunk(2)
             result["prefix_loss"] = F.mse_loss(prefix, full.detach())
-        if self.tail_drop == "by_gain":
+        if self.length_draw == "by_gain":
             result["lengths"] = kept[: len(pixels)]
         if self.tail_drop == "prefix_aligned":
             result["prefix_loss"] = alignment_loss(early[0], kept, self.decoder.grid**2)

@@ -356,16 +356,28 @@ def test_lengths_that_gain_most_are_drawn_most_often():
     half = torch.tensor([4, 4, 0.5, 0.5, 0, 0, 0, 0]) / 9 / 2
     torch.testing.assert_close(weights, 1 / 16 + half)
     torch.manual_seed(0)
-    drawn = torch.bincount(draw_lengths("by_gain", 20000, 8, weights), minlength=9)[1:] / 20000
+    drawn = torch.bincount(draw_lengths("prefix_and_full", 20000, 8, weights), minlength=9)[1:] / 20000
     assert (drawn - weights).abs().max() < 0.01
 
 
 def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():
-    model = OneDPiece(tiny_config(tail_drop="by_gain")).train()
+    model = OneDPiece(tiny_config(tail_drop="prefix_and_full", length_draw="by_gain")).train()
     model.length_weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
     decoded, result = model(torch.rand(2, 3, 16, 16))
     assert len(decoded) == 4 and result["lengths"].tolist() == [3, 3]
     assert "lengths" not in model.eval()(torch.rand(2, 3, 16, 16))[1]
+
+
+def test_lengths_are_drawn_by_gain_under_the_rules_that_draw_single_lengths():
+    weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
+    for tail_drop in ("per_batch", "per_sample", "prefix_and_full", "prefix_to_full", "prefix_aligned"):
+        assert draw_lengths(tail_drop, 4, 8, weights).tolist() == [3, 3, 3, 3]
+    assert set(draw_lengths("half_full", 64, 8, weights).tolist()) == {3, 8}
+    for tail_drop in ("none", "powers_of_two"):
+        with pytest.raises(UserError, match=f"by_gain changes nothing under tail_drop {tail_drop}"):
+            OneDPiece(tiny_config(tail_drop=tail_drop, length_draw="by_gain"))
+    with pytest.raises(UserError, match="length_draw must be one of uniform, by_gain, got even"):
+        OneDPiece(tiny_config(length_draw="even"))
 
 
 def test_stage_2_trains_the_decoding_half_only():

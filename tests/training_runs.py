@@ -59,7 +59,8 @@ def make_images(folder: Path, count: int = 24) -> None:
 
 def job_overrides(job: str, folder: Path, output_dir: Path) -> list[str]:
     """What makes the Fashion-MNIST configuration of a job as small as a test needs."""
-    extra = {"teacher": ADVERSARY, "stage1": TOKENIZER, "stage2": [*TOKENIZER, *ADVERSARY]}[job]
+    by_gain = "model.vq_model.length_draw=by_gain"  # has a state that a resumed run needs
+    extra = {"teacher": ADVERSARY, "stage1": [*TOKENIZER, by_gain], "stage2": [*TOKENIZER, *ADVERSARY]}[job]
     if job != "teacher":
         extra = [*extra, f"model.vq_model.pretrained_tokenizer_weight={folder / 'teacher'}"]
     if job == "stage2":

@@ -186,7 +186,7 @@ class Stage2Task(ReconstructionTask):
 
 def gains_of(model: TiTok) -> LengthGains | None:
     """What looks after the draw of lengths where they are drawn by their gain."""
-    return LengthGains(model.num_latent_tokens) if getattr(model, "tail_drop", None) == "by_gain" else None
+    return LengthGains(model.num_latent_tokens) if getattr(model, "length_draw", None) == "by_gain" else None
 
 
 def share_state(gains: LengthGains | None, state: dict[str, Tensor]) -> None:
