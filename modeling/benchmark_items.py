@@ -16,7 +16,7 @@ from modeling.contribution import replacement_changes
 from modeling.modules import blocks, conv
 from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer
-from utils.benchmark.items import Setting, Work, allow_tf32
+from utils.benchmark.items import RECOMMENDED, Setting, Work, allow_tf32
 from utils.benchmark.measure import Product
 
 
@@ -194,12 +194,12 @@ def tokenizer_step(setting: Setting, phase: str, folder: str, *overrides: str) -
     from modeling.pixel_vqgan import PixelVQGAN
     from modeling.tasks.tokenizer import tokenizer_task
 
+    # Without tail drop, whose draws would make every step another amount of work; the recommended one's do not.
+    whole = ("model.type=titok", "model.vq_model.strict_length_assertion=False")
     config = setting.config(
         phase,
         f"experiment.output_dir={folder}",
-        # Without tail drop, whose draws would make every step another amount of work.
-        "model.type=titok",
-        "model.vq_model.strict_length_assertion=False",
+        *(whole if setting.model != RECOMMENDED else ()),
         f"training.compile={setting.compile}",
         "training.codebook.warmup_steps=0",
         "training.codebook.kmeans=False",

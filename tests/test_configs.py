@@ -140,6 +140,31 @@ def test_each_step_reads_where_the_step_before_wrote(name):
     assert evaluation.output_dir == stage2.output_dir
 
 
+def test_the_recommended_runs_change_a_few_lines_of_the_published_ones():
+    changed = {}
+    for stage in ("stage1", "stage2"):
+        published, recommended = (
+            dict(flatten(to_plain(load_config(ROOT / f"configs/training/{stage}/one-d-piece_s256{name}.yaml"))))
+            for name in ("", "_recommended")
+        )
+        changed[stage] = {key for key in recommended if recommended[key] != published.get(key)}
+        assert published.keys() == recommended.keys()
+        place = recommended["experiment.output_dir"]
+        assert stage == "stage1" or recommended["experiment.init_weight"] == place.replace("stage2", "stage1")
+    names = {"experiment.name", "experiment.output_dir"}
+    assert changed["stage1"] - names == {
+        "model.vq_model.tail_drop",
+        "model.vq_model.length_draw",
+        "losses.full_weight",
+    }
+    assert changed["stage2"] - names == {
+        "experiment.init_weight",
+        "model.vq_model.tail_drop",
+        "model.vq_model.freeze_tokens",
+        "losses.quantizer_weight",
+    }
+
+
 @pytest.mark.parametrize("folder", ["fashion", "emoji/64"])
 def test_the_small_runs_read_where_the_run_before_wrote(folder):
     teacher, stage1, stage2, evaluation, generator = (

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.benchmark.items import CONFIGS, DTYPES, Items
+from utils.benchmark.items import CONFIGS, DTYPES, RECOMMENDED, Items
 from utils.benchmark.measure import CLOCKS, NUM_OPERATORS
 from utils.benchmark.peers import PLAIN
 from utils.cli import Parser
@@ -55,7 +55,8 @@ def varied(arguments: argparse.Namespace) -> str | None:
 def _parser(description: str, items: Items) -> argparse.ArgumentParser:
     parser = Parser(description)
     add = parser.add_argument
-    add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help="sizes: the bundled model's, or published ones")
+    sizes = f"the bundled models', published ones, or {RECOMMENDED}: the training that docs/findings.md recommends"
+    add("--model", nargs="+", choices=CONFIGS, default=["tiny"], help=f"sizes: {sizes} (default: tiny)")
     default = " ".join(DEFAULT_ITEMS)
     choices = [*items, ALL]
     add("--only", nargs="+", choices=choices, default=DEFAULT_ITEMS, help=f"what to measure (default: {default})")

@@ -16,7 +16,7 @@ AXES = {"length": "tokens", "batch_size": "images in a batch", "processes": "pro
 
 
 def line(cells: Sequence[str]) -> str:
-    return f"{cells[0]:7}{cells[1]:21}" + "".join(f"{cell:>11}" for cell in cells[2:])
+    return f"{cells[0]:14}{cells[1]:21}" + "".join(f"{cell:>11}" for cell in cells[2:])
 
 
 def row(found: Measurement) -> tuple[str, ...]:

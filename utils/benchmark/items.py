@@ -26,6 +26,10 @@ CONFIGS = {
     "tiny": {phase: f"configs/fashion/{phase}.yaml" for phase in PUBLISHED},
     **{size: {phase: path.format(size.lower()) for phase, path in PUBLISHED.items()} for size in "SBL"},
 }
+RECOMMENDED = "S_recommended"  # its steps are timed with their tail drop
+CONFIGS[RECOMMENDED] = CONFIGS["S"] | {
+    phase: PUBLISHED[phase].format("s").replace(".yaml", "_recommended.yaml") for phase in ("stage1", "stage2")
+}
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -201,7 +201,7 @@ def timed_works(arguments: argparse.Namespace, items: Items, beside: Timers) -> 
         except torch.OutOfMemoryError:
             if arguments.serve:  # the others would go on to another item
                 raise
-            tqdm.write(f"{setting.model:7}{item}: a batch of {setting.batch_size} does not fit into memory")
+            tqdm.write(f"{setting.model:14}{item}: a batch of {setting.batch_size} does not fit into memory")
 
 
 def _about(work: Work, setting: Setting, timers: Timers, with_profile: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def alone(arguments: argparse.Namespace, items: Items, products: Products, title
             found.append(measurement)
             tqdm.write(line(row(measurement)))
             if (share := measurement.share_of_training) is not None:
-                tqdm.write(f"{'':7}as often as the configuration says: {share:.2%} of training time")
+                tqdm.write(f"{'':14}as often as the configuration says: {share:.2%} of training time")
             if profiled:
                 tqdm.write(profiled)
     if arguments.figure:
