@@ -28,7 +28,6 @@ LENGTH_DRAWS = {
     "uniform": "all lengths alike (published)",
     "by_gain": "half of the draws by how much each length gains, see LengthGains (after InfoTok)",
 }
-NOT_DRAWN_BY_GAIN = ("powers_of_two", "none")
 
 
 def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None = None) -> Tensor:
@@ -44,7 +43,9 @@ def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None 
     if tail_drop == "none":
         return torch.full((batch,), limit)
     if tail_drop == "powers_of_two":
-        return torch.tensor(2 ** int(torch.randint((limit - 1).bit_length() + 1, ()))).clamp(max=limit).expand(batch)
+        powers = (2 ** torch.arange((limit - 1).bit_length() + 1)).clamp(max=limit)
+        chosen = torch.randint(len(powers), (1,)) if weights is None else torch.multinomial(weights[powers - 1], 1)
+        return powers[chosen].expand(batch)
     num_draws = 1 if tail_drop == "per_batch" else batch
     if weights is None:
         lengths = torch.randint(1, limit + 1, (num_draws,))
@@ -97,8 +98,6 @@ class OneDPiece(TiTok):
             raise UserError(
                 f"model.vq_model.length_draw must be one of {', '.join(LENGTH_DRAWS)}, got {self.length_draw}"
             )
-        if self.length_draw == "by_gain" and self.tail_drop in NOT_DRAWN_BY_GAIN:
-            raise UserError(f"model.vq_model.length_draw by_gain changes nothing under tail_drop {self.tail_drop}")
 
     def forward(
         self,

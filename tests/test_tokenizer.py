@@ -368,14 +368,14 @@ def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():
     assert "lengths" not in model.eval()(torch.rand(2, 3, 16, 16))[1]
 
 
-def test_lengths_are_drawn_by_gain_under_the_rules_that_draw_single_lengths():
+def test_lengths_are_drawn_by_gain_under_every_rule():
     weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
     for tail_drop in ("per_batch", "per_sample", "prefix_and_full", "prefix_to_full", "prefix_aligned"):
         assert draw_lengths(tail_drop, 4, 8, weights).tolist() == [3, 3, 3, 3]
     assert set(draw_lengths("half_full", 64, 8, weights).tolist()) == {3, 8}
-    for tail_drop in ("none", "powers_of_two"):
-        with pytest.raises(UserError, match=f"by_gain changes nothing under tail_drop {tail_drop}"):
-            OneDPiece(tiny_config(tail_drop=tail_drop, length_draw="by_gain"))
+    assert draw_lengths("none", 2, 8, weights).tolist() == [8, 8]
+    powers = torch.stack([draw_lengths("powers_of_two", 2, 8, weights + torch.eye(8)[1]) for _ in range(64)])
+    assert set(powers.flatten().tolist()) == {2} and (powers[:, 0] == powers[:, 1]).all()
     with pytest.raises(UserError, match="length_draw must be one of uniform, by_gain, got even"):
         OneDPiece(tiny_config(length_draw="even"))
 
