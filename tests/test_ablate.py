@@ -14,7 +14,7 @@ from utils.config import load_config, save_config
 from utils.paths import ROOT
 from utils.processes import Processes
 from utils.training import ablation
-from utils.training.ablation_results import bytes_at, entropy_tables, spread
+from utils.training.ablation_results import bytes_at, entropy_tables, generation_of, generation_table, spread
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,34 @@ def test_an_entropy_model_is_fitted_where_the_list_says_so_and_an_arm_may_train_
     assert ablation.settings_of(trial, plan)["train"] == "another.yaml"
 
 
+def test_a_generator_is_trained_and_scored_where_the_list_says_so(world, tmp_path):
+    plan = ablation.read_arms(world / "arms.yaml")
+    plan |= {"generation": ["configs/fashion/generator.yaml", "training.max_train_steps=3"], "num_generated_images": 20}
+    trial = next(ablation.trials_of(plan, tmp_path))
+    *_, pretokenize, train, score = [command for _, command in ablation.steps_of(trial, plan)]
+    assert [words[0] for words in (pretokenize, train, score)] == [
+        "pretokenize.py",
+        "train_generator.py",
+        "evaluate_generation.py",
+    ]
+    config = load_config(train[1].removeprefix("config="), train[2:])
+    assert config.dataset.params.token_set == pretokenize[-1] and config.training.max_train_steps == 3
+    assert config.training.seed == 2 and config.experiment.output_dir == score[score.index("--checkpoint") + 1]
+    images = load_config(world / "stage2.yaml").dataset.params
+    assert score[score.index("--reference") + 1] == (images.eval_shards_path_or_url or images.eval_folder)
+    assert score[score.index("--num_images") + 1] == "20"
+    scores = [command for _, command in ablation.steps_of(trial, plan) if command[0] == "evaluate_reconstruction.py"]
+    assert scores[0][scores[0].index("--features") + 1] == "efficientnet_lite0"
+
+
+def test_how_well_a_generator_does_on_the_tokens_is_tabled(tmp_path):
+    row = {"fd_efficientnet_lite0": 250.0, "precision": 0.5, "recall": 0.25}
+    assert generation_of(tmp_path / "metrics.json", {}) == {}
+    (tmp_path / "metrics.json").write_text(json.dumps({"rows": [row]}))
+    seed = {"title": "arm", **generation_of(tmp_path / "metrics.json", {"fd_efficientnet_lite0": 200.0})}
+    assert generation_table({"arm": [seed]}).endswith("| arm | 250 | 0.5 | 0.25 | 200 |")
+
+
 def test_bits_by_position_and_bytes_at_equal_psnr_are_tabled():
     curves = [{"tokens": tokens, "psnr": psnr} for tokens, psnr in ((1, 15.0), (2, 17.0), (4, 19.0))]
     seed = {"title": "arm", "curves": curves, "bytes": [2.0, 4.0, 8.0], "bits": [8.0, 7, 6, 5], "codes_used": [9] * 4}
@@ -128,6 +156,7 @@ def test_bits_by_position_and_bytes_at_equal_psnr_are_tabled():
     ("change", "complaint"),
     [
         ({"seed": 1}, "must have the keys"),
+        ({"generation": ["configs/fashion/generator.yaml"]}, "generation and num_generated_images belong together"),
         ({"arms": {"a": {"title": "a"}}}, "title and overrides"),
         ({"arms": {"a": {"title": "a", "overrides": {"model.vq_model.tail_dorp": "none"}}}}, "tail_drop"),
     ],
@@ -147,5 +176,7 @@ def test_the_committed_lists_can_be_trained(path):
     for trial in ablation.trials_of(plan, ROOT / "output"):
         load_config(ROOT / trial.train, trial.overrides)
     load_config(ROOT / plan["evaluate"][0], plan["evaluate"][1:])
+    if "generation" in plan:
+        load_config(ROOT / plan["generation"][0], plan["generation"][1:])
     if "entropy" in plan:
         load_config(ROOT / plan["entropy"][0])

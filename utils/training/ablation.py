@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from utils.config import load_config
 from utils.errors import UserError
 from utils.files import write_json
 from utils.paths import ROOT
@@ -23,7 +24,9 @@ from utils.processes import num_cores
 
 SETTINGS = "settings.json"
 KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
-OPTIONAL = {"entropy"}  # a generator's configuration, whose images' tokens an entropy model is fitted to, and changes
+# A generator's configuration and changes: whose images' tokens an entropy model is fitted to; that is trained on them.
+OPTIONAL = {"entropy", "generation", "num_generated_images"}
+FEATURES = "efficientnet_lite0"  # of Frechet distances, where a list has `generation`
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def read_arms(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a list of arms: {error}") from error
     if not isinstance(plan, dict) or not KEYS <= set(plan) <= KEYS | OPTIONAL or not plan["arms"]:
         raise UserError(f"{path} must have the keys {', '.join(sorted(KEYS))}, see configs/ablations")
+    if ("generation" in plan) != ("num_generated_images" in plan):
+        raise UserError(f"{path}: generation and num_generated_images belong together, see configs/ablations")
     for name, arm in plan["arms"].items():
         if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds", "train"}:
             raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds and train")
@@ -147,9 +152,10 @@ def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list
     )
     source = ["--config", str(ROOT / plan["evaluate"][0]), "--checkpoint", str(model)]
     changes = [*plan["evaluate"][1:], *sizes]
+    features = FEATURES if "generation" in plan else "none"
     yield (
         trial.folder / "scores" / "metrics.json",
-        ["evaluate_reconstruction.py", *source, "--features", "none", *output("scores"), *changes],
+        ["evaluate_reconstruction.py", *source, "--features", features, *output("scores"), *changes],
     )
     num_images = str(plan["num_contribution_images"])
     yield (
@@ -162,18 +168,36 @@ def steps_of(trial: Trial, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list
     )
     data = ["--data", str(tokens / "tokens.npz"), "--labels", str(tokens / "labels.npy")]
     yield tokens / "analysis.json", ["analyze_tokens.py", *data]
+    yield from steps_on_tokens(trial, model, plan)
+
+
+def steps_on_tokens(trial: Trial, model: Path, plan: Mapping[str, Any]) -> Iterator[tuple[Path, list[str]]]:
+    """Tokenize the training images, fit an entropy model to them, train a generator on them and score its samples."""
+    wanted = [plan[key] for key in ("entropy", "generation") if key in plan]
+    token_set = trial.folder / "token_set"
+    if wanted:
+        source = ["--config", str(ROOT / wanted[0][0]), "--checkpoint", str(model)]
+        yield token_set / "eval" / "manifest.json", ["pretokenize.py", *source, "--output_dir", str(token_set)]
     if "entropy" in plan:
-        yield from entropy_steps(trial, model, plan["entropy"])
+        output = trial.folder / "entropy"
+        fit = ["--token_set", str(token_set), "--tokenizer", str(model), "--output_dir", str(output), "--force"]
+        yield output / "entropy.json", ["fit_entropy_model.py", *fit, *plan["entropy"][1:]]
+    if "generation" in plan:
+        config, *changes = plan["generation"]
+        generator, output = trial.folder / "generator", trial.folder / "generation"
+        places = [f"experiment.tokenizer_checkpoint={model}", f"dataset.params.token_set={token_set}"]
+        places += [f"experiment.output_dir={generator}", f"training.seed={trial.seed}"]
+        yield generator / "model.safetensors", ["train_generator.py", f"config={ROOT / config}", *places, *changes]
+        source = ["--checkpoint", str(generator), "--reference", scored_images(plan), "--features", FEATURES]
+        count = ["--num_images", str(plan["num_generated_images"]), "--output_dir", str(output)]
+        yield output / "metrics.json", ["evaluate_generation.py", *source, *count]
 
 
-def entropy_steps(trial: Trial, model: Path, entropy: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Tokenize the training images, fit an entropy model to them, and write the tokens of the test images with it."""
-    config, *changes = entropy
-    token_set, output = trial.folder / "token_set", trial.folder / "entropy"
-    source = ["--config", str(ROOT / config), "--checkpoint", str(model)]
-    yield token_set / "eval" / "manifest.json", ["pretokenize.py", *source, "--output_dir", str(token_set)]
-    fit = ["--token_set", str(token_set), "--tokenizer", str(model), "--output_dir", str(output), "--force"]
-    yield output / "entropy.json", ["fit_entropy_model.py", *fit, *changes]
+def scored_images(plan: Mapping[str, Any]) -> str:
+    """The shards or the folder of the images that arms are scored on."""
+    config, *changes = plan["evaluate"]
+    params = load_config(ROOT / config, changes).dataset.params
+    return str(params.eval_shards_path_or_url or params.eval_folder)
 
 
 def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.evaluation.report import title_of
 from utils.figures import plotting
-from utils.training.ablation import Trial, read_json
+from utils.training.ablation import FEATURES, Trial, read_json
 
 CURVES = ("psnr", "ssim", "perceptual_efficientnet_lite0")
 
@@ -20,7 +20,8 @@ def results_of(trial: Trial) -> dict[str, Any]:
         "curves": a row for each number of tokens; "head": the share of the first eighth of the tokens in the absolute
         contribution of all; "codes_used": by position; "nmi", "nmi_shuffled", "purity", "purity_shuffled": of the first
         token and the class; where an entropy model was fitted "bits", of each position under it, and "bytes" of its
-        files, at each number of tokens of the curves.
+        files, at each number of tokens of the curves; where a generator was trained "generation": the Frechet distance
+        of its samples, their precision and recall, and the distance of the reconstructions from all tokens.
     """
     folder = trial.folder
     scores, analysis = read_json(folder / "scores" / "metrics.json"), read_json(folder / "tokens" / "analysis.json")
@@ -38,6 +39,7 @@ def results_of(trial: Trial) -> dict[str, Any]:
         "codes_used": [row["codes_used"] for row in analysis["positions"]],
         **{name: first[name] for name in ("nmi", "nmi_shuffled", "purity", "purity_shuffled")},
         **entropy_of(folder / "entropy" / "entropy.json"),
+        **generation_of(folder / "generation" / "metrics.json", scores["rows"][-1]),
     }
 
 
@@ -47,6 +49,15 @@ def entropy_of(path: Path) -> dict[str, list[float]]:
         return {}
     mode = read_json(path)["modes"]["network"]
     return {"bits": mode["bits"], "bytes": mode["bytes"]}
+
+
+def generation_of(path: Path, reconstructions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    if not path.exists():
+        return {}
+    (row,) = read_json(path)["rows"]
+    distance = f"fd_{FEATURES}"
+    found = {"distance": row[distance], "precision": row["precision"], "recall": row["recall"]}
+    return {"generation": found | {"reconstructions": reconstructions[distance]}}
 
 
 Arms = Mapping[str, Sequence[Mapping[str, Any]]]  # results of each seed, by arm
@@ -82,6 +93,8 @@ def tables(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield markdown(["arm", *columns], rows)
     if all("bits" in seed for seeds in arms.values() for seed in seeds):
         yield from entropy_tables(arms, lengths)
+    if all("generation" in seed for seeds in arms.values() for seed in seeds):
+        yield generation_table(arms)
 
 
 def entropy_tables(arms: Arms, lengths: Sequence[int]) -> Iterator[str]:
@@ -100,6 +113,22 @@ def entropy_tables(arms: Arms, lengths: Sequence[int]) -> Iterator[str]:
     best = max(seed["curves"][-1]["psnr"] for seeds in arms.values() for seed in seeds)
     levels = [int(best) - below for below in reversed(range(4))]
     yield table("bytes at a PSNR (dB) of", levels, lambda seed: [bytes_at(level, seed) for level in levels])
+
+
+def generation_table(arms: Arms) -> str:
+    """How far a generator's samples are from the images that arms are scored on, and the reconstructions of these."""
+    distance = title_of(f"fd_{FEATURES}")
+    columns = {
+        "distance": f"{distance} of samples",
+        "precision": "precision",
+        "recall": "recall",
+        "reconstructions": f"{distance} of reconstructions",
+    }
+    rows = [
+        [seeds[0]["title"], *(spread([seed["generation"][key] for seed in seeds]) for key in columns)]
+        for seeds in arms.values()
+    ]
+    return markdown(["generator on the arm's tokens", *columns.values()], rows)
 
 
 def bytes_at(level: float, seed: Mapping[str, Any]) -> float:
