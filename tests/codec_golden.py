@@ -1,13 +1,20 @@
-"""Writes a set of golden files, once for a version of the format: python3 -m tests.codec_golden FOLDER"""
+"""Writes a set of golden files, once for a version of the format, and what a set lacks of a new bundled tokenizer.
 
+    python3 -m tests.codec_golden tests/golden/v1
+    python3 -m tests.codec_golden tests/golden/v1 --keep one-d-piece_fashion    # before another takes its place
+
+Files are never written again: they must decode for ever.
+"""
+
+import argparse
 import json
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from codec.bitstream import Fit, Geometry, Mode, Tiles, unpack
-from codec.entropy import EntropyModels, load_entropy_models, read_tokens, save_entropy_models, write_tokens
+from codec.entropy import FILE, EntropyModels, load_entropy_models, read_tokens, save_entropy_models, write_tokens
 from tests.codec_data import TOKENIZER, likely_tokens, random_models
 from utils.paths import ROOT
 
@@ -35,11 +42,24 @@ GEOMETRIES = {
 }
 
 
+def path_of(store: str, folder: Path) -> Path:
+    """The entropy models of a golden store: in the set's folder, or of a bundled tokenizer."""
+    own = folder / f"{store}.safetensors"
+    return own if own.is_file() else ROOT / "assets/models" / store / FILE
+
+
 def models_of(store: str, folder: Path) -> EntropyModels:
-    """The entropy models of a golden store, or of a bundled tokenizer."""
-    if store in BUNDLED:
-        return load_entropy_models(ROOT / "assets/models" / store / "entropy.safetensors")
-    return load_entropy_models(folder / f"{store}.safetensors")
+    return load_entropy_models(path_of(store, folder))
+
+
+def read_vectors(folder: Path) -> dict:
+    path = folder / VECTORS
+    return json.loads(path.read_text()) if path.is_file() else {"files": {}, "shares": {}}
+
+
+def write_vectors(folder: Path, vectors: dict) -> None:
+    text = json.dumps(vectors, separators=(",", ":")).replace('},"', '},\n"').replace("},{", "},\n{")
+    (folder / VECTORS).write_text(text + "\n")
 
 
 def described(data: bytes, models: EntropyModels) -> dict:
@@ -79,14 +99,15 @@ def frequencies_of(models: EntropyModels) -> list[dict]:
     ]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True)  # a set that is there stays as it is
-    vectors = {"files": {}, "shares": {}}
-    for store, sizes in STORES.items():
-        network = random_models(**sizes).by_mode[Mode.NETWORK]
-        save_entropy_models(folder / f"{store}.safetensors", TOKENIZER, network)
-    for store in (*STORES, *BUNDLED):
+def add_missing(folder: Path) -> None:
+    """Files of every store that has none: all of a new set, a new bundled tokenizer's of one that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = read_vectors(folder)
+    present = {case["store"] for case in vectors["files"].values()}
+    for store in [store for store in (*STORES, *BUNDLED) if store not in present]:
+        if store in STORES:
+            network = random_models(**STORES[store]).by_mode[Mode.NETWORK]
+            save_entropy_models(folder / f"{store}.safetensors", TOKENIZER, network)
         models = models_of(store, folder)
         vectors["shares"] |= {store: frequencies_of(models)} if store in STORES else {}
         for name, geometry in GEOMETRIES.items():
@@ -95,8 +116,33 @@ def main() -> None:
                 file = f"{store}_{name}_{mode.name.lower()}.1dp"
                 (folder / file).write_bytes(data)
                 vectors["files"][file] = {"store": store, **described(data, models)}
-    text = json.dumps(vectors, separators=(",", ":")).replace('},"', '},\n"').replace("},{", "},\n{")
-    (folder / VECTORS).write_text(text + "\n")
+    write_vectors(folder, vectors)
+
+
+def keep(folder: Path, store: str) -> None:
+    """Name a bundled tokenizer's files by its identity too, and keep its entropy models beside them."""
+    kept = f"{store}-{models_of(store, folder).tokenizer[:2].hex()}"
+    shutil.copy(path_of(store, folder), folder / f"{kept}.safetensors")
+    vectors = read_vectors(folder)
+    files = {}
+    for file, case in vectors["files"].items():
+        if case["store"] == store:
+            new = file.replace(store, kept)
+            (folder / file).rename(folder / new)
+            file, case = new, case | {"store": kept}
+        files[file] = case
+    write_vectors(folder, vectors | {"files": files})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--keep", choices=BUNDLED, help="a bundled tokenizer whose files and entropy models stay")
+    args = parser.parse_args()
+    if args.keep:
+        keep(args.folder, args.keep)
+    else:
+        add_missing(args.folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Files that were written once and must decode for ever; `python3 -m tests.codec_golden` wrote them."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, pack, unpack
 from codec.entropy import StaticTables, read_tokens, write_tokens
 from tests import page_reader
-from tests.codec_golden import BUNDLED, VECTORS, models_of
+from tests.codec_golden import STORES as GOLDEN_STORES
+from tests.codec_golden import models_of, path_of, read_vectors
 from utils.paths import ROOT
 
 SETS = sorted((ROOT / "tests/golden").glob("v*"))
@@ -19,8 +19,8 @@ PAGE = (ROOT / "docs/format.md").read_text()
 STORES = {}
 
 
-def vectors_of(folder):
-    return json.loads((folder / VECTORS).read_text())
+def stores_of(folder):
+    return {case["store"] for case in read_vectors(folder)["files"].values()}
 
 
 def models_for(store, folder):
@@ -31,12 +31,12 @@ def models_for(store, folder):
 
 def test_there_is_a_set_for_every_version():
     assert [folder.name for folder in SETS] == ["v1"]
-    assert len(FILES) == len(vectors_of(SETS[0])["files"]) > 30
+    assert len(FILES) == len(read_vectors(SETS[0])["files"]) > 30
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_golden_file_decodes_as_ever(path: Path):
-    expected, data = vectors_of(path.parent)["files"][path.name], path.read_bytes()
+    expected, data = read_vectors(path.parent)["files"][path.name], path.read_bytes()
     models = models_for(expected["store"], path.parent)
     assert data.hex() == expected["hex"]
     read = read_tokens(data, models)
@@ -55,7 +55,7 @@ def test_a_golden_file_decodes_as_ever(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_flipped_bit_of_a_golden_file_is_an_error(path: Path):
     data = path.read_bytes()
-    models = models_for(vectors_of(path.parent)["files"][path.name]["store"], path.parent)
+    models = models_for(read_vectors(path.parent)["files"][path.name]["store"], path.parent)
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -65,8 +65,8 @@ def test_every_flipped_bit_of_a_golden_file_is_an_error(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_golden_file_is_refused_by_every_other_model(path: Path):
-    own = vectors_of(path.parent)["files"][path.name]["store"]
-    for store in {"pairs", "shared", *BUNDLED} - {own}:
+    own = read_vectors(path.parent)["files"][path.name]["store"]
+    for store in stores_of(path.parent) - {own}:
         models = models_for(store, path.parent)
         if models.tokenizer != models_for(own, path.parent).tokenizer:
             with pytest.raises(FormatError, match="written with the tokenizer"):
@@ -76,7 +76,7 @@ def test_a_golden_file_is_refused_by_every_other_model(path: Path):
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent == SETS[-1]], ids=lambda path: path.name)
 def test_golden_tokens_are_written_as_ever(path: Path):
     """Of the version that is written now."""
-    expected = vectors_of(path.parent)["files"][path.name]
+    expected = read_vectors(path.parent)["files"][path.name]
     models, file = models_for(expected["store"], path.parent), unpack(path.read_bytes())
     tokens = read_tokens(path.read_bytes(), models).tokens
     assert write_tokens(tokens, models, file.header.geometry, file.header.mode) == path.read_bytes()
@@ -84,7 +84,7 @@ def test_golden_tokens_are_written_as_ever(path: Path):
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda path: path.name)
 def test_golden_shares_are_as_ever(folder):
-    for store, cases in vectors_of(folder)["shares"].items():
+    for store, cases in read_vectors(folder)["shares"].items():
         network = models_for(store, folder).by_mode[Mode.NETWORK]
         for case in cases:
             tokens = np.array(case["after"], dtype=np.int64)[None]
@@ -95,16 +95,11 @@ def test_golden_shares_are_as_ever(folder):
 # ---------------------------------------------------------------------------------------------------- the page itself
 
 
-def bytes_of_store(store, folder):
-    path = folder / f"{store}.safetensors"
-    return (path if path.is_file() else ROOT / "assets/models" / store / "entropy.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("store", ["pairs", "shared", *BUNDLED])
+@pytest.mark.parametrize("store", sorted(stores_of(SETS[0])))
 def test_a_reader_written_from_the_page_alone_reads_whole_and_cut_files(store):
-    folder, cases = SETS[0], vectors_of(SETS[0])["files"]
-    bundled = store in BUNDLED
-    model = page_reader.Store(bytes_of_store(store, folder))
+    folder, cases = SETS[0], read_vectors(SETS[0])["files"]
+    bundled = store not in GOLDEN_STORES
+    model = page_reader.Store(path_of(store, folder).read_bytes())
     for case in [case for case in cases.values() if case["store"] == store][: 6 if bundled else None]:
         data = bytes.fromhex(case["hex"])
         assert page_reader.read(data, model) == case["tokens"]

@@ -18,6 +18,7 @@ from codec.canvas import from_squares, to_canvas
 from codec.entropy import read_tokens, write_tokens
 from data.transforms import EvalTransform
 from modeling.tokenizers import encode_tokens, load_tokenizer
+from tests import codec_golden
 from tests.browser import chromium, served
 from tests.codec_data import likely_tokens
 from tests.codec_golden import BUNDLED, STORES, VECTORS, models_of
@@ -57,9 +58,7 @@ def models_for(store):
 
 
 def path_of(store):
-    own = GOLDEN / f"{store}.safetensors"
-    path = own if own.is_file() else ROOT / "assets/models" / store / "entropy.safetensors"
-    return path.relative_to(ROOT).as_posix()
+    return codec_golden.path_of(store, GOLDEN).relative_to(ROOT).as_posix()
 
 
 def as_page(geometry):
