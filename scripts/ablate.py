@@ -7,8 +7,8 @@ are the commands of the README: train_tokenizer, evaluate_reconstruction, genera
 reconstruct_tokenizer --tokens, analyze_tokens; where the list says `entropy` also pretokenize and fit_entropy_model,
 for the bits of each position and the bytes of each length; where it says `generation` train_generator and
 evaluate_generation, for the distance of a generator's samples. Each writes into OUTPUT_DIR/ARM-SEED and is left out
-where it is done, so a run that was killed goes on where it was, and an arm that is added later is all that is run; where
-a list says something else of an arm than the one that ran it, that is an error. The last files that it writes are
+where it is done, so a run that was killed goes on where it was, and an arm that is added later is all that is run;
+where a list says something else of an arm than the one that ran it, that is an error. The last files that it writes are
 OUTPUT_DIR/ablation.json, ablation.md (the tables) and ablation.png and .pdf (the curves).
 """
 
