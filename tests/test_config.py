@@ -164,6 +164,15 @@ def test_numbers_that_switch_something_off_are_taken(override):
     load_config(STAGE1, [override])
 
 
+@pytest.mark.parametrize(("text", "value"), [("False", "False"), ("auto", "auto"), ("'True'", "True")])
+def test_a_choice_of_truths_and_words_takes_both(write, text, value):
+    write("base.yaml", "training: {compile: auto, name: run}")
+    config = load_config(write("named.yaml", f"defaults: [base.yaml]\ntraining: {{compile: {text}}}"))
+    assert config.training.compile == value
+    with pytest.raises(ConfigError, match="training.name must be a string"):
+        load_config(write("other.yaml", "defaults: [base.yaml]\ntraining: {name: False}"))
+
+
 def test_small_numbers_are_numbers(named):
     assert load_config(named).training.rate == 0.0001
 
@@ -207,6 +216,9 @@ def test_the_saved_configuration_repeats_the_run(tmp_path):
     save_config(config, path)
     assert to_plain(load_config(path)) == to_plain(config)
     assert load_config(path, ["training.seed=8"]).training.seed == 8
+    # What refers to a value follows it, as in the file that the run was started with.
+    other = load_config(path, ["optimizer.params.learning_rate=1e-6"])
+    assert other.lr_scheduler.params.learning_rate == 1e-6
     assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
     with pytest.raises(ConfigError, match="did you mean training.seed"):
         load_config(path, ["training.sed=8"])

@@ -92,9 +92,12 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 
 
 def save_config(config: DictConfig, path: str | os.PathLike) -> None:
-    """Write the resolved configuration as one YAML file; `config=` that file repeats the run."""
-    header = "# The resolved configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
-    write_text(Path(path), header + OmegaConf.to_yaml(config, resolve=True))
+    """Write the configuration as one YAML file; `config=` that file repeats the run, and `a.b=c` behind it changes it.
+
+    A `${...}` stays one, so that a value follows the one that it refers to.
+    """
+    header = "# The whole configuration of this run. Given as config=THIS_FILE it repeats the run.\n"
+    write_text(Path(path), header + OmegaConf.to_yaml(config, resolve=False))
 
 
 def check_kind(config: DictConfig, source: str | os.PathLike, *kinds: str) -> str:
@@ -305,7 +308,9 @@ def _fit(value: Any, current: Any, what: str) -> Any:
     elif isinstance(current, float):
         fits, wanted = is_number, "a number"
     elif isinstance(current, str):
-        fits, wanted = is_number or isinstance(value, str), "a string"
+        # YAML reads True as a truth, the command line as text.
+        is_choice = isinstance(value, bool) and current.lower() in ("auto", "true", "false")
+        fits, wanted = is_number or isinstance(value, str) or is_choice, "a string"
     else:
         return _fit_list(value, current, what)
     if not fits:
