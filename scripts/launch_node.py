@@ -89,8 +89,10 @@ class Node:
 
 def count_processes() -> int:
     """NUM_PROCESSES, or one for each GPU, or one."""
-    if "NUM_PROCESSES" in os.environ:
-        return int(os.environ["NUM_PROCESSES"])
+    if asked := os.environ.get("NUM_PROCESSES"):
+        if not asked.isdecimal() or int(asked) == 0:
+            raise UserError(f"NUM_PROCESSES must be a whole number of at least 1, got {asked}")
+        return int(asked)
     found = torch.cuda.device_count()
     granted = int(os.environ.get("SLURM_GPUS_ON_NODE") or found)
     if found != granted:

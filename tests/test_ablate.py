@@ -22,7 +22,7 @@ def world(tmp_path_factory):
     """Images, a teacher, the configurations of a small stage 1 and stage 2, and a list of two arms."""
     folder = tmp_path_factory.mktemp("ablation")
     make_images(folder)
-    run_job("teacher", folder, folder / "teacher", "training.max_train_steps=1")
+    run_job("teacher", folder, folder / "teacher", "training.max_train_steps=2")
     for job in ("stage1", "stage2"):
         save_config(job_config(job, folder, folder / job), folder / f"{job}.yaml")
     plan = {
@@ -131,6 +131,14 @@ def test_a_generator_is_trained_and_scored_where_the_list_says_so(world, tmp_pat
     assert score[score.index("--num_images") + 1] == "20"
     scores = [command for _, command in ablation.steps_of(trial, plan) if command[0] == "evaluate_reconstruction.py"]
     assert scores[0][scores[0].index("--features") + 1] == "efficientnet_lite0"
+
+
+def test_runs_side_by_side_share_the_gpus_that_were_given(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [ablation.environment(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    assert [ablation.environment(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["2", "GPU-5", "2"]
 
 
 def test_how_well_a_generator_does_on_the_tokens_is_tabled(tmp_path):

@@ -190,6 +190,13 @@ def test_a_node_that_lacks_a_gpu_is_named(node, monkeypatch):
         launch_node.count_processes()
 
 
+@pytest.mark.parametrize("asked", ["0", "-1", "two"])
+def test_a_number_of_processes_is_one_or_more(node, monkeypatch, asked):
+    monkeypatch.setenv("NUM_PROCESSES", asked)
+    with pytest.raises(UserError, match=f"NUM_PROCESSES must be a whole number of at least 1, got {asked}"):
+        launch_node.count_processes()
+
+
 def test_the_sites_settings_are_read(launch, tmp_path, greet):
     """Modules, a container and options for srun, from scripts/site.env of a copy of the launchers."""
     copy = tmp_path / "repository"

@@ -221,8 +221,10 @@ def environment(place: int, parallel: int) -> dict[str, str]:
     environ = dict(os.environ)
     if parallel > 1:
         environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // parallel)))
-        if torch.cuda.device_count() > 1:
-            environ["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
+        if (count := torch.cuda.device_count()) > 1:
+            given = environ.get("CUDA_VISIBLE_DEVICES")  # some of the machine's, by number or name
+            visible = given.split(",") if given else [str(number) for number in range(count)]
+            environ["CUDA_VISIBLE_DEVICES"] = visible[place % count]
     return environ
 
 
