@@ -17,12 +17,12 @@ from utils.reconstructions import Reconstruction, Reconstructions
 from utils.result_folder import ResultFolder
 
 
-def check_decodable(lengths: Sequence[int], tokenizer: TiTok) -> None:
-    """Refuse --lengths that the tokenizer does not decode, before the work, which may take long."""
+def check_decodable(lengths: Sequence[int], tokenizer: TiTok, flag: str = "--lengths") -> None:
+    """Refuse token counts that the tokenizer does not decode, before the work, which may take long."""
     total = tokenizer.num_latent_tokens
-    check_lengths(lengths, total, "--lengths")
+    check_lengths(lengths, total, flag)
     if tokenizer.strict_length_assertion and set(lengths) - {total}:
-        raise UserError(f"--lengths must be {total} alone for this tokenizer, got {', '.join(map(str, lengths))}")
+        raise UserError(f"{flag} must be {total} alone for this tokenizer, got {', '.join(map(str, lengths))}")
 
 
 def reconstructions(

@@ -105,11 +105,13 @@ def tuning_of(tokenizer):
         ({"images": 1.5}, "training.perturb.images is a share, 0 to 1, got 1.5"),
         ({"images": 0.1, "tokens": -1}, "training.perturb.tokens is a share, 0 to 1, got -1"),
         ({"images": 0.1, "neighbours": 32}, r"neighbours must be in 1..31, the other codes, got 32"),
+        ({"images": 0.1, "first_codes": 2}, "with model.vq_model.first_codes the first places have only some"),
         ({"images": 0.1, "generator": "maskgit_fashion"}, "draws tokens of a finished tokenizer: train its decoder"),
     ],
 )
 def test_a_wrong_setting_is_told_in_a_sentence(tmp_path, change, complaint):
     config = job_config("stage1", tmp_path, tmp_path)
+    config.model.vq_model.first_codes = change.pop("first_codes", None)
     config.training.perturb.update(change)
     with pytest.raises(UserError, match=complaint):
         perturbation(OneDPiece(config), config)

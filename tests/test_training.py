@@ -1,8 +1,10 @@
 """The training loop: resume is exact, processes agree, checkpoints survive kills, the log tells the truth."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ from utils.errors import UserError
 from utils.inference import frozen_arithmetic
 from utils.log import RunLog
 from utils.paths import ROOT
-from utils.processes import Processes
+from utils.processes import INTERRUPTED, Processes
 from utils.training import loop
 from utils.training.loop import make_accelerator
 from utils.training.optimizer import EMA, ema_decay, learning_rate, parameter_groups
@@ -98,7 +100,7 @@ def test_a_run_leaves_log_previews_config_and_weights(trained):
     assert json.loads((folder / "checkpoint-6" / METADATA_FILE).read_text())["global_step"] == 6
 
 
-def test_the_resolved_config_of_a_run_repeats_it(trained, tmp_path):
+def test_the_config_of_a_run_repeats_it(trained, tmp_path):
     written = load_config(trained / "stage1" / "config.yaml")
     assert written == job_config("stage1", trained, trained / "stage1")
 
@@ -162,7 +164,7 @@ def test_tokens_that_stage_2_trains_need_their_own_loss(trained, tmp_path):
 def test_missing_evaluation_images_stop_the_run(trained, tmp_path):
     make_shards(tmp_path, [24])
     data = [f"dataset.params.{split}_shards_path_or_url={tmp_path}/s-000000.tar" for split in ("train", "eval")]
-    data += ["dataset.type=shards", "training.max_train_steps=1"]
+    data += ["dataset.type=shards", "training.max_train_steps=2"]
     with pytest.raises(UserError, match="expected 25 evaluation samples, got 24"):
         run_job("teacher", trained, tmp_path / "run", *data, "dataset.params.num_eval_examples=25")
 
@@ -184,7 +186,7 @@ def test_the_weights_are_there_before_the_last_evaluation_which_may_take_long(tr
 
 
 def test_an_evaluation_has_a_bar_with_a_total_and_takes_the_images_asked_for(trained, tmp_path, capsys):
-    limit = ["dataset.params.max_eval_examples=5", "training.max_train_steps=1", "experiment.generate_every=0"]
+    limit = ["dataset.params.max_eval_examples=5", "training.max_train_steps=2", "experiment.generate_every=0"]
     run_job("teacher", trained, tmp_path, *limit)
     assert "/5 [" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -225,7 +227,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
 import os, signal
 from pathlib import Path
 from utils.checkpoint import write_checkpoint
-from utils.processes import Processes
+from utils.processes import INTERRUPTED, Processes
 def write(folder):
     (folder / "half.txt").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -319,6 +321,40 @@ def test_resume_wants_one_whole_checkpoint_where_there_are_any(trained, tmp_path
     (tmp_path / "run/checkpoint-3").mkdir(parents=True)
     with pytest.raises(UserError, match="no checkpoint in .*run is whole"):
         run_job("teacher", trained, tmp_path / "run")
+
+
+def test_a_run_does_not_end_before_the_step_that_it_continues(trained, tmp_path):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
+    with pytest.raises(UserError, match="checkpoint-3 is farther than training.max_train_steps 2: raise that, or"):
+        run_job("teacher", trained, tmp_path, "training.max_train_steps=2")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-3"]
+
+
+def test_a_run_that_is_not_to_continue_wants_a_folder_without_checkpoints(trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "old/checkpoint-3")
+    afresh = ["experiment.resume=False", "experiment.eval_every=0", "experiment.generate_every=0"]
+    with pytest.raises(UserError, match="experiment.resume is False, and .*old holds checkpoints: delete them"):
+        run_job("teacher", trained, tmp_path / "old", *afresh)
+    # Nor is its job queued again when its time is up: the same command would not go on.
+    update = loop.update
+
+    def update_when_time_is_up(run, micro_batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(run, micro_batches)
+
+    monkeypatch.setattr(loop, "update", update_when_time_is_up)
+    with pytest.raises(SystemExit) as ended:
+        run_job("teacher", trained, tmp_path / "new", *afresh)
+    assert ended.value.code == INTERRUPTED
+    assert "run it again without experiment.resume=False to continue" in capsys.readouterr().out
+
+
+def test_what_a_checkpoint_lacks_is_one_sentence(trained, tmp_path):
+    small = ["training.max_train_steps=3", "experiment.eval_every=0", "experiment.generate_every=0"]
+    run_job("teacher", trained, tmp_path, "training.use_ema=False", *small)
+    small[0] = "training.max_train_steps=4"
+    with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration .*ema_model"):
+        run_job("teacher", trained, tmp_path, *small)
 
 
 def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_path, capsys):
@@ -479,6 +515,9 @@ def test_evaluation_lengths_double_up_to_all_tokens():
     assert evaluation_lengths(config, Model) == [1, 2, 4, 8, 12]
     config.experiment.eval_lengths = [3]
     assert evaluation_lengths(config, Model) == [3]
+    config.experiment.eval_lengths = [3, 13]
+    with pytest.raises(UserError, match="experiment.eval_lengths must be in 1..12, got 13"):
+        evaluation_lengths(config, Model)
 
 
 def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(trained):
@@ -516,11 +555,52 @@ def test_codes_and_evaluations_are_computed_outside_autocast(trained, tmp_path, 
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
     try:
-        settings = ["training.mixed_precision=bf16", "training.max_train_steps=1", "experiment.generate_every=0"]
+        settings = ["training.mixed_precision=bf16", "training.max_train_steps=2", "experiment.generate_every=0"]
         run_job("stage1", trained, tmp_path, *settings)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert seen["encode"] == seen["evaluate"] == {False}
+
+
+def test_a_model_without_an_average_is_evaluated_in_float32_too(trained, tmp_path, monkeypatch):
+    seen = set()
+    evaluate = TeacherTask.evaluate
+
+    def watched(self, model, batch):
+        layer = model.decoder.conv_in
+        hook = layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+        scores = evaluate(self, model, batch)
+        hook.remove()
+        return scores
+
+    monkeypatch.setattr(TeacherTask, "evaluate", watched)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
+    try:
+        settings = ["training.mixed_precision=bf16", "training.use_ema=False", "training.max_train_steps=2"]
+        run_job("teacher", trained, tmp_path, *settings)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == {torch.float32}
+
+
+def test_no_preview_is_made_of_no_images(trained, tmp_path):
+    settings = ["training.max_train_steps=2", "experiment.generate_every=1", "training.num_generated_images=0"]
+    run_job("teacher", trained, tmp_path, *settings)
+    assert not (tmp_path / "previews").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("training.codebook.kmeans=True training.codebook.warmup_steps=0", "kmeans places the codes after warmup_step"),
+        ("training.codebook.warmup_steps=6", r"warmup_steps \(6\) must be fewer than training.max_train_steps \(6\)"),
+        ("training.mixed_precision=float16", "must be no, fp16 or bf16, got float16"),
+    ],
+)
+def test_a_training_that_would_be_none_is_refused(trained, tmp_path, change, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run_job("teacher", trained, tmp_path, *change.split())
 
 
 # Other systems

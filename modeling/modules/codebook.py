@@ -5,6 +5,7 @@ import torch.distributed
 from torch import Tensor
 
 from modeling.modules.quantizer import VectorQuantizer
+from utils.errors import UserError
 
 POOL_PER_CODE = 16
 
@@ -17,15 +18,30 @@ class CodebookCare:
     (0, False, 0) is the published training; a frozen codebook (stage 2) is left alone. Vectors are watched through a
     forward hook.
 
+    Args:
+        total_steps: Of the training.
+
+    Raises:
+        UserError: The codebook would never start from k-means, or never be used.
+
     Attributes:
         state: What a resumed run needs: `pool`, recent (normalised) encoder outputs; `filled`, how many were ever put
             into it; `used`, how often each code was chosen since the last restart.
     """
 
-    def __init__(self, quantizer: VectorQuantizer, *, warmup_steps: int, kmeans: bool, restart_every: int):
+    def __init__(
+        self, quantizer: VectorQuantizer, total_steps: int, *, warmup_steps: int, kmeans: bool, restart_every: int
+    ):
         self.quantizer = quantizer
         if not quantizer.embedding.weight.requires_grad:
             warmup_steps, kmeans, restart_every = 0, False, 0
+        if kmeans and not warmup_steps:
+            raise UserError("training.codebook.kmeans places the codes after warmup_steps, which must be at least 1")
+        if warmup_steps >= total_steps > 0:
+            raise UserError(
+                f"training.codebook.warmup_steps ({warmup_steps}) must be fewer than training.max_train_steps "
+                f"({total_steps}): until then nothing is quantised"
+            )
         self.warmup_steps, self.kmeans, self.restart_every = warmup_steps, kmeans, restart_every
         codes, channels = quantizer.embedding.weight.shape
         self.state: dict[str, Tensor] = {}

@@ -40,6 +40,11 @@ class Perturbation:
                 f"training.perturb.neighbours must be in 1..{quantizer.codebook_size - 1}, the other codes, "
                 f"got {neighbours}"
             )
+        if images and quantizer.choices is not None:
+            raise UserError(
+                "training.perturb.images puts any code into any place, and with model.vq_model.first_codes the first "
+                "places have only some: set one of them to its default (0.0, null)"
+            )
         self.quantizer, self.images, self.tokens, self.neighbours = quantizer, images, tokens, neighbours
         self.fill = fill
 

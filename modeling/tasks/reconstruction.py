@@ -48,7 +48,7 @@ class ReconstructionTask:
         if losses.discriminator_start < config.training.max_train_steps and losses.discriminator_weight:
             self.discriminator = self.modules["discriminator"] = NLayerDiscriminator()
             self.state |= {"lecam_ema_real": torch.zeros(()), "lecam_ema_fake": torch.zeros(())}
-        self.care = CodebookCare(quantizer, **config.training.codebook)
+        self.care = CodebookCare(quantizer, config.training.max_train_steps, **config.training.codebook)
         self.state |= self.care.state
         self.care.state = self.state
         self.counts = {"codes": torch.zeros(quantizer.codebook_size, dtype=torch.long)}

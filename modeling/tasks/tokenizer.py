@@ -18,6 +18,7 @@ from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.lengths import LengthGains
 from modeling.modules.perturbation import Perturbation
 from modeling.pixel_vqgan import load_teacher
+from modeling.prefixes import check_decodable
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
 from modeling.tokenizers import build_tokenizer, default_lengths
@@ -30,8 +31,14 @@ SCRATCH = "scratch"  # experiment.init_weight of a stage 2 that starts from noth
 
 
 def evaluation_lengths(config: DictConfig, model: TiTok) -> list[int]:
-    """`experiment.eval_lengths`; where it is empty, `default_lengths`."""
-    return list(config.experiment.get("eval_lengths") or default_lengths(model))
+    """`experiment.eval_lengths`; where it is empty, `default_lengths`.
+
+    Raises:
+        UserError: The tokenizer has no such prefix.
+    """
+    lengths = list(config.experiment.get("eval_lengths") or default_lengths(model))
+    check_decodable(lengths, model, "experiment.eval_lengths")
+    return lengths
 
 
 class Stage1Task:
@@ -44,7 +51,7 @@ class Stage1Task:
         self.lengths = evaluation_lengths(config, self.model)
         self.modules: dict[str, nn.Module] = {"model": self.model}
         self.frozen: list[nn.Module] = []
-        self.care = CodebookCare(self.model.quantize, **config.training.codebook)
+        self.care = CodebookCare(self.model.quantize, config.training.max_train_steps, **config.training.codebook)
         self.gains = gains_of(self.model)
         self.state = self.care.state
         share_state(self.gains, self.state)

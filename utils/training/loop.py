@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from utils.cli import pick_device
+from utils.errors import UserError
 from utils.lock import FolderLock
 from utils.processes import PATIENCE
 from utils.speed import cpu_has_bfloat16
@@ -180,6 +181,8 @@ def make_accelerator(config: DictConfig) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = training.enable_tf32
     on_cpu = pick_device().type == "cpu"
     precision = training.mixed_precision
+    if precision not in ("no", "fp16", "bf16"):
+        raise UserError(f"training.mixed_precision must be no, fp16 or bf16, got {precision}")
     if on_cpu and precision == "bf16" and not cpu_has_bfloat16():
         precision = "no"
     # NCCL keeps its ten minutes: ranks meet over gloo before they use it, so one that is missing then is lost.

@@ -243,6 +243,8 @@ class Report:
     def show(self, micro_batches: list[Batch]) -> None:
         """Save the task's images of the same few images each time, of the evaluation set where there is one."""
         run = self.run
+        if not self._num_shown():
+            return
         with run.processes.careful(), writing(run.output_dir):
             if self.file is not None:  # another rank may have no batch at all
                 if self.preview_batch is None:
@@ -256,8 +258,10 @@ class Report:
         batch = micro_batches[0]
         if self.evaluation_batches is not None:
             batch = self.run.to_device(next(iter(self.evaluation_batches())))
-        count = self.run.config.training.get("num_generated_images", 8)
-        return {name: value[:count] for name, value in batch.items()}
+        return {name: value[: self._num_shown()] for name, value in batch.items()}
+
+    def _num_shown(self) -> int:
+        return int(self.run.config.training.get("num_generated_images", 8))
 
     @torch.no_grad()
     def evaluate(self) -> None:

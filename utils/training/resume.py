@@ -51,9 +51,12 @@ def write_state(run: Run, folder: Path) -> None:
 
 
 def resume(run: Run) -> None:
-    """Continue from the newest whole checkpoint, naming broken ones that were passed over."""
-    if not run.config.experiment.get("resume", True):
-        return
+    """Continue from the newest whole checkpoint, naming broken ones that were passed over.
+
+    Raises:
+        UserError: The folder holds a checkpoint where none is to be continued, or only broken ones, or one that does
+            not fit, or one that is farther than this run goes.
+    """
     found = find_checkpoint(run)
     if found is None:
         return
@@ -74,15 +77,30 @@ def resume(run: Run) -> None:
     run.processes.meet()
 
 
+def continues(run: Run) -> bool:
+    """Whether a checkpoint in the output folder is to be continued."""
+    return bool(run.config.experiment.get("resume", True))
+
+
 def find_checkpoint(run: Run) -> tuple[int, Path] | None:
     """(step, folder) of the newest whole one, which the main process looks for; None in a new run."""
     found = None
     with run.processes.careful():
         if run.processes.is_main:
+            if not continues(run) and checkpoints(run.output_dir):
+                raise UserError(
+                    f"experiment.resume is False, and {run.output_dir} holds checkpoints: delete them to start from "
+                    "scratch, give another experiment.output_dir, or leave experiment.resume out to continue"
+                )
             found = latest_checkpoint(run.output_dir, run.say)
             if found is None and checkpoints(run.output_dir):
                 raise UserError(
                     f"no checkpoint in {run.output_dir} is whole: restore one, or delete them to start from scratch"
+                )
+            if found is not None and found[0] > run.total_steps:
+                raise UserError(
+                    f"{found[1]} is farther than training.max_train_steps {run.total_steps}: raise that, or give "
+                    "another experiment.output_dir"
                 )
     run.processes.meet()
     return run.processes.gather(found)[0]
@@ -112,7 +130,7 @@ def fitting(checkpoint: Path) -> Iterator[None]:
             f"{checkpoint} holds more than tensors and was refused, because loading such a pickle could run code: "
             "delete it, or give another experiment.output_dir"
         ) from error
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{checkpoint} does not fit this configuration ({reason}): give another experiment.output_dir, or undo "
@@ -134,6 +152,8 @@ def finish(run: Run) -> None:
     if run.step < run.total_steps or run.owes_evaluation:
         was_interrupted = run.processes.interrupted
         reason = "interrupted" if was_interrupted else "time is up"
-        run.say(f"{reason}: step {run.step} is saved; run the same command again to continue")
-        sys.exit(INTERRUPTED if was_interrupted else TIME_IS_UP)
+        how = "the same command again" if continues(run) else "it again without experiment.resume=False"
+        run.say(f"{reason}: step {run.step} is saved; run {how} to continue")
+        # A job whose command would not continue is not to be requeued.
+        sys.exit(TIME_IS_UP if continues(run) and not was_interrupted else INTERRUPTED)
     run.say(f"trained {run.step} steps; weights and config.json in {run.output_dir}")

@@ -1,6 +1,7 @@
 """A run: a task's networks, their optimisers and average, and how far training is."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ class Run:
         self.accumulation = config.training.gradient_accumulation_steps
         self.model = task.modules["model"].to(accelerator.device)
         self.ema = EMA(self.model) if config.training.use_ema else None
+        # The same weights; Accelerate puts its autocast around the forward pass of the one that trains.
+        self.in_float32 = copy.copy(self.model)
         self.compiles = pays_to_compile(
             asked_to_compile(config.training.compile),
             accelerator.device,
@@ -69,7 +72,7 @@ class Run:
     @property
     def evaluated(self) -> nn.Module:
         """What is evaluated, shown and published: the average where there is one."""
-        return (self.ema.model if self.ema is not None else self.model).eval()
+        return (self.ema.model if self.ema is not None else self.in_float32).eval()
 
     def is_time(self, every: int) -> bool:
         """Whether this step is a multiple of `every`, or the last; never for 0."""
