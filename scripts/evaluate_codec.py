@@ -6,7 +6,7 @@
 
 Every prefix of every image is written and decoded once. Then lengths are chosen: one for all images, what a PSNR that
 is asked for needs (also guessed, as --fast does), and a budget spread over all images. Bytes are those of the payload;
-a file has a header of 7 or 8 more. Seconds are of one thread. metrics.json has all rows, curves.png is drawn from them.
+a file has a header of 8 more. Seconds are of one thread. metrics.json has all rows, curves.png is drawn from them.
 A run that was killed goes on where it was; --num_images draws images by the configuration's training.seed.
 """
 

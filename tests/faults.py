@@ -923,7 +923,7 @@ def main() -> None:
 def in_a_cell(text: str, limit: int = 125) -> str:
     """Without what changes from run to run, and without what a table would take for its own."""
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"pid\(s\) \d+", "pid", text))
-    text = re.sub(r"process \d+ on \S+", "process PID on HOST", text.replace(f"{ROOT}/", ""))
+    text = re.sub(r"process \d+ on [^\s:]+", "process PID on HOST", text.replace(f"{ROOT}/", ""))
     text = text.replace("|", "\\|").replace("<", "&lt;")
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
