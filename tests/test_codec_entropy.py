@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.bitstream import Fit, FormatError, Geometry, Mode, Tiles, mixed, pack, unpack
+from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, RangeDecoder, Tiles, mixed, pack, unpack
 from codec.entropy import (
     EXP2,
     FILE,
@@ -495,6 +495,23 @@ def test_few_bytes_that_declare_very_much_cost_little():
     assert read.is_cut and read.header.geometry.tiles.columns == 256
     assert read.tokens.nbytes < 1 << 20
     assert sum(read.certain) == 5
+
+
+def test_a_whole_file_of_few_bytes_for_many_tokens_is_read_with_short_numbers(monkeypatch):
+    """As many tiles as the payload may hold, whose tokens go on for long behind it."""
+    model, longest = MODELS["pairs"].by_mode[Mode.TABLES], []
+
+    class Watched(RangeDecoder):
+        def consume(self, *symbol):
+            super().consume(*symbol)
+            longest.append(max(self.code.bit_length(), self.slack.bit_length()))
+
+    monkeypatch.setattr("codec.entropy.RangeDecoder", Watched)
+    tiles = Tiles(128, 1, (8,) * 128)
+    header = Header(Mode.TABLES, TOKENIZER[:2], model.identity[:1], 8, 1, Geometry(1000, 10, Fit.TILE, 1, tiles))
+    read = read_tokens(pack(header, b"\x01"), MODELS["pairs"])
+    assert write_tokens(read.tokens, MODELS["pairs"], header.geometry, Mode.TABLES) == pack(header, b"\x01")
+    assert len(longest) == 1024 and max(longest) <= 64
 
 
 def test_a_file_of_another_tokenizer_names_both():
