@@ -203,6 +203,17 @@ def test_the_name_chooses_the_format_of_the_image(folder, command):
     assert status == 1 and "has no ending of an image format" in err and not (folder / "one.txt").exists()
 
 
+@pytest.mark.parametrize("size, ending", [((SIDE, SIDE), "blp"), ((16384, 1), "webp"), ((65535, 1), "pcx")])
+def test_an_image_that_its_format_cannot_hold_is_one_sentence(folder, command, size, ending):
+    photo(*size).save(folder / "images/one.png")
+    flags = ("--fit", "stretch", "--tokens", 1)
+    assert command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp", *flags)[0] == 0
+    status, _, err = command(decompress.main, folder / "one.1dp", "-o", folder / f"one.{ending}")
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert f"{size[0]} x {size[1]} pixels cannot be written as {ending.upper()} (" in err and "such as .png" in err
+    assert not (folder / f"one.{ending}").exists()
+
+
 @pytest.mark.parametrize("mode", ["fixed", "tables", "network"])
 def test_bare_payloads_go_there_and_back(command, mode):
     flags = ("--tokens", 1, "--mode", mode)
