@@ -539,6 +539,13 @@ def test_more_tokens_than_an_image_has_are_refused():
         read_tokens(write_tokens(np.arange(9), more), models)
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_tokens_cannot_be_read(number):
+    data = write_tokens(np.arange(8), MODELS["pairs"])
+    with pytest.raises(UserError, match=f"tokens to read must be 1 or more, got {number}"):
+        read_tokens(data, MODELS["pairs"], number)
+
+
 # ------------------------------------------------------------------------------------------------------- stored models
 
 
