@@ -225,6 +225,29 @@ def test_bare_payloads_go_there_and_back(command, mode):
     assert "--mode is for --bare" in command(decompress.main, "-", "--mode", mode, stdin=payload)[2]
 
 
+def test_a_bare_payload_has_exactly_the_tokens_that_are_asked_for(folder, command):
+    """Of some of these images a shorter prefix is the nearest."""
+    for seed in range(8):
+        photo(SIDE, SIDE, seed).save(folder / f"images/{seed}.png")
+    for flags, tokens in ((("--tokens", 5), 5), ((), NUM_TOKENS)):
+        flags = ("--bare", "--mode", "fixed", "--force", *flags)
+        status, _, err = command(compress.main, folder / "images", "-o", folder / "bare", *flags)
+        assert status == 0 and f" {tokens}.0 tokens, " in err
+        sizes = {path.stat().st_size for path in (folder / "bare").rglob("*.1dp")}
+        assert sizes == {-(-5 * tokens // 8)}
+    status, _, err = command(compress.main, "-", "--bare", "--tokens", NUM_TOKENS + 1, stdin=png())
+    assert status == 1 and f"a payload holds 1 to {NUM_TOKENS} tokens, got {NUM_TOKENS + 1}" in err
+
+
+def test_bare_payloads_of_a_folder_have_one_number_of_tokens(folder, command):
+    flags = ("--bare", "--psnr", 10)
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "bare", *flags)
+    assert status == 1 and "--psnr would give each of 2 payloads its own number of tokens" in err
+    assert not (folder / "bare").exists()
+    status, _, err = command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp", *flags)
+    assert status == 0 and " tokens, " in err
+
+
 def test_inspection_tells_what_a_file_holds(folder, command):
     command(compress.main, folder / "images/deep/two.png", "-o", folder / "two.1dp", "--fit", "pad", "--mode", "fixed")
     command(compress.main, folder / "images/deep/two.png", "-o", folder / "tiles.1dp", "--fit", "tile")
