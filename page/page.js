@@ -57,7 +57,7 @@ worker.onerror = () =>
 // ------------------------------------------------------------------------------------------------ opening
 
 /**
- * Open what a person gave, {blob, name, isExample}: an image, or a .1dp file; or what was opened before.
+ * Open what a person gave, {blob, name, isExample, isLink}: an image, or a .1dp file; or what was opened before.
  *
  * The blob may be a promise. What is opened later takes its place, and nothing of this one shows any more.
  */
@@ -68,6 +68,8 @@ async function open(given) {
   try {
     const next = await opened(own);
     if (own !== pending) return;
+    const isOfAnother = location.hash && !own.isLink; // the link in the address
+    if (isOfAnother) history.replaceState(null, "", location.pathname + location.search);
     if (own.isFile) selectModel(next.model);
     start(next);
     if (next.isCut) say(`The file is cut: ${own.bytes} bytes of it are here. Shown is what is certain.`, true);
@@ -449,7 +451,7 @@ function openAddress() {
   const text = location.hash.slice(1);
   if (!text) return false;
   try {
-    open({ blob: new Blob([fromAddress(text)]), name: "from the link.1dp" });
+    open({ blob: new Blob([fromAddress(text)]), name: "from the link.1dp", isLink: true });
   } catch {
     say("The link is damaged: what is behind # is no .1dp file.");
   }

@@ -273,6 +273,18 @@ def test_a_link_holds_the_image(visit):
     assert other.locator("#bytes").inner_text() == page.locator("#bytes").inner_text()
 
 
+def test_the_link_in_the_address_goes_when_another_image_is_shown(visit):
+    page = visit()
+    plain = page.url
+    page.locator("#link").click()
+    page.locator("#message").wait_for()
+    page.locator("#chooser").set_input_files(as_file(b"hello", "notes.txt"))
+    page.locator("#message", has_text="notes.txt is no image").wait_for()
+    assert "#" in page.url
+    choose(page, EMOJI, EMOJI.name)
+    assert page.url == plain
+
+
 def test_a_phone_shows_all_of_it(visit):
     page = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     for part in page.locator("section, header, footer, #bars, #slider, #strip, #bytes").all():
