@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 
 from utils.errors import UserError
 
@@ -27,6 +28,8 @@ REGISTER_BITS = 48  # of the range coder: with 32, frequencies of 20 bits would 
 TOP = 1 << REGISTER_BITS
 BYTE_SHIFT = REGISTER_BITS - 8
 BOTTOM = 1 << BYTE_SHIFT
+
+BLOCK = 64  # numbers that are packed at once, into whole bytes: one integer of all would take quadratic time
 
 
 class FormatError(UserError):
@@ -114,7 +117,8 @@ class RangeDecoder:
     def _shift(self) -> None:
         missing = self.place >= len(self.payload)
         self.code = self.code << 8 | (0 if missing else self.payload[self.place])
-        self.slack = self.slack << 8 | (0xFF if missing else 0)
+        if self.certain:  # then it is under the range; later it would grow without end
+            self.slack = self.slack << 8 | (0xFF if missing else 0)
         self.place += 1
 
     def target(self, total_bits: int) -> int:
@@ -133,8 +137,7 @@ class RangeDecoder:
         step = self.range >> total_bits
         self.code -= step * start
         self.range = step * size
-        if self.code + self.slack >= self.range:
-            self.certain = False
+        self.certain = self.certain and self.code + self.slack < self.range
         while self.range < BOTTOM:
             self.range <<= 8
             self._shift()
@@ -142,19 +145,25 @@ class RangeDecoder:
 
 def pack_bits(values: Iterable[int], width: int) -> bytes:
     """Numbers of `width` bits each, one after the other, the highest bit first; zero bits fill the last byte."""
-    total, count = 0, 0
-    for value in values:
-        total, count = total << width | value, count + 1
-    size = -(-count * width // 8)
-    return (total << (8 * size - count * width)).to_bytes(size, "big")
+    out, rest = bytearray(), iter(values)
+    while block := list(islice(rest, BLOCK)):
+        total, bits = 0, len(block) * width
+        for value in block:
+            total = total << width | value
+        size = -(-bits // 8)
+        out += (total << (8 * size - bits)).to_bytes(size, "big")
+    return bytes(out)
 
 
 def unpack_bits(data: bytes, width: int, count: int) -> list[int]:
     """The first `count` numbers that `pack_bits` wrote."""
-    size = -(-count * width // 8)
-    total = int.from_bytes(data[:size], "big") >> (8 * size - count * width)
-    mask = (1 << width) - 1
-    return [total >> (width * place) & mask for place in reversed(range(count))]
+    values, mask = [], (1 << width) - 1
+    for first in range(0, count, BLOCK):
+        num = min(BLOCK, count - first)
+        start, size = first * width // 8, -(-num * width // 8)
+        total = int.from_bytes(data[start : start + size], "big") >> (8 * size - num * width)
+        values += [total >> (width * place) & mask for place in reversed(range(num))]
+    return values
 
 
 @dataclass(frozen=True)

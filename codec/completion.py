@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from codec.entropy import TokensRead
-from codec.files import Codec
+from codec.files import BATCH, Codec
 from modeling.completion import Completion, load_completion
 from modeling.modules.masking import image_seeds
 
@@ -52,10 +52,12 @@ class Completer:
         tokens = np.pad(read.tokens, ((0, 0), (0, total - read.tokens.shape[1])))
         lengths = set(read.certain.tolist()) - {0, total}
         for length in lengths:
-            (tiles,) = np.nonzero(read.certain == length)
-            prefix = torch.from_numpy(read.tokens[tiles, :length].astype(np.int64))
-            labels = None if self.label is None else [completion.label(self.label)] * len(tiles)
-            seeds = image_seeds(self.seed, tiles.tolist())
-            tokens[tiles] = completion.tokens(prefix, seeds, labels).cpu().numpy()
+            (same,) = np.nonzero(read.certain == length)
+            for first in range(0, len(same), BATCH):
+                tiles = same[first : first + BATCH]
+                prefix = torch.from_numpy(read.tokens[tiles, :length].astype(np.int64))
+                labels = None if self.label is None else [completion.label(self.label)] * len(tiles)
+                seeds = image_seeds(self.seed, tiles.tolist())
+                tokens[tiles] = completion.tokens(prefix, seeds, labels).cpu().numpy()
         self.num_completed += bool(lengths)
         return replace(read, tokens=tokens, certain=np.where(read.certain > 0, total, 0))

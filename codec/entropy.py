@@ -642,13 +642,16 @@ def read_tokens(data: bytes, models: EntropyModels, num_tokens: int | None = Non
         num_tokens: The most to read of each tile; all where not given.
 
     Raises:
+        UserError: `num_tokens` is under 1.
         FormatError: The bytes are no file of these models, are damaged, or end within the header.
     """
+    if num_tokens is not None and num_tokens < 1:
+        raise UserError(f"tokens to read must be 1 or more, got {num_tokens}: leave the number out to read all")
     file = unpack(data)
     model = models.of(file.header)
     if file.header.num_tokens > model.num_tokens:
         raise FormatError(f"the file is damaged: {file.header.num_tokens} tokens, and an image has {model.num_tokens}")
-    most = num_tokens or file.header.num_tokens
+    most = file.header.num_tokens if num_tokens is None else num_tokens
     if file.is_cut:  # what a few bytes may hold, whatever their header says
         room = TOKENS_PER_BYTE * (len(file.payload) + FREE_BYTES)
         most = min(most, room // len(file.header.lengths) + 1)

@@ -54,7 +54,8 @@ class Settings:
         effort: 0 to 3, how long better tokens are searched.
         is_fast: Guess the length that a PSNR needs, instead of decoding every one.
         mode: What gives tokens their bits; what makes the smallest file where not given.
-        is_bare: Write payloads without headers, whose reader must know what they say.
+        is_bare: Write payloads without headers, whose reader must know what they say: so many tokens as the goal
+            "tokens" says are exactly so many.
     """
 
     goal: Goal = Goal()
@@ -195,9 +196,7 @@ class Codec:
             yield from self._prefixes(encoded, weights, settings)
 
     def _prefixes(self, encoded: Encoded, weights: Tensor, settings: Settings) -> Iterator[Square]:
-        goal = settings.goal
-        most = int(goal.value) if goal.measure == "tokens" and goal.value else None
-        lengths = np.array(tried_lengths(self.tokenizer, most))
+        goal, lengths = settings.goal, self._lengths(settings)
         encoded = self.searched(encoded, lengths, settings.effort, weights)
         tokens = encoded.tokens.cpu().numpy()
         if settings.is_fast:
@@ -207,6 +206,17 @@ class Codec:
         errors, scores = curves(self.tokenizer, encoded, lengths.tolist(), weights, self._score(goal))
         for row in range(len(tokens)):
             yield Square(tokens[row], lengths, errors[row], None if scores is None else scores[row])
+
+    def _lengths(self, settings: Settings) -> np.ndarray:
+        """The prefixes that are looked at."""
+        goal = settings.goal
+        most = int(goal.value) if goal.measure == "tokens" and goal.value else None
+        lengths = np.array(tried_lengths(self.tokenizer, most))
+        if not settings.is_bare or goal.measure != "tokens":
+            return lengths
+        if most is not None and most > lengths[-1]:
+            raise UserError(f"a payload holds 1 to {lengths[-1]} tokens, got {most}: ask for fewer")
+        return lengths[-1:]
 
     def searched(self, encoded: Encoded, lengths: np.ndarray, effort: int, weights: Tensor | None = None) -> Encoded:
         """With better tokens for prefixes up to the last of `lengths`, as `effort` says.

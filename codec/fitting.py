@@ -1,8 +1,10 @@
 """From a token set to an entropy model of integers: the tables by position, and a trained network rounded to 8 bits."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,16 +15,22 @@ from codec.entropy import HIDDEN_LIMIT, LOGIT_STEPS, SCALE_BITS, TABLE_STEPS, Ca
 from data.batches import FaultLog
 from data.catalogue import Catalogue, CentreCrop, Part, check_skipped, decoded
 from data.token_loader import check_token_sets, token_loaders
+from data.token_sets import TOKENS
 from modeling.causal_network import CausalTokenNetwork
-from modeling.identity import identities
+from modeling.identity import identities, identity
 from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
+from utils.checkpoint import checkpoints
+from utils.errors import UserError
+from utils.files import sha256_of, write_json
+from utils.lock import FolderLock
 from utils.training.loop import make_accelerator, train
 
 BATCH = 64  # images at a time
 MAX_TABLES = 32  # positions beyond share them, so that 256 positions of 4,096 codes fit into a megabyte
 NUM_ROUNDING = 2000  # images that tell the range of the hidden units
 PRIOR_WEIGHT = 30  # images, that the frequencies over all positions count for at each
+SUBJECT = "subject.json"  # beside a training: what it is of
 FREQUENCY_BITS = 8  # of the shares, beyond those of the codebook: the least share of 1 then costs 0.006 bits a token
 
 
@@ -34,10 +42,13 @@ def fit(config: DictConfig, tokenizer: TiTok) -> CausalNetwork:
 
     Raises:
         DataError: The token set is missing, damaged, or made by another tokenizer.
+        UserError: The output folder holds the training of another tokenizer or token set.
     """
     check_token_sets(config, identities(tokenizer), config.experiment.tokenizer_checkpoint)
     training, evaluation = token_loaders(config, rank=0, world_size=1)
     token_set = training(0).token_set
+    subject = {"tokenizer": identity(tokenizer), "token set": sha256_of(token_set.folder / TOKENS)}
+    check_subject(Path(config.experiment.output_dir), subject)
     parts = (token_set.tokens[:, variant] for variant in range(token_set.num_variants))
     tables = fitted_tables(parts, tokenizer.num_latent_tokens, tokenizer.codebook_size)
     with torch.no_grad():
@@ -47,6 +58,28 @@ def fit(config: DictConfig, tokenizer: TiTok) -> CausalNetwork:
     network = CausalTokenNetwork.from_pretrained(config.experiment.output_dir)
     some = token_set.tokens[:NUM_ROUNDING, 0].astype(np.int64)
     return rounded(network, tables, torch.from_numpy(some))
+
+
+def check_subject(folder: Path, subject: dict[str, str]) -> None:
+    """Write beside a new training what it is of, and refuse to go on with one of something else.
+
+    Args:
+        subject: Hashes of what is trained on.
+
+    Raises:
+        UserError: The folder holds the training of something else.
+    """
+    path = folder / SUBJECT
+    with FolderLock(folder):
+        if not path.exists() and not checkpoints(folder):
+            write_json(path, subject)
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name, value in subject.items():
+        if there.get(name) != value:
+            raise UserError(
+                f"{folder} holds the training of another {name} ({there.get(name, 'unknown')[:12]}, and this is "
+                f"{value[:12]}): give another --output_dir, or delete that folder"
+            )
 
 
 def fitted_tables(tokens: Iterable[np.ndarray], num_tokens: int, codebook_size: int) -> StaticTables:

@@ -15,11 +15,13 @@ const PARTS = ["version, mode", "tokenizer", "entropy model", "tokens", "size", 
 /**
  * The image of now: {name, model, source, seen, tiles, geometry, files, bits, squares, shown}.
  *
- * source is what it was made of, to make it again by another model or fit, and seen what the model sees of it,
+ * source is what was opened, to make it again by another model or fit, and seen what the model sees of it,
  * {width, height, pixels, box}; both null for a file. tiles are lists of tokens, one where there are no tiles. files[n]
  * has n + 1 tokens a tile, squares[n] what they decode to, tile by tile, and shown[n] their image where it is complete.
  */
 let image = null;
+/** What is being opened, as `open` has it; null when it is shown or could not be. A later one takes its place. */
+let pending = null;
 let model = MODELS[0].name;
 let length = FIRST_LENGTH,
   wantedLength = FIRST_LENGTH; // shown, and asked for: an image may have fewer
@@ -30,14 +32,18 @@ const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let calls = 0;
 
-function call(action, given) {
+/** What the worker makes of something; how far it is shows while `own` is what is being opened. */
+function call(action, given, own) {
   const id = ++calls;
   worker.postMessage({ id, action, ...given });
-  return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
+  return new Promise((resolve, reject) => waiting.set(id, { resolve, reject, own }));
 }
 
 worker.onmessage = ({ data: { id, result, error, progress } }) => {
-  if (progress) return showProgress(progress);
+  if (progress) {
+    if (pending && waiting.get(id)?.own === pending) showProgress(progress);
+    return;
+  }
   const { resolve, reject } = waiting.get(id);
   waiting.delete(id);
   if (error) reject(new Error(error));
@@ -50,47 +56,50 @@ worker.onerror = () =>
 
 // ------------------------------------------------------------------------------------------------ opening
 
-/** Open what a person gave: an image, or a .1dp file, told by its first bytes. */
-async function open(blob, name, isExample = false) {
-  const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-  if (name.endsWith(".1dp") || (head[0] === 0x1d && head[1] >> 4 === 5))
-    return openFile(new Uint8Array(await blob.arrayBuffer()), name);
-  return attempt(async () => encoded({ ...(await pixelsOf(blob, name)), name, bytes: blob.size, isExample }), start);
-}
-
-async function encoded(source) {
-  const fit = Number($("fit").value),
-    now = model,
-    { name, image: pixels, size } = source;
-  return { ...(await call("encode", { model: now, image: pixels, size, fit })), name, model: now, fit, source };
-}
-
-function openFile(bytes, name) {
-  return attempt(
-    () => call("open", { bytes }),
-    (opened) => {
-      selectModel(opened.model);
-      start({ ...opened, name, source: null, seen: null });
-      if (opened.isCut) say(`The file is cut: ${bytes.length} bytes of it are here. Shown is what is certain.`, true);
-    },
-  );
-}
-
-/** Do something that may fail, and say so, or go on with its result; nothing of it where a later one was faster. */
-async function attempt(doing, then) {
-  const own = ++attempts.begun;
+/**
+ * Open what a person gave, {blob, name, isExample, isLink}: an image, or a .1dp file; or what was opened before.
+ *
+ * The blob may be a promise. What is opened later takes its place, and nothing of this one shows any more.
+ */
+async function open(given) {
+  const own = (pending = { ...given });
   say("");
   showBusy(true);
   try {
-    const result = await doing();
-    if (own > attempts.done) then(result);
-    attempts.done = Math.max(own, attempts.done);
+    const next = await opened(own);
+    if (own !== pending) return;
+    const isOfAnother = location.hash && !own.isLink; // the link in the address
+    if (isOfAnother) history.replaceState(null, "", location.pathname + location.search);
+    if (own.isFile) selectModel(next.model);
+    start(next);
+    if (next.isCut) say(`The file is cut: ${own.bytes} bytes of it are here. Shown is what is certain.`, true);
   } catch (error) {
-    if (own > attempts.done) say(error.message);
+    if (own === pending) say(error.message);
+  } finally {
+    if (own === pending) pending = null;
+    showDecoding();
   }
-  if (own === attempts.begun) showBusy(Boolean(image?.isDecoding && !image.shown[length - 1]), "Decoding");
 }
-const attempts = { begun: 0, done: 0 };
+
+/** A new image of now. A .1dp file is told by its first bytes, or its name. */
+async function opened(own) {
+  if (!own.image) {
+    const blob = await own.blob;
+    own.bytes = blob.size;
+    const head = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
+    own.isFile = own.name.endsWith(".1dp") || (head[0] === 0x1d && head[1] >> 4 === 5);
+    if (own.isFile) {
+      const bytes = new Uint8Array(await blob.arrayBuffer());
+      return { ...(await call("open", { bytes }, own)), name: own.name, source: null, seen: null };
+    }
+    Object.assign(own, await pixelsOf(blob, own.name));
+  }
+  const fit = Number($("fit").value),
+    now = model,
+    { name, image: pixels, size } = own;
+  const made = await call("encode", { model: now, image: pixels, size, fit }, own);
+  return { ...made, name, model: now, fit, source: own };
+}
 
 async function pixelsOf(blob, name) {
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
@@ -135,6 +144,7 @@ function start(next) {
 /** Square after square, until all is decoded or another image is shown; every time what is wanted most. */
 async function decodeAll(now) {
   now.isDecoding = true;
+  showDecoding();
   while (now === image) {
     const wanted = [length, ...now.order].find((n) => !now.shown[n - 1]);
     if (!wanted) break;
@@ -153,6 +163,7 @@ async function decodeAll(now) {
     else if (wanted === length) showPart(now, squares);
   }
   now.isDecoding = false;
+  showDecoding();
 }
 
 /** The image of its squares, and its PSNR where there is an original. */
@@ -196,6 +207,11 @@ function showBusy(isBusy, text = "Encoding") {
   $("loading").querySelector("progress").removeAttribute("value");
 }
 
+/** Whether the image of now is still to be decoded, unless something is being opened: that shows. */
+function showDecoding() {
+  if (!pending) showBusy(Boolean(image?.isDecoding && !image.shown[length - 1]), "Decoding");
+}
+
 function showProgress({ size, total, doing }) {
   const megabytes = (count) => (count / 1e6).toFixed(1);
   const far =
@@ -208,7 +224,7 @@ function showProgress({ size, total, doing }) {
 
 /** What there is of an image of tiles, now and then. */
 function showPart(now, squares) {
-  showProgress({ size: squares.length, total: now.tiles.length, doing: "Decoding" });
+  if (!pending) showProgress({ size: squares.length, total: now.tiles.length, doing: "Decoding" });
   if (squares.length % now.geometry.tiles.columns === 0 && squares.some(Boolean))
     draw($("shown"), shownOf({ geometry: now.geometry }, squares));
 }
@@ -279,7 +295,8 @@ function setLength(value) {
   length = wantedLength = value;
   $("slider").value = value;
   showLength();
-  if (!image.isDecoding) decodeAll(image);
+  if (image.isDecoding) showDecoding();
+  else decodeAll(image);
 }
 
 /** What depends on the length alone, and its image where it is decoded. */
@@ -296,7 +313,6 @@ function showLength() {
     button.setAttribute("aria-pressed", String(Number(button.dataset.length) === length));
   showFile();
   if (image.shown[length - 1]) showDecoded(length);
-  else showBusy(true, "Decoding");
 }
 
 /** An image that was decoded: in the strip, on the curve, and large where it is the one of now. */
@@ -310,8 +326,8 @@ function showDecoded(decoded) {
     Object.assign($("shown").dataset, { tokens: length, name: image.name, fit: FITS[image.fit] ?? "" });
     $("shown-caption").textContent = `${length} of ${image.files.length} tokens`;
     $("psnr").textContent = shown.psnr === undefined ? "–" : shown.psnr.toFixed(2);
-    showBusy(false);
     showFile();
+    showDecoding();
   }
   showCurve();
 }
@@ -435,7 +451,7 @@ function openAddress() {
   const text = location.hash.slice(1);
   if (!text) return false;
   try {
-    openFile(fromAddress(text), "from the link.1dp");
+    open({ blob: new Blob([fromAddress(text)]), name: "from the link.1dp", isLink: true });
   } catch {
     say("The link is damaged: what is behind # is no .1dp file.");
   }
@@ -467,14 +483,23 @@ function selectModel(name) {
   );
 }
 
-async function openExample(path) {
-  const response = await fetch(path).catch(() => null);
-  if (!response?.ok) return say(`${path} could not be fetched.`);
-  return open(await response.blob(), path.split("/").at(-1), true);
+const openOwn = (file) => open({ blob: file, name: file.name });
+
+function openExample(path) {
+  open({ blob: fetched(path), name: path.split("/").at(-1), isExample: true });
 }
 
+async function fetched(path) {
+  const response = await fetch(path).catch(() => null);
+  if (!response?.ok) throw new Error(`${path} could not be fetched.`);
+  return response.blob();
+}
+
+/** What a change of model or fit is for: what is being opened, or else what is shown. */
+const current = () => pending ?? image?.source;
+
 function again() {
-  if (image?.source) attempt(() => encoded(image.source), start);
+  if (current()) open(current());
 }
 
 function setUp() {
@@ -484,9 +509,9 @@ function setUp() {
     Object.assign(input, { type: "radio", name: "model", value: name });
     input.onchange = () => {
       const { examples, images } = MODELS.find((one) => one.name === name);
-      const isOwn = image?.source && !image.source.isExample;
+      const given = current();
       selectModel(name);
-      if (isOwn) again();
+      if (given && !given.isExample && !given.isFile) again();
       else openExample(`${examples}${images[0]}.png`);
     };
     choice.append(input, label);
@@ -494,7 +519,7 @@ function setUp() {
   }
   $("choose").onclick = () => $("chooser").click();
   $("chooser").onchange = ({ target }) => {
-    if (target.files[0]) open(target.files[0], target.files[0].name);
+    if (target.files[0]) openOwn(target.files[0]);
     target.value = ""; // so that the same file can be chosen again
   };
   $("slider").oninput = ({ target }) => setLength(Number(target.value));
@@ -519,10 +544,9 @@ function setUp() {
     event.preventDefault();
     $("drop").hidden = true;
     const [file] = event.dataTransfer.files;
-    if (file) open(file, file.name);
+    if (file) openOwn(file);
   };
-  document.onpaste = ({ clipboardData }) =>
-    clipboardData.files[0] && open(clipboardData.files[0], clipboardData.files[0].name);
+  document.onpaste = ({ clipboardData }) => clipboardData.files[0] && openOwn(clipboardData.files[0]);
   window.onhashchange = openAddress;
 }
 

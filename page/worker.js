@@ -25,13 +25,17 @@ function kept(results, make) {
 }
 
 const storeOf = kept(stores, async (name) => new EntropyModels(await fetched(`models/${name}/entropy.safetensors`)));
-const tokenizerOf = kept(tokenizers, async (name) => {
-  const files = [fetched(`models/${name}/config.json`), fetched(`models/${name}/model.safetensors`, true)];
+const latest = new Map(); // the last call that asked for each tokenizer: it hears how far fetching is
+const keptTokenizerOf = kept(tokenizers, async (name) => {
+  const files = [fetched(`models/${name}/config.json`), fetched(`models/${name}/model.safetensors`, name)];
   const [config, weights] = await Promise.all(files);
   return new Tokenizer(JSON.parse(new TextDecoder().decode(config)), weights);
 });
 
-async function fetched(path, isReported = false) {
+const tokenizerOf = (name, id) => (latest.set(name, id), keptTokenizerOf(name));
+
+/** The bytes of a file, reported on the way where they are the weights of a model. */
+async function fetched(path, model = null) {
   const response = await fetch(path).catch(() => null);
   if (!response?.ok)
     throw new Error(
@@ -46,7 +50,7 @@ async function fetched(path, isReported = false) {
     if (done) break;
     parts.push(value);
     size += value.length;
-    if (isReported) tell(size, total, "Fetching the model");
+    if (model) tell(latest.get(model), size, total, "Fetching the model");
   }
   return new Blob(parts).arrayBuffer();
 }
@@ -57,14 +61,17 @@ const ACTIONS = {
    *
    * size: width and height of the image, where the canvas has it scaled down.
    */
-  async encode({ model, image, size, fit }) {
-    const [tokenizer, store] = await Promise.all([tokenizerOf(model), storeOf(model)]);
+  async encode({ model, image, size, fit }, id) {
+    const [tokenizer, store] = await Promise.all([tokenizerOf(model, id), storeOf(model)]);
     const given = onWhite(image),
       { side } = tokenizer;
     if (FITS[fit] === "tile") {
       const seen = withinSide(given, TILED_SIDE),
         { squares, geometry } = toTiles(seen, side);
-      const tiles = squares.map((square, tile) => (tell(tile, squares.length, "Encoding"), tokenizer.encode(square)));
+      const tiles = squares.map((square, tile) => {
+        tell(id, tile, squares.length, "Encoding");
+        return tokenizer.encode(square);
+      });
       return {
         seen: { ...seen, box: [0, 0, seen.width, seen.height] },
         geometry,
@@ -84,12 +91,12 @@ const ACTIONS = {
   },
 
   /** Bytes of the square that the first tokens of an image, or of a tile, show. */
-  async decode({ model, tokens }) {
-    return (await tokenizerOf(model)).decode(tokens);
+  async decode({ model, tokens }, id) {
+    return (await tokenizerOf(model, id)).decode(tokens);
   },
 
   /** What a .1dp file holds, by the model that wrote it. */
-  async open({ bytes }) {
+  async open({ bytes }, id) {
     const { tokenizer: written, lengths } = readHeader(bytes);
     for (const { name } of MODELS) {
       const store = await storeOf(name);
@@ -99,7 +106,7 @@ const ACTIONS = {
           `The file has ${lengths.length} tiles, and this page shows ${MOST_TILES} at most: use scripts/decompress.py.`,
         );
       }
-      const { side } = await tokenizerOf(name),
+      const { side } = await tokenizerOf(name, id),
         { geometry, tiles, isCut } = store.read(bytes);
       if (!tiles.some((tokens) => tokens.length))
         throw new FormatError("The file is cut before its first token: nothing is left of the image.");
@@ -145,12 +152,12 @@ function filesOf(store, tiles, geometry) {
   return { files, bits };
 }
 
-/** Report how far a long work is. */
-const tell = (size, total, doing) => postMessage({ progress: { size, total, doing } });
+/** Report how far the long work of a call is. */
+const tell = (id, size, total, doing) => postMessage({ id, progress: { size, total, doing } });
 
 onmessage = async ({ data: { id, action, ...given } }) => {
   try {
-    postMessage({ id, result: await ACTIONS[action](given) });
+    postMessage({ id, result: await ACTIONS[action](given, id) });
   } catch (error) {
     console.error(error);
     postMessage({ id, error: error.message });

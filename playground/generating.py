@@ -56,7 +56,7 @@ def generate(painter: Painter, label: int, seed: int, settings: SamplerSettings)
     tokens, after = generator.generate([label], seeds=seeds, return_intermediate=True, **asdict(settings))
     masked = torch.full_like(tokens, generator.mask_token)
     steps = torch.cat([masked, after[:, 0]])  # (S + 1, N)
-    lengths = tried_lengths(tokenizer)
+    lengths = tried_lengths(tokenizer, tokens.shape[1])  # a draft has fewer
     frames = torch.cat([images.permute(0, 2, 3, 1) for images in decoded(tokenizer, tokens, lengths)])
     return Generated(
         about=f"{painter.classes[label]}, seed {int(seed)}",
@@ -72,5 +72,6 @@ def guessed(painter: Painter, tokens: Tensor, label: int) -> Tensor:
     """Tokens (S, N) with the likeliest codes where they are masked, each in the light of all that are known."""
     generator = painter.generator
     labels = torch.full((len(tokens),), label, device=tokens.device)
-    likeliest = generator(tokens, labels, torch.zeros_like(labels, dtype=torch.bool)).argmax(dim=-1)
+    drops_none = torch.zeros_like(labels, dtype=torch.bool)
+    likeliest = generator(tokens, labels, drops_none, num_tokens=tokens.shape[1]).argmax(dim=-1)
     return torch.where(tokens == generator.mask_token, likeliest, tokens)

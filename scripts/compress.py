@@ -54,6 +54,11 @@ def main() -> None:
         is_bare=arguments.bare,
     )
     plan = conversions(arguments.input, arguments.output, EXTENSION, list_images, force=arguments.force)
+    if settings.is_bare and len(plan) > 1 and settings.goal.measure != "tokens":
+        raise UserError(
+            f"--{settings.goal.measure} would give each of {len(plan)} payloads its own number of tokens, and without "
+            "a header none says it: ask for --tokens, or leave --bare out"
+        )
     codec = load_codec(arguments.config, arguments.checkpoint, pick_device(arguments.device))
     failures: Failures = []
     written, done = [], []
@@ -96,7 +101,11 @@ def parse_arguments() -> argparse.Namespace:
         help="how an image of another shape becomes the model's square, or squares (default: %(default)s)",
     )
     parser.add_argument("--mode", choices=("fixed", "tables", "network"), help="bits of tokens (default: the fewest)")
-    parser.add_argument("--bare", action="store_true", help="the payload alone: its reader must know what it holds")
+    parser.add_argument(
+        "--bare",
+        action="store_true",
+        help="the payload alone, whose reader must know what it holds; with --tokens exactly so many, else all",
+    )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument("--config", help="configuration of the model; its own when not given")
     parser.add_argument("--checkpoint", help="the model: bundled name, folder, training output, file or hub id")

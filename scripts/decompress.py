@@ -22,6 +22,7 @@ from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends thi
 # isort: split
 import argparse
 import io
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -151,7 +152,14 @@ def in_format(image: "Image.Image", target: Path | None) -> bytes:
     if name not in Image.SAVE:
         raise UserError(f"{target} has no ending of an image format that can be written, such as .png")
     file = io.BytesIO()
-    image.save(file, name)
+    try:
+        image.save(file, name)
+    except (OSError, ValueError, struct.error) as error:  # as each of Pillow's formats has it
+        width, height = image.size
+        raise UserError(
+            f"an image of {width} x {height} pixels cannot be written as {name} ({error}): take another ending than "
+            f"{ending}, such as .png"
+        ) from error
     return file.getvalue()
 
 

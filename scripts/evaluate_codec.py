@@ -37,6 +37,7 @@ def main() -> None:
     arguments = parse_arguments()
     from codec.files import load_codec  # slow to import, too slow for --help
     from data.evaluation_images import NumberedImages, choose
+    from modeling.checkpoints.state import fingerprint
 
     config = load_config(arguments.config, arguments.overrides)
     with Session(arguments.device, arguments.output_dir) as session:
@@ -45,7 +46,10 @@ def main() -> None:
         numbers = choose(len(images), images.most(arguments.num_images), config.training.seed)
         plan = {
             "tokenizer": codec.identity.hex(),
+            "weights": fingerprint(codec.tokenizer.state_dict()),  # an identity knows nothing of the decoder
             "entropy_model": codec.models.best().identity.hex(),
+            "image_names": images.names,
+            "preparation": images.preparation,
             "images": numbers.tolist(),
             "efforts": arguments.efforts,
             "psnr_only": arguments.psnr_only,

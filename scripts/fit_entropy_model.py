@@ -7,7 +7,8 @@
 The network is trained in floats (configs/entropy.yaml; arguments a.b=c change it), rounded to integers of 8
 bits, and stored with the tables as entropy.safetensors, in the tokenizer's folder or as --output. Then the tokens of
 the evaluation split are written and read back with what was stored. The bits of each position and the bytes of each
-length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was.
+length are printed and, with a figure, written into --output_dir. A run that was killed goes on where it was: an
+--output_dir is of one tokenizer and token set.
 
 With --images a predictor of the PSNR at each length, which --fast of scripts/compress.py starts from, is fitted to
 some training images of a configuration, and stored as length.safetensors beside the entropy model. Without --token_set

@@ -160,6 +160,15 @@ def test_a_symbol_that_nobody_writes_is_refused():
         decoder.target(20)
 
 
+def test_the_numbers_of_a_decoder_stay_short_however_much_is_read_behind_a_payload():
+    decoder, longest = RangeDecoder(b"\x12\x34"), 0
+    for _ in range(2000):
+        target = decoder.target(20)
+        decoder.consume(target, 1, 20)
+        longest = max(longest, decoder.code.bit_length(), decoder.slack.bit_length())
+    assert decoder.place > 4000 and not decoder.certain and longest <= 64
+
+
 # ------------------------------------------------------------------------------------------- bits, numbers, checks
 
 
@@ -171,6 +180,37 @@ def test_packed_bits_come_back():
         data = pack_bits(values, width)
         assert len(data) == -(-width * count // 8)
         assert unpack_bits(data, width, count) == values
+
+
+class Watched(int):
+    """A number that notes how long the one is that it is put behind."""
+
+    longest = 0
+
+    def __ror__(self, other):
+        Watched.longest = max(Watched.longest, other.bit_length())
+        return other | int(self)
+
+
+class Sliced(bytes):
+    """Bytes that note how many of them are taken at once."""
+
+    longest = 0
+
+    def __getitem__(self, place):
+        Sliced.longest = max(Sliced.longest, len(super().__getitem__(place)))
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("width", [3, 10, 12])
+def test_many_numbers_are_packed_and_unpacked_as_one_integer_would_be_and_never_become_one(width):
+    draws = random.Random(7)
+    values = [draws.randrange(1 << width) for _ in range(5000)]
+    bits = "".join(f"{value:0{width}b}" for value in values)
+    data = pack_bits(map(Watched, values), width)
+    assert data == int(bits.ljust(8 * len(data), "0"), 2).to_bytes(len(data), "big")
+    assert unpack_bits(Sliced(data), width, len(values)) == values
+    assert Watched.longest <= 64 * width and Sliced.longest <= 8 * width
 
 
 def test_bits_are_packed_highest_first():

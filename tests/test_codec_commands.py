@@ -203,6 +203,17 @@ def test_the_name_chooses_the_format_of_the_image(folder, command):
     assert status == 1 and "has no ending of an image format" in err and not (folder / "one.txt").exists()
 
 
+@pytest.mark.parametrize("size, ending", [((SIDE, SIDE), "blp"), ((16384, 1), "webp"), ((65535, 1), "pcx")])
+def test_an_image_that_its_format_cannot_hold_is_one_sentence(folder, command, size, ending):
+    photo(*size).save(folder / "images/one.png")
+    flags = ("--fit", "stretch", "--tokens", 1)
+    assert command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp", *flags)[0] == 0
+    status, _, err = command(decompress.main, folder / "one.1dp", "-o", folder / f"one.{ending}")
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert f"{size[0]} x {size[1]} pixels cannot be written as {ending.upper()} (" in err and "such as .png" in err
+    assert not (folder / f"one.{ending}").exists()
+
+
 @pytest.mark.parametrize("mode", ["fixed", "tables", "network"])
 def test_bare_payloads_go_there_and_back(command, mode):
     flags = ("--tokens", 1, "--mode", mode)
@@ -212,6 +223,29 @@ def test_bare_payloads_go_there_and_back(command, mode):
     assert status == 0 and Image.open(io.BytesIO(image)).size == (SIDE, SIDE)
     assert "--bare needs --tokens N" in command(decompress.main, "-", "--bare", stdin=payload)[2]
     assert "--mode is for --bare" in command(decompress.main, "-", "--mode", mode, stdin=payload)[2]
+
+
+def test_a_bare_payload_has_exactly_the_tokens_that_are_asked_for(folder, command):
+    """Of some of these images a shorter prefix is the nearest."""
+    for seed in range(8):
+        photo(SIDE, SIDE, seed).save(folder / f"images/{seed}.png")
+    for flags, tokens in ((("--tokens", 5), 5), ((), NUM_TOKENS)):
+        flags = ("--bare", "--mode", "fixed", "--force", *flags)
+        status, _, err = command(compress.main, folder / "images", "-o", folder / "bare", *flags)
+        assert status == 0 and f" {tokens}.0 tokens, " in err
+        sizes = {path.stat().st_size for path in (folder / "bare").rglob("*.1dp")}
+        assert sizes == {-(-5 * tokens // 8)}
+    status, _, err = command(compress.main, "-", "--bare", "--tokens", NUM_TOKENS + 1, stdin=png())
+    assert status == 1 and f"a payload holds 1 to {NUM_TOKENS} tokens, got {NUM_TOKENS + 1}" in err
+
+
+def test_bare_payloads_of_a_folder_have_one_number_of_tokens(folder, command):
+    flags = ("--bare", "--psnr", 10)
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "bare", *flags)
+    assert status == 1 and "--psnr would give each of 2 payloads its own number of tokens" in err
+    assert not (folder / "bare").exists()
+    status, _, err = command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp", *flags)
+    assert status == 0 and " tokens, " in err
 
 
 def test_inspection_tells_what_a_file_holds(folder, command):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec.bitstream import Fit, FormatError, Geometry, Mode, Tiles, mixed, pack, unpack
+from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, RangeDecoder, Tiles, mixed, pack, unpack
 from codec.entropy import (
     EXP2,
     FILE,
@@ -497,6 +497,23 @@ def test_few_bytes_that_declare_very_much_cost_little():
     assert sum(read.certain) == 5
 
 
+def test_a_whole_file_of_few_bytes_for_many_tokens_is_read_with_short_numbers(monkeypatch):
+    """As many tiles as the payload may hold, whose tokens go on for long behind it."""
+    model, longest = MODELS["pairs"].by_mode[Mode.TABLES], []
+
+    class Watched(RangeDecoder):
+        def consume(self, *symbol):
+            super().consume(*symbol)
+            longest.append(max(self.code.bit_length(), self.slack.bit_length()))
+
+    monkeypatch.setattr("codec.entropy.RangeDecoder", Watched)
+    tiles = Tiles(128, 1, (8,) * 128)
+    header = Header(Mode.TABLES, TOKENIZER[:2], model.identity[:1], 8, 1, Geometry(1000, 10, Fit.TILE, 1, tiles))
+    read = read_tokens(pack(header, b"\x01"), MODELS["pairs"])
+    assert write_tokens(read.tokens, MODELS["pairs"], header.geometry, Mode.TABLES) == pack(header, b"\x01")
+    assert len(longest) == 1024 and max(longest) <= 64
+
+
 def test_a_file_of_another_tokenizer_names_both():
     ours, others = MODELS["pairs"], dataclasses.replace(MODELS["pairs"], tokenizer=b"\xaa\xbb" + TOKENIZER[2:])
     data = write_tokens(np.arange(8), others)
@@ -520,6 +537,13 @@ def test_more_tokens_than_an_image_has_are_refused():
     more = EntropyModels(TOKENIZER, {Mode.FIXED: FixedBits(9, 64)})
     with pytest.raises(FormatError, match="9 tokens, and an image has 8"):
         read_tokens(write_tokens(np.arange(9), more), models)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_tokens_cannot_be_read(number):
+    data = write_tokens(np.arange(8), MODELS["pairs"])
+    with pytest.raises(UserError, match=f"tokens to read must be 1 or more, got {number}"):
+        read_tokens(data, MODELS["pairs"], number)
 
 
 # ------------------------------------------------------------------------------------------------------- stored models

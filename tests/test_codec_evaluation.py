@@ -2,18 +2,23 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
 from codec.evaluation import Prefixes, Results, gains, measured
 from codec.files import load_codec
 from codec.length import LengthPredictor
 from codec.rate import psnr_of
+from modeling.tokenizers import frozen_tokenizer
 from scripts import evaluate_codec
 from tests.codec_images import NUM_TOKENS, pixels, save_codec
 from tests.evaluation_data import make_world, small_config
+from tests.generator_data import call
 from utils.config import save_config
+from utils.errors import UserError
 
 LENGTHS = np.arange(1, 5)
 SIZES = np.array([[2, 3, 4, 5], [2, 4, 6, 9]])
@@ -83,6 +88,25 @@ def world(tmp_path_factory):
     folder = make_world(tmp_path_factory.mktemp("world"))
     save_config(small_config(folder), folder / "eval.yaml")
     return folder
+
+
+def test_parts_of_another_decoder_or_of_other_images_are_not_taken(world, tmp_path, monkeypatch):
+    tokenizer = frozen_tokenizer(world / "tokenizer")
+    with torch.no_grad():
+        next(tokenizer.decoder.parameters()).mul_(2)
+    tokenizer.save_pretrained(tmp_path / "other")
+    for shard in (world / "shards").glob("*.tar"):
+        (tmp_path / shard.name.replace("s-", "t-")).symlink_to(shard)
+    of_others = f"dataset.params.eval_shards_path_or_url={tmp_path}/t-{{000000..000002}}.tar"
+    place = ("--num_images", 8, "--device", "cpu", "--output_dir", tmp_path / "out", "--psnr_only")
+    for checkpoint, changes, differs in (
+        (world / "tokenizer", [], None),
+        (tmp_path / "other", [], "weights was"),
+        (world / "tokenizer", [of_others], "image_names was"),
+    ):
+        arguments = ("--config", world / "eval.yaml", "--checkpoint", checkpoint, *place, *changes)
+        with nullcontext() if differs is None else pytest.raises(UserError, match=differs):
+            call(monkeypatch, evaluate_codec.main, *arguments)
 
 
 def test_the_command_measures_and_goes_on_where_it_was(world, tmp_path, monkeypatch, capsys):

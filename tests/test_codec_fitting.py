@@ -13,7 +13,7 @@ from PIL import Image
 import scripts.fit_entropy_model
 from codec.bitstream import Mode
 from codec.entropy import FILE, entropy_models_of, load_entropy_models, save_entropy_models
-from codec.fitting import fitted_tables, log_tables, rounded, shared_tables
+from codec.fitting import SUBJECT, fitted_tables, log_tables, rounded, shared_tables
 from codec.length import FILE as LENGTH_FILE
 from codec.length import load_length_predictor
 from data import DataError
@@ -22,7 +22,7 @@ from modeling.causal_network import CausalTokenNetwork
 from modeling.identity import identity
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.entropy import bits_of
-from modeling.tokenizers import encode_tokens
+from modeling.tokenizers import encode_tokens, frozen_tokenizer
 from tests.codec_data import TOKENIZER, likely_tokens, random_models
 from tests.fill import fill
 from tests.generator_data import NUM_CODES, NUM_TOKENS, call, make_world, tokenizer_of
@@ -111,10 +111,17 @@ def test_a_token_is_predicted_from_those_before_it_alone(window):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tokens):
-    """Two tokenizers, and a set of tokens that the first one might have made."""
+    """Two tokenizers, two sets of tokens that the first one might have made, and one of the other."""
     folder = make_world(tmp_path_factory.mktemp("world"))
+    write_tokens(folder / "fitting", tokens, folder / "tokenizer")
+    write_tokens(folder / "reversed", tokens[::-1], folder / "tokenizer")
+    write_tokens(folder / "of_other", tokens, folder / "other")
+    return folder
+
+
+def write_tokens(folder, tokens, tokenizer):
     manifest = {
-        "tokenizer": {"checkpoint": "tokenizer", "identity": identity(tokenizer_of(folder))},
+        "tokenizer": {"checkpoint": tokenizer.name, "identity": identity(frozen_tokenizer(tokenizer))},
         "codebook_size": NUM_CODES,
         "num_tokens": NUM_TOKENS,
         "variants": ["centre"],
@@ -122,12 +129,11 @@ def world(tmp_path_factory, tokens):
     for split, rows in (("train", tokens[:5000]), ("eval", tokens[5000:])):
         labels, keys = np.zeros(len(rows), np.int64), np.array([f"{number:05d}" for number in range(len(rows))])
         part = {"tokens": rows[:, None].astype(np.uint16), "labels": labels, "keys": keys}
-        write_token_set(folder / "fitting" / split, lambda part=part: [part], manifest)
-    return folder
+        write_token_set(folder / split, lambda part=part: [part], manifest)
 
 
-def fit(monkeypatch, world, *arguments, tokenizer="tokenizer"):
-    places = ("--token_set", world / "fitting", "--tokenizer", world / tokenizer)
+def fit(monkeypatch, world, *arguments, tokenizer="tokenizer", token_set="fitting"):
+    places = ("--token_set", world / token_set, "--tokenizer", world / tokenizer)
     call(monkeypatch, scripts.fit_entropy_model.main, *places, *arguments)
 
 
@@ -162,6 +168,25 @@ def test_the_same_command_fits_the_length_predictor_to_images(world, tmp_path, m
 def test_tokens_of_another_tokenizer_are_refused(world, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="was made by another tokenizer"):
         fit(monkeypatch, world, "--output_dir", tmp_path, tokenizer="other")
+
+
+def test_a_training_is_gone_on_with_for_the_same_tokenizer_and_tokens_alone(world, tmp_path, monkeypatch, capsys):
+    place = ("--output_dir", tmp_path / "out", "training.max_train_steps=2", "model.entropy.width=16", "--force")
+    files = [tmp_path / name / FILE for name in ("first", "again", "wrong")]
+    fit(monkeypatch, world, *place, "--output", files[0])
+    capsys.readouterr()
+    fit(monkeypatch, world, *place, "--output", files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for others, what in (
+        ({"token_set": "reversed"}, "token set"),
+        ({"token_set": "of_other", "tokenizer": "other"}, "tokenizer"),
+    ):
+        with pytest.raises(UserError, match=f"training holds the training of another {what} .* give another --output"):
+            fit(monkeypatch, world, *place, "--output", files[2], **others)
+    (tmp_path / "out/training" / SUBJECT).unlink()  # as before there was one
+    with pytest.raises(UserError, match=r"of another tokenizer \(unknown, and this is"):
+        fit(monkeypatch, world, *place, "--output", files[2])
+    assert not files[2].exists()
 
 
 # --------------------------------------------------------------------------------------------- 256 tokens of 12 bits

@@ -98,6 +98,25 @@ def test_tiles_keep_the_tokens_that_they_have(folder):
     assert codec.images([whole])[0].size == (40, 30)
 
 
+def test_many_tiles_are_completed_some_at_a_time_and_come_out_the_same(folder, monkeypatch):
+    codec = load_codec(checkpoint=str(folder / "tokenizer"))
+    (written,) = codec.compress([photo(60, 40)], Settings(goal_of(tokens=1), FITS["tile"]))
+    read = codec.read(written.data)
+    assert len(read.certain) > 12
+    sizes, generate = [], ImageBert.generate
+
+    def recording(self, *arguments, **settings):
+        sizes.append(len(settings["seeds"]))
+        return generate(self, *arguments, **settings)
+
+    monkeypatch.setattr(ImageBert, "generate", recording)
+    completed = []
+    for batch in (64, 5):
+        monkeypatch.setattr("codec.completion.BATCH", batch, raising=False)
+        completed.append(Completer("vivid", 0, generator=str(folder / "generator"))(read, codec).tokens)
+    assert np.array_equal(*completed) and max(sizes[1:]) == 5 and sum(sizes) == 2 * len(read.certain)
+
+
 def test_every_bundled_tokenizer_of_the_codec_has_its_generator():
     assert bundled_generator_of("one-d-piece_fashion") == "maskgit_fashion"
     assert bundled_generator_of("one-d-piece_emoji") == "maskgit_emoji"

@@ -44,15 +44,18 @@ def visit(browser, site):
     """Open the page at an address behind its own; what it says on its console, and to whom, is checked at the end."""
     contexts, said, asked = [], [], []
 
-    def visit(address="", **options):
+    def visit(address="", held=None, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
+        if held:  # requests that wait until the test lets them go on
+            page.route(held[0], lambda route: held[1].append(route))
         page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(site + address)
-        page.wait_for_selector("#shown[data-tokens]")
+        if not held:
+            page.wait_for_selector("#shown[data-tokens]")
         return page
 
     visit.said = said
@@ -196,6 +199,51 @@ def test_tiles_and_what_is_left_of_a_cut_file_are_shown(visit, codec):
     assert page.locator("#count-of").inner_text() == f"of {certain}"
 
 
+def begin_tiles(page, path, name="large.png"):
+    """Give the page an image of many tiles, and wait until it is being encoded."""
+    Image.open(PHOTO).resize((256, 256)).save(path / name)
+    page.locator("#fit").select_option("tiles")
+    page.wait_for_selector("#shown[data-fit='tile']")
+    page.locator("#chooser").set_input_files(path / name)
+    page.locator("#loading", has_text="Encoding: tile").wait_for()
+    return name
+
+
+@pytest.mark.parametrize("change", ["fit", "model"])
+def test_a_change_while_an_own_image_is_opened_is_for_that_image(visit, tmp_path, change):
+    page = visit()
+    name = begin_tiles(page, tmp_path)
+    if change == "fit":
+        page.locator("#fit").select_option("pad")
+        page.wait_for_selector(f"#shown[data-name='{name}'][data-fit='pad']")
+    else:
+        page.locator("#models input:not(:checked)").check(force=True)
+        page.wait_for_selector(f"#shown[data-name='{name}'][data-fit='tile']")
+    page.locator("#loading").wait_for(state="hidden")
+    assert page.locator("#shown").get_attribute("data-name") == name
+
+
+def test_how_far_an_image_is_that_another_has_replaced_is_not_shown(visit, tmp_path):
+    page = visit()
+    begin_tiles(page, tmp_path)
+    page.locator("#chooser").set_input_files(as_file(b"hello", "notes.txt"))
+    page.locator("#message", has_text="notes.txt is no image").wait_for()
+    for _ in range(20):
+        assert page.locator("#loading").is_hidden()
+        page.wait_for_timeout(20)
+
+
+def test_a_change_while_the_first_image_is_opened_is_for_that_image(visit):
+    routes = []
+    page = visit(held=("**/model.safetensors", routes))
+    page.locator("#loading:visible").wait_for()
+    page.locator("#fit").select_option("pad")
+    page.wait_for_timeout(100)
+    for route in routes:
+        route.continue_()
+    page.wait_for_selector("#shown[data-fit='pad']")
+
+
 WRONG = [
     ("notes.txt", b"hello", "notes.txt is no image that this browser can read"),
     ("broken.1dp", b"\x1d\x52\x87\x79", "ends within its header"),
@@ -223,6 +271,18 @@ def test_a_link_holds_the_image(visit):
     address = re.search(r"#[\w-]+$", page.url)[0]
     other = visit(address)
     assert other.locator("#bytes").inner_text() == page.locator("#bytes").inner_text()
+
+
+def test_the_link_in_the_address_goes_when_another_image_is_shown(visit):
+    page = visit()
+    plain = page.url
+    page.locator("#link").click()
+    page.locator("#message").wait_for()
+    page.locator("#chooser").set_input_files(as_file(b"hello", "notes.txt"))
+    page.locator("#message", has_text="notes.txt is no image").wait_for()
+    assert "#" in page.url
+    choose(page, EMOJI, EMOJI.name)
+    assert page.url == plain
 
 
 def test_a_phone_shows_all_of_it(visit):

@@ -288,6 +288,13 @@ def test_the_steps_fill_the_tokens(painter):
     assert shown.count("hollow") == sum(32 - count for count in known) and "8 tokens" in shown
 
 
+def test_a_draft_has_its_tokens_alone(painter):
+    made = generate(painter, 0, 1, SamplerSettings(num_sample_steps=4, num_tokens=6))
+    assert made.steps.shape == (5, 6) and made.lengths.tolist() == [1, 2, 3, 4, 5, 6] and len(made.frames) == 6
+    assert np.abs(made.guesses[-1].astype(int) - made.frames[-1]).max() <= 1
+    assert "of 6<" in drawing.sampled(made, 6, codebook_colours(painter.tokenizer))
+
+
 def test_what_cannot_be_sampled_is_refused_in_words(painter):
     with pytest.raises(UserError, match="a seed is a whole number"):
         generate(painter, 0, -1, painter.settings)
