@@ -310,6 +310,14 @@ def test_an_older_set_is_checked_by_its_fingerprint(world, old_world):
         check_token_sets(config, other, "mine")
 
 
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "keys.txt"])
+def test_a_finished_set_that_lacks_a_file_is_not_there_already(world, tmp_path, monkeypatch, name):
+    shutil.copytree(world / "tokens", tmp_path / "tokens")
+    (tmp_path / "tokens/eval" / name).unlink()
+    with pytest.raises(DataError, match="tokens/eval is damaged .*: delete it and make it again"):
+        pretokenize(monkeypatch, world, tmp_path / "tokens", "--split", "eval")
+
+
 def test_an_older_finished_set_is_left_alone(world, old_world, monkeypatch, capsys):
     pretokenize(monkeypatch, world, old_world / "tokens")
     assert "is there already" in capsys.readouterr().out
