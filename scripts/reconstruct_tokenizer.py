@@ -71,7 +71,9 @@ def main() -> None:
     arguments = parse_arguments()
     wanted, storage = wanted_of(arguments), storage_of(arguments)
     lengths = [] if storage else wanted.lengths
-    with Session(arguments.device, arguments.output_dir, wanted.names(Path(arguments.output_dir))) as session:
+    folder = Path(arguments.output_dir)
+    files = {"results": wanted.names(folder), "earlier": wanted.others(folder)}
+    with Session(arguments.device, folder, **files) as session:
         config = load_config(arguments.config, arguments.overrides)
         tokenizer = located = None
         if arguments.tokens or lengths:
@@ -110,6 +112,7 @@ def main() -> None:
             keys=keys_text(written.keys),
         )
         if session.processes.is_main:
+            session.remove_earlier()
             write_results(session.results.place(session.output_dir / RECORD), record)
             session.results.finish()
         for path in (*written.files, session.output_dir / RECORD):

@@ -347,6 +347,10 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
         (2, 9),
     ]
     assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
+    samples = ("--samples", world / "original", "--reference", world / "original.npy")
+    status, out, _, _ = evaluate(evaluate_generation, *samples)
+    assert status == 0 and f"1 of the run before will be removed from {tmp_path}/out, such as sweep.png" in out
+    assert not (tmp_path / "out" / "sweep.png").exists()
 
 
 def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(world, evaluate, tmp_path, monkeypatch):
