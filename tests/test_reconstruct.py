@@ -159,10 +159,18 @@ def test_formats_round_trip_the_originals(world, reconstruct, name, good, bad):
     assert 0 < errors[0] < errors[1]
 
 
-def test_a_dry_run_takes_one_batch_and_says_so(reconstruct):
-    status, out, _, folder = reconstruct("--dry_run", "--batch_size", 4)
-    assert status == 0 and "dry run" in out
-    assert len(np.load(folder / "images.npy")) == 4
+@pytest.mark.parametrize("flags", [["--tokens", "--png"], ["--original"], ["--jpg"]])
+def test_a_dry_run_takes_one_batch_and_writes_nothing(reconstruct, flags):
+    status, out, _, folder = reconstruct(*flags, "--dry_run", "--batch_size", 4)
+    assert status == 0 and "a dry run: 4 images done, one batch a process; nothing was written" in out
+    assert not folder.exists()
+
+
+def test_a_dry_run_leaves_finished_results_as_they_are(reconstruct):
+    _, _, _, folder = reconstruct("--tokens")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, _, _, _ = reconstruct("--lengths", "2,5", "--dry_run")
+    assert status == 0 and {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_missing_checkpoint_is_an_error(reconstruct, tmp_path):
