@@ -198,3 +198,15 @@ def read_keys(record: Path) -> list[str] | None:
         return json.loads(json.loads(record.read_text(encoding="utf-8"))["keys"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def recorded_keys(path: Path, count: int) -> list[str] | None:
+    """What scripts/reconstruct_tokenizer.py has noted of the images in a file or folder of its own, in their order.
+
+    None where it has written neither, or not `count` images.
+    """
+    if path.name not in ("images.npy", "labels.npy", "png"):
+        return None
+    folder = path.parent
+    keys = read_keys((folder.parent if folder.name.startswith("length_") else folder) / RECORD)
+    return keys if keys is not None and len(keys) == count else None
