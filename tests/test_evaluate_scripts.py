@@ -437,7 +437,11 @@ def test_generation_says_what_is_wrong(world, evaluate):
         ([*samples, *reference, "--precision", "bf16"], "--precision and --compile are for a generator"),
         ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either them or --lengths"),
         ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
-        ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
+        (
+            [*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"],
+            "got guidance; did you mean guidance_",
+        ),
+        ([*reference, "--checkpoint", "none", "--sweep", "x=1"], "sampler, got x; they are guidance_scale, .*, seed"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=VALUE"),
         ([*samples, "--reference", world / "nothing"], "expected a .npy or .npz file or a folder"),
         ([*samples, *reference, "--features", "none"], "leaves nothing to measure"),
@@ -445,6 +449,24 @@ def test_generation_says_what_is_wrong(world, evaluate):
         status, _, err, results = evaluate(evaluate_generation, *flags)
         assert (status, results) == (1, None)
         assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sweep", "message"),
+    [
+        ("{guidance_scal: 2}", "top_p=1", "the recipe mine takes settings of the sampler, got guidance_scal; did you"),
+        ("{seed: 2}", "top_p=1", "the recipe mine takes settings of the sampler, got seed; they are guidance_scale"),
+        ("{top_p: 2}", "order=front", "top_p must be in 0..1, got 2"),
+        ("{sampler: chose}", "order=front", "sampler must be one of confidence, choose, remasking, got chose"),
+        ("{top_p: 1}", "top_p=1,2", "top_p must be in 0..1, got 2"),
+    ],
+)
+def test_settings_of_recipes_and_sweeps_are_checked_before_any_image(world, evaluate, tmp_path, recipe, sweep, message):
+    (tmp_path / "recipes.yaml").write_text(f"mine: {recipe}")
+    flags = ("--checkpoint", world / "generator", "--reference", tmp_path / "nowhere")  # found later
+    flags = (*flags, "--recipes", tmp_path / "recipes.yaml", "--sweep", sweep)
+    status, _, err, _ = evaluate(evaluate_generation, *flags)
+    assert status == 1 and message in err and err.count("\n") == 1
 
 
 # Image formats
