@@ -384,6 +384,15 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
         assert row["fd_efficientnet_lite0"] == rows["choose", row["passes"], 43]["fd_efficientnet_lite0"]
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": {}, "rows": 1}'])
+def test_another_program_s_sweep_points_are_explained_in_one_sentence(world, evaluate, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep_points.json").write_text(text)
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    status, _, err, _ = evaluate(evaluate_generation, *flags)
+    assert status == 1 and "out holds sweep_points.json, and no command of ours has left that there: name" in err
+
+
 def test_images_of_the_first_tokens_of_the_same_samples_stand_beside_reconstructions(world, evaluate, tmp_path):
     beside = ("--config", world / "config.yaml", "--lengths", "1,8")
     reconstructed = evaluate(evaluate_reconstruction, *beside, output="beside")[-1]

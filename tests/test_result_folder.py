@@ -243,6 +243,14 @@ def test_parts_begin_in_no_folder_with_other_files_and_delete_their_own_alone(tm
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", "mine"])
+def test_parts_beside_another_program_s_plan_are_explained_in_one_sentence(tmp_path, text):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/plan.json").write_text(text)
+    with pytest.raises(UserError, match="parts holds plan.json, and no command of ours has left that there: name"):
+        Parts(tmp_path, {}, 1, Processes("cpu"))
+
+
 def test_no_file_takes_the_place_of_a_device(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -15,8 +15,8 @@ from yaml import YAMLError
 from utils.errors import UserError
 from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
 from utils.evaluation.session import Session
-from utils.files import write_json
-from utils.parts import check_plan
+from utils.files import read_json, write_json
+from utils.parts import check_plan, read_state
 
 POINTS = "sweep_points.json"  # in the output folder while a sweep goes on
 SEED, STEPS = "seed", "num_sample_steps"
@@ -102,7 +102,7 @@ class Points:
         self.session, self.path = session, session.output_dir / POINTS
         self.plan, self.done = json.loads(json.dumps(plan)), {}
         if self.path.is_file():
-            there = json.loads(self.path.read_text(encoding="utf-8"))
+            there = read_state(self.path, points_in)
             check_plan(there["plan"], self.plan, session.output_dir)
             self.done = there["rows"]
         session.processes.wait()  # until all have read it
@@ -115,6 +115,12 @@ class Points:
             if self.session.processes.is_main:
                 write_json(self.path, {"plan": self.plan, "rows": self.done})
         return self.done[key]
+
+
+def points_in(path: Path) -> dict[str, Any]:
+    """The plan of a sweep, and the rows by point that it has."""
+    found = read_json(path)
+    return {name: {**found[name]} for name in ("plan", "rows")}
 
 
 def check_names(names: Iterable[str], settings: Sequence[str], where: str) -> None:
