@@ -1,6 +1,6 @@
 """Many sampled images of every class: parts that several processes make and a killed run keeps, then one archive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from modeling.generators import sample
 from modeling.maskgit import MaskGIT
 from modeling.samplers.settings import SamplerSettings
 from modeling.titok import TiTok
+from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.images import to_array, write_archive, write_image
 from utils.inference import choose_batch_size
@@ -35,11 +36,24 @@ class SampledSet:
         self.num_images: int = plan["num_images"]
 
     def is_done(self) -> bool:
-        """Whether these images are there; those of another plan are an error."""
+        """Whether these images are there; those of another plan, or some that are missing, are an error."""
         if not (self.folder / DONE).is_file():
             return False
         check_plan(read_state(self.folder / DONE, plan_in), self.plan, self.folder)
+        if missing := next((path for path in self._promised() if not path.is_file()), None):
+            raise UserError(
+                f"{self.folder / DONE} says that {missing} is there, and it is not: delete that folder, or give "
+                "another --output_dir"
+            )
         return True
+
+    def _promised(self) -> Iterator[Path]:
+        """The files that hold the images."""
+        if self.plan["npz"]:
+            yield self.folder / NPZ
+        if self.plan["png"]:
+            for index in range(self.num_images):
+                yield self.folder / PNG / png_name(index, index % self.plan["num_classes"])
 
     def make(
         self,
