@@ -150,7 +150,8 @@ def rows_of_generator(
 
     for point in grid:  # errors before the work
         sampler_class(settings_of(point).sampler)
-    reference = load_reference(arguments.reference, source.tokenizer.image_size, network, batch_size, session)
+    size = (source.tokenizer.image_size,) * 2
+    reference = load_reference(arguments.reference, size, network, batch_size, session)
     read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
     facts = {
         "samples": {"expected": expected, "seen": expected, **sampling_record(base, arguments.seed)},

@@ -335,6 +335,22 @@ def test_samples_are_scored_against_arrays_shards_and_configurations_alike(world
         assert (row["precision"], row["recall"]) == (1, 1)
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("name", ["small.npy", "wide.npy", "small"])
+def test_samples_of_another_size_than_the_reference_are_refused(world, evaluate, tmp_path, name, sampled):
+    images = np.load(world / "original.npy")
+    np.save(tmp_path / "small.npy", images[:, :16, :16])
+    np.save(tmp_path / "wide.npy", np.concatenate([images, images], axis=2))
+    (tmp_path / "small").mkdir()
+    for index, image in enumerate(images[:, :16, :16]):
+        Image.fromarray(image).save(tmp_path / f"small/{index}.png")
+    samples = ("--checkpoint", world / "generator", "--num_images", 12)
+    samples = samples if sampled else ("--samples", world / "original")
+    status, _, err, _ = evaluate(evaluate_generation, *samples, "--reference", tmp_path / name)
+    size = "32 x 64" if name == "wide.npy" else "16 x 16"
+    assert status == 1 and f"the samples have 32 x 32 pixels, and the images of {tmp_path / name} {size} pixels:" in err
+
+
 def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path):
     flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
     sweep = ("--sweep", "guidance_scale=1,2", "randomize_temperature=3,9")
