@@ -19,7 +19,7 @@ from data.image_shards import decode, read_shards
 from data.image_sources import FolderSource
 from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
-from data.tar_samples import key_prefixes, manifest_facts, sample_counts
+from data.tar_samples import fingerprint_of, key_prefixes, manifest_facts, sample_counts
 from data.transforms import AS_PUBLISHED, AS_SHOWN, EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
@@ -96,6 +96,7 @@ class Catalogue:
         classes: Class names by id; empty where unknown.
         folder: That of the images; None where they are in shards.
         decoding: How they are made of their files, for records.
+        fingerprint: A function: text that changes when the folder's files or the shards do.
     """
 
     def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
@@ -112,6 +113,7 @@ class Catalogue:
         shards = resolve_shards(config.dataset.params.get(key), f"dataset.params.{key}")
         manifest = read_manifest(Path(shards[0]).parent)
         self.classes = manifest["classes"] if manifest else []
+        self.fingerprint = partial(fingerprint_of, shards)
         num_classes = manifest_facts(shards)[1]
         read = partial(read_shards, prefixes=key_prefixes(shards))
         jobs = [partial(self._shard_jobs, read, shard, num_classes) for shard in shards]
@@ -126,7 +128,7 @@ class Catalogue:
 
     def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, int | None, Jobs]]:
         source = open_folder(config, split)
-        self.classes, self.folder = source.classes, source.folder
+        self.classes, self.folder, self.fingerprint = source.classes, source.folder, source.fingerprint
         firsts = range(0, len(source), FOLDER_PART)
         parts = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
         return [(f"{part[0]:08d}", len(part), partial(self._folder_jobs, source, part)) for part in parts]

@@ -17,7 +17,7 @@ from data.file_formats import is_image_name
 from data.image_sources import announced_images
 from data.transforms import AS_SHOWN, decode_as_shown
 from utils.arrays import ARRAY_ERRORS, why_unread
-from utils.evaluation.reconstruction_files import RECORD, read_keys
+from utils.evaluation.reconstruction_files import recorded_keys
 
 AS_GIVEN = f"images as they are given, those of folders as {AS_SHOWN}"  # for records
 NPZ_MEMBER = "arr_0"  # the name that the ADM evaluator reads
@@ -310,12 +310,6 @@ def without_extensions(files: Sequence[str]) -> list[str]:
 
 
 def recorded_names(path: Path, count: int) -> list[str] | None:
-    """What scripts/reconstruct_tokenizer.py has noted of the images in a file or folder of its own, in their order.
-
-    None where it has written neither, or other `count` images.
-    """
-    if path.name not in ("images.npy", "labels.npy", "png"):
-        return None
-    folder = path.parent
-    keys = read_keys((folder.parent if folder.name.startswith("length_") else folder) / RECORD)
-    return without_extensions(keys) if keys is not None and len(keys) == count else None
+    """`recorded_keys`, without the extensions of files."""
+    keys = recorded_keys(path, count)
+    return None if keys is None else without_extensions(keys)

@@ -58,6 +58,7 @@ class Split:
         self.strict = not is_train and not config.dataset.params.get("eval_skip_broken", False)
         self.plan = {
             "split": name,
+            "source": self.source.fingerprint(),
             "parts": [part.name for part in self.source.parts],
             "variants": self.variants,
             "resize_shorter_edge": preprocessing.resize_shorter_edge if is_train else preprocessing.crop_size,

@@ -80,43 +80,54 @@ def score_samples(
         num_images: Only the first ones; None for all.
     """
     samples = first_of(open_images(source), num_images)
-    loaded = load_reference(reference, min(samples.height, samples.width), network, batch_size, session)
+    loaded = load_reference(reference, (samples.height, samples.width), network, batch_size, session)
     found = seen_by(network, samples.batches(**session.share(batch_size)), len(samples), session, "samples")
     row = {"name": Path(source).stem, **score(found, loaded, session.processes)}
     return row, loaded, {"samples": {"source": source, "expected": len(samples), "seen": found.count()}}
 
 
-def reference_images(source: str, size: int, **share: int) -> Loader:
-    """The evaluation images of a configuration, or the images in shards, cropped to `size` pixels a side.
+def reference_images(source: str, size: tuple[int, int], **share: int) -> Loader:
+    """The evaluation images of a configuration, or the images in shards, cropped to `size`.
 
     Args:
         source: Path of the configuration, or the shards (DIR/name-{000000..000049}.tar).
+        size: Height and width.
         share: As of `data.evaluation_images.evaluation_images`.
 
     Raises:
-        DataError: The configuration crops to another size.
+        DataError: The configuration crops to another size, or no crop has this one.
     """
     if ".tar" in source:
         params = {"eval_shards_path_or_url": source, "num_workers_per_gpu": 1, "num_eval_examples": None}
-        dataset = {"type": "shards", "params": params, "preprocessing": {"crop_size": size}}
+        dataset = {"type": "shards", "params": params, "preprocessing": {"crop_size": min(size)}}
         config = OmegaConf.create({"dataset": dataset, "training": {}})
     else:
         config = load_config(source)
     if config.dataset.type == "tokens":  # a generator's configuration: its images are in shards
         config.dataset.type = "shards"
-    config_size = config.dataset.preprocessing.crop_size
-    if config_size != size:
-        raise DataError(f"the samples have {size} pixels a side, and {source} crops its images to {config_size}")
+    check_size(size, (config.dataset.preprocessing.crop_size,) * 2, source)
     return evaluation_loader(config, **share)
 
 
-def load_reference(source: str, size: int, network: FeatureNetwork, batch_size: int, session: Session) -> Reference:
+def check_size(samples: tuple[int, int], reference: tuple[int, int], source: str) -> None:
+    """Refuse samples of another size than the reference's images, which come from `source`."""
+    if samples != reference:
+        there, here = (f"{height} x {width} pixels" for height, width in (samples, reference))
+        raise DataError(f"the samples have {there}, and the images of {source} {here}: give a reference of their size")
+
+
+def load_reference(
+    source: str, size: tuple[int, int], network: FeatureNetwork, batch_size: int, session: Session
+) -> Reference:
     """The reference set of generated images as `network` sees it.
 
     Args:
         source: A configuration or shards, as of `reference_images`, or a .npy or .npz file or a folder. Of an archive
             of the ADM evaluator the statistics are taken, if the network is Inception.
-        size: Pixels a side of the samples, to which shards are cropped.
+        size: Height and width of the samples, to which shards are cropped.
+
+    Raises:
+        DataError: The reference's images have another size.
     """
     see = partial(reference_of, network, session, check_count)
     share = session.share(batch_size)
@@ -129,6 +140,7 @@ def load_reference(source: str, size: int, network: FeatureNetwork, batch_size: 
     statistics = read_statistics(source) if network.key == INCEPTION else None
     if statistics is None or statistics.has_images:
         images = open_images(source)
+        check_size(size, (images.height, images.width), source)
         reference = see(images.batches(**share), len(images))
     else:
         reference = Reference(None, None, {})

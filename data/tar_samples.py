@@ -1,5 +1,6 @@
 """Reading shards: tar files of samples, local or remote, of which nothing is trusted or extracted to disk."""
 
+import hashlib
 import os
 import re
 import tarfile
@@ -61,6 +62,17 @@ def key_prefixes(shards: list[str]) -> dict[str, str]:
     return {shard: f"{name}/" for shard, name in zip(shards, names, strict=True)}
 
 
+def fingerprint_of(shards: list[str]) -> str:
+    """Changes when the shards do: by size and their manifest's checksum; of a remote one the address alone counts."""
+    places = _manifest_places(shards)
+    digest = hashlib.sha256()
+    for index, shard in enumerate(shards):
+        facts = [shard] if scheme_of(shard) else [Path(shard).name, os.stat(shard).st_size]
+        facts.append(places[index].sha256 if places else None)
+        digest.update(("\0".join(map(str, facts)) + "\n").encode("utf-8", "replace"))
+    return f"{len(shards)} shards, sha256 {digest.hexdigest()[:16]}"
+
+
 class _Place(NamedTuple):
     """Where a manifest has a shard, and what it says."""
 
@@ -68,6 +80,7 @@ class _Place(NamedTuple):
     split: str
     num_samples: int
     num_classes: int
+    sha256: str | None
 
 
 def _manifest_places(shards: list[str]) -> list[_Place] | None:
@@ -84,8 +97,9 @@ def _manifest_places(shards: list[str]) -> list[_Place] | None:
         split = next((name for name, split in manifest["splits"].items() if path.name in split["shards"]), None)
         if split is None:
             return None
-        num_samples = manifest["splits"][split]["shards"][path.name]["num_samples"]
-        places.append(_Place(path.parent, split, num_samples, len(manifest["classes"])))
+        record = manifest["splits"][split]["shards"][path.name]
+        num_classes = len(manifest["classes"])
+        places.append(_Place(path.parent, split, record["num_samples"], num_classes, record.get("sha256")))
     return places
 
 

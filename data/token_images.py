@@ -1,15 +1,17 @@
-"""The images that tokens were made of, found again: in an array, a folder, or a configuration's evaluation images."""
+"""The images that tokens were made of, found again (in an array, a folder, a configuration), and their classes."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from data import DataError
 from data.image_sources import list_images
 from utils.config import load_config
+from utils.tokens import read_labels
 
 BATCH_SIZE = 64  # images read at once
 
@@ -47,7 +49,38 @@ def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[
     images = open_images(path)
     if len(images) != len(keys):
         raise DataError(f"{path} must hold the {len(keys)} images of the tokens, in their order, got {len(images)}")
-    return {index: Image.fromarray(images.read(index, index + 1)[0]) for index in indices}
+    places = places_of(keys, path)
+    return {index: Image.fromarray(images.read(places[index], places[index] + 1)[0]) for index in indices}
+
+
+def labels_of(path: Path, keys: Sequence[str]) -> np.ndarray:
+    """Class ids (n,) of the images of tokens, from a labels.npy; -1 where there is none.
+
+    Raises:
+        UserError: There is none, or it has other images.
+    """
+    return read_labels(path, len(keys))[places_of(keys, path)]
+
+
+def places_of(keys: Sequence[str], path: Path) -> list[int]:
+    """Where in a file or folder of as many rows the image of each key is: by its recorded names, or in order.
+
+    Raises:
+        DataError: There are names, and they are of other images.
+    """
+    from utils.evaluation.reconstruction_files import recorded_keys  # imports torch
+
+    names = recorded_keys(path, len(keys))
+    if names is None:
+        return list(range(len(keys)))
+    by_key = files_by_key(names) | {name: name for name in names}
+    if missing := [key for key in keys if key not in by_key]:
+        raise DataError(
+            f"{path} has no {missing[0]}, which was tokenized ({len(missing)} are missing): give the one that belongs "
+            "to these tokens"
+        )
+    places = {name: place for place, name in enumerate(names)}
+    return [places[by_key[key]] for key in keys]
 
 
 def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[int, Image.Image]:
@@ -60,7 +93,8 @@ def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> di
         chosen = {index: by_key[keys[index]] for index in indices}
     elif len(files) == len(keys) and all(Path(file).stem.isdecimal() for file in files):
         numbered = sorted(files, key=lambda file: int(Path(file).stem))
-        chosen = {index: numbered[index] for index in indices}
+        places = places_of(keys, folder)
+        chosen = {index: numbered[places[index]] for index in indices}
     else:
         raise DataError(
             f"{folder} must hold the {len(keys)} images of the tokens, named by key or numbered, and has no "

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from modeling.contribution import Measurement, contributions
 from utils.evaluation.contribution_figures import DATA
 from utils.evaluation.session import Session
 from utils.files import write_arrays
-from utils.parts import Parts, check_plan
+from utils.parts import Parts, check_plan, read_state
 
 
 class Images(Protocol):
@@ -42,8 +43,7 @@ class ContributionData:
         """Whether the file is; one of another plan is an error."""
         if not self.path.is_file():
             return False
-        with np.load(self.path, allow_pickle=False) as file:
-            check_plan(json.loads(str(file["protocol"]))["plan"], dict(self.plan), self.session.output_dir)
+        check_plan(read_state(self.path, plan_in), dict(self.plan), self.session.output_dir)
         return True
 
     def how_long(self, measurement: Measurement, num_tried: int) -> str:
@@ -109,3 +109,9 @@ class ContributionData:
         )
         # Rounding to 8 bits would make the small changes of late tokens nothing.
         return record | {"rounding": "none: images are clamped to [0, 1] before they are compared"}
+
+
+def plan_in(path: Path) -> dict[str, Any]:
+    """The plan of a finished file."""
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["protocol"]))["plan"]

@@ -11,6 +11,7 @@ from modeling.titok import TiTok
 from modeling.tokenizers import encode_tokens
 from utils.errors import UserError
 from utils.files import replacing
+from utils.result_folder import ResultFolder
 
 OPSET = 18
 ENCODER, DECODER = "encoder", "decoder"
@@ -57,7 +58,7 @@ class DecoderGraph(nn.Module):
         return torch.randint(self.tokenizer.codebook_size, (2, total)), torch.tensor([max(1, total // 2), total])
 
 
-def write_onnx(tokenizer: TiTok, folder: Path, halved: bool = False) -> dict[str, Path]:
+def write_onnx(tokenizer: TiTok, folder: Path | ResultFolder, halved: bool = False) -> dict[str, Path]:
     """Write `encoder.onnx` and `decoder.onnx`, each whole or not at all.
 
     Args:
@@ -75,10 +76,15 @@ def write_onnx(tokenizer: TiTok, folder: Path, halved: bool = False) -> dict[str
         model = _exported(graph.eval())
         if halved:
             halve(model)
-        paths[name] = folder / f"{name}{'_fp16' if halved else ''}.onnx"
+        paths[name] = folder / onnx_name(name, halved)
         with replacing(paths[name]) as aside:
             aside.write_bytes(model.SerializeToString())
     return paths
+
+
+def onnx_name(name: str, halved: bool) -> str:
+    """The file of a graph."""
+    return f"{name}{'_fp16' if halved else ''}.onnx"
 
 
 def _exported(graph: nn.Module):

@@ -1,7 +1,6 @@
 """Many sampled images of every class: parts that several processes make and a killed run keeps, then one archive."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from modeling.generators import sample
 from modeling.maskgit import MaskGIT
 from modeling.samplers.settings import SamplerSettings
 from modeling.titok import TiTok
-from utils.files import write_json
+from utils.errors import UserError
+from utils.files import read_json, write_json
 from utils.images import to_array, write_archive, write_image
 from utils.inference import choose_batch_size
-from utils.parts import Parts, check_plan
+from utils.parts import Parts, check_plan, read_state
 from utils.processes import Processes
 from utils.sampling_record import sampling_record
 
@@ -36,13 +36,24 @@ class SampledSet:
         self.num_images: int = plan["num_images"]
 
     def is_done(self) -> bool:
-        """Whether these images are there; those of another plan are an error."""
+        """Whether these images are there; those of another plan, or some that are missing, are an error."""
         if not (self.folder / DONE).is_file():
             return False
-        there = json.loads((self.folder / DONE).read_text(encoding="utf-8"))["plan"]
-        there |= sampling_record(SamplerSettings(**there["sampler"]), there["seed"])  # older files leave defaults out
-        check_plan(there, self.plan, self.folder)
+        check_plan(read_state(self.folder / DONE, plan_in), self.plan, self.folder)
+        if missing := next((path for path in self._promised() if not path.is_file()), None):
+            raise UserError(
+                f"{self.folder / DONE} says that {missing} is there, and it is not: delete that folder, or give "
+                "another --output_dir"
+            )
         return True
+
+    def _promised(self) -> Iterator[Path]:
+        """The files that hold the images."""
+        if self.plan["npz"]:
+            yield self.folder / NPZ
+        if self.plan["png"]:
+            for index in range(self.num_images):
+                yield self.folder / PNG / png_name(index, index % self.plan["num_classes"])
 
     def make(
         self,
@@ -95,6 +106,16 @@ class SampledSet:
         return written
 
 
+def plan_in(path: Path) -> dict[str, Any]:
+    """The plan of finished images; older files leave out the settings that have their defaults."""
+    plan = read_json(path)["plan"]
+    return plan | sampling_record(SamplerSettings(**plan["sampler"]), plan["seed"])
+
+
+def png_name(index: int, label: int) -> str:
+    return f"{index:06d}_{label:03d}.png"
+
+
 def sample_part(
     generator: MaskGIT,
     tokenizer: TiTok,
@@ -117,5 +138,5 @@ def sample_part(
     images = np.concatenate(arrays)
     if pngs is not None:
         for index, (label, _), image in zip(indices, wanted, images, strict=True):
-            write_image(Image.fromarray(image), pngs / f"{index:06d}_{label:03d}.png")
+            write_image(Image.fromarray(image), pngs / png_name(index, label))
     return images

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from data.token_images import labels_of
 from utils.errors import UserError
 from utils.figures import write_figure
 from utils.files import write_json
@@ -38,7 +39,7 @@ from utils.images import write_image
 from utils.result_folder import ResultPaths
 from utils.token_report import class_table, draw, position_table
 from utils.token_statistics import class_rows, entropy, position_rows, probe
-from utils.tokens import Tokens, read_labels, read_tokens
+from utils.tokens import Tokens, read_tokens
 
 LENGTHS = (1, 2, 4, 8)
 RESULTS = ("analysis.json", "analysis.png", "analysis.pdf")
@@ -53,7 +54,7 @@ def main() -> None:
 def analyze(arguments: argparse.Namespace, results: ResultPaths) -> None:
     saved = read_tokens(arguments.data)
     tokens = saved.tokens
-    labels = labels_of(arguments, saved)
+    labels = known_labels(arguments, saved)
     codebook = read_codebook(arguments, tokens) if arguments.config or arguments.checkpoint else None
     draws = np.random.default_rng(arguments.seed)
     out = arguments.out or arguments.data.parent
@@ -144,9 +145,9 @@ def read_codebook(arguments: argparse.Namespace, tokens: np.ndarray) -> np.ndarr
     return codes.numpy()
 
 
-def labels_of(arguments: argparse.Namespace, saved: Tokens) -> np.ndarray | None:
+def known_labels(arguments: argparse.Namespace, saved: Tokens) -> np.ndarray | None:
     """The classes of --labels, or else those in the tokens file; None where they do not tell two apart."""
-    labels = saved.labels if arguments.labels is None else read_labels(arguments.labels, len(saved.tokens))
+    labels = saved.labels if arguments.labels is None else labels_of(arguments.labels, saved.keys)
     if labels is not None and len(np.unique(labels[labels >= 0])) > 1:
         return labels
     if arguments.labels is not None:

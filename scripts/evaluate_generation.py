@@ -27,7 +27,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from modeling.generation_scores import GenerationScores, Source
@@ -35,6 +35,7 @@ from modeling.generators import load_generator, load_its_tokenizer
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.judges import feature_record
 from modeling.prefixes import check_decodable
+from modeling.samplers import sampler_class
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from modeling.titok import TiTok
 from utils.errors import UserError
@@ -42,7 +43,7 @@ from utils.evaluation.arguments import add_beside_argument, add_common_arguments
 from utils.evaluation.generation import Reference, report
 from utils.evaluation.report import Row, read_beside, tokens_text
 from utils.evaluation.session import Session
-from utils.evaluation.sweep import SEED, Points, Sweep, names_of, read_recipes
+from utils.evaluation.sweep import SEED, Points, Sweep, check_names, names_of, read_recipes
 from utils.flags import given_fields
 from utils.inference import (
     add_speed_arguments,
@@ -86,6 +87,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     take_like(arguments, SamplerSettings)
     arguments.sweep = Sweep(arguments.sweep or [])
+    settings = [setting.name for setting in fields(SamplerSettings)]
+    arguments.sweep.check(settings)
+    for name, recipe in arguments.recipes.items():
+        check_names(recipe, settings, f"the recipe {name}")
     if arguments.lengths:
         parse_lengths(arguments.lengths)  # what is wrong for any tokenizer, before one is loaded
     if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep.values or arguments.lengths):
@@ -133,13 +138,21 @@ def rows_of_generator(
     source = load_source(arguments, session)
     lengths = lengths_of(source.tokenizer, arguments.lengths)
     batch_size, expected = arguments.batch_size or 64, arguments.num_images or 50_000
-    reference = load_reference(arguments.reference, source.tokenizer.image_size, network, batch_size, session)
-    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # errors before the work
     base = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
-    arguments.sweep.check(asdict(base))
     recipes = {
         name: replace(base, **settings) for name, settings in (arguments.recipes or {arguments.name: {}}).items()
     }
+    grid = [{"changed": changed, "recipe": recipe} for changed in arguments.sweep.points() for recipe in recipes]
+
+    def settings_of(point: dict[str, Any]) -> SamplerSettings:
+        changed = {name: value for name, value in point["changed"].items() if name != SEED}
+        return replace(recipes[point["recipe"]], **changed)
+
+    for point in grid:  # errors before the work
+        sampler_class(settings_of(point).sampler)
+    size = (source.tokenizer.image_size,) * 2
+    reference = load_reference(arguments.reference, size, network, batch_size, session)
+    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
     facts = {
         "samples": {"expected": expected, "seen": expected, **sampling_record(base, arguments.seed)},
         "sweep": arguments.sweep.values or None,
@@ -151,8 +164,7 @@ def rows_of_generator(
     }
 
     def rows_of(point: dict[str, Any]) -> list[Row]:
-        recipe, changed = point["recipe"], point["changed"]
-        settings = replace(recipes[recipe], **{name: value for name, value in changed.items() if name != SEED})
+        recipe, changed, settings = point["recipe"], point["changed"], settings_of(point)
         drawing = {"seed": changed.get(SEED, arguments.seed), "batch_size": batch_size, "settings": settings}
         decoded = [settings.num_tokens] if settings.num_tokens else lengths
         scores = GenerationScores(source, decoded, expected, network, reference, session)
@@ -167,7 +179,6 @@ def rows_of_generator(
         ]
 
     points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
-    grid = [{"changed": changed, "recipe": recipe} for changed in arguments.sweep.points() for recipe in recipes]
     rows = [row for point in grid for row in points.rows(point, rows_of)]
     return rows, reference, facts
 

@@ -138,13 +138,13 @@ def evaluate(
         preparation=batches.preparation,
         config=arguments.config,
         overrides=arguments.overrides,
-        **record_of(formats),
+        **record_of(formats, size),
         **judges.record(),
     )
     rows = scores.rows(size)
     fitting = without_repeats(rows)
     shown = read_beside(arguments.beside, record["originals"]["sha256"]) + fitting
-    for line in describe(list(formats.values()), rows):
+    for line in describe(list(formats.values()), rows, size):
         session.say(line)
     seen = f"{record['originals']['seen']:,} images"
     files = by_image(session.processes.gather(scores.files))

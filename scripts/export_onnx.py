@@ -19,11 +19,14 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from modeling.onnx import OnnxTokenizer, as_halved, differences, write_onnx
+from modeling.onnx import DECODER, ENCODER, OnnxTokenizer, as_halved, differences, onnx_name, write_onnx
 from modeling.tokenizers import load_tokenizer
 from utils.errors import UserError
 from utils.files import write_json
+from utils.lock import FolderLock
+from utils.result_folder import ResultFolder
 
+FACTS = "model.json"
 PRECISIONS = ("fp32", "fp16")
 NUM_CHECKED = 3  # images; an odd number, and not the batch size of the export
 MOST_DIFFERENCE = 1.0  # grey levels of 255
@@ -31,8 +34,16 @@ MOST_DIFFERENCE = 1.0  # grey levels of 255
 
 def main() -> None:
     arguments = parse_arguments()
+    with FolderLock(arguments.output_dir), ResultFolder(arguments.output_dir) as folder:
+        export(arguments, folder)
+
+
+def export(arguments: argparse.Namespace, folder: ResultFolder) -> None:
+    """Write the files of each precision, then what they are."""
+    names = [onnx_name(name, precision == "fp16") for precision in arguments.precision for name in (ENCODER, DECODER)]
+    if note := folder.claim([*names, FACTS]):
+        print(f"results        {note}")
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint)
-    folder = arguments.output_dir
     for precision in arguments.precision:
         halved = precision == "fp16"
         print(f"exporting {located.name} in {precision}: up to a minute for a large model", flush=True)
@@ -49,8 +60,8 @@ def main() -> None:
         "codebook_size": tokenizer.codebook_size,
         "precisions": arguments.precision,
     }
-    write_json(folder / "model.json", facts)
-    print(f"wrote {folder / 'model.json'}")
+    write_json(folder / FACTS, facts)
+    print(f"wrote {folder.path / FACTS}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -90,7 +90,7 @@ def tokenize_split(
     """Write OUTPUT_DIR/NAME, or what is missing of it."""
     # torchvision is slow to import, too slow for --help
     from data.pretokenizing import Encoder, Split
-    from data.token_sets import MANIFEST, read_token_manifest
+    from data.token_sets import MANIFEST, TokenSet
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return encode_tokens(tokenizer, images.to(processes.device).float() / 255)
@@ -101,7 +101,7 @@ def tokenize_split(
     split = Split(config, name, arguments.crops, encoder)
     folder = arguments.output_dir / name
     if (folder / MANIFEST).is_file():
-        check_finished(read_token_manifest(folder)["plan"], split.plan, tokenizer, folder)
+        check_finished(TokenSet(folder).manifest["plan"], split.plan, tokenizer, folder)
         if processes.is_main:
             print(f"{folder} is there already")
         return
@@ -126,6 +126,8 @@ def check_finished(there: Mapping[str, Any], plan: Mapping[str, Any], tokenizer:
     if "fingerprint" in there:  # made before tokenizers had an identity
         plan = {name: value for name, value in plan.items() if name != "identity"}
         plan["fingerprint"] = former_fingerprint(tokenizer)
+    if "source" not in there:  # made before the images were noted
+        plan = {name: value for name, value in plan.items() if name != "source"}
     check_plan(dict(there), dict(plan), folder)
 
 

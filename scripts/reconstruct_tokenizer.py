@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     add_tokenizer_arguments(parser, required=True)
     parser.add_argument("--output_dir", required=True, help="where the files go")
     add_wanted_arguments(parser)
-    parser.add_argument("--dry_run", action="store_true", help="one batch a process only, to try the command out")
+    parser.add_argument("--dry_run", action="store_true", help="try one batch a process, write nothing")
     add_storage_arguments(parser)
     add_batch_size_argument(parser, "images at a time", default_is="the configuration's")
     add_speed_arguments(parser, with_double=True)
@@ -71,7 +71,9 @@ def main() -> None:
     arguments = parse_arguments()
     wanted, storage = wanted_of(arguments), storage_of(arguments)
     lengths = [] if storage else wanted.lengths
-    with Session(arguments.device, arguments.output_dir, wanted.names(Path(arguments.output_dir))) as session:
+    folder = Path(arguments.output_dir)
+    files = {"results": wanted.names(folder), "earlier": wanted.others(folder)}
+    with Session(arguments.device, folder, **files, writes=not arguments.dry_run) as session:
         config = load_config(arguments.config, arguments.overrides)
         tokenizer = located = None
         if arguments.tokens or lengths:
@@ -85,24 +87,26 @@ def main() -> None:
             raise UserError(
                 "--precision, --compile and --batch_size auto are for a tokenizer, unused here: leave them out"
             )
-        from data.reconstructing import write_reconstructions  # torchvision is slow to import, too slow for --help
+        from data import reconstructing  # torchvision is slow to import, too slow for --help
 
-        written = write_reconstructions(
+        given = {"num_images": arguments.num_images, "batch_size": arguments.batch_size}
+        if arguments.dry_run:
+            tried = reconstructing.try_reconstructions(config, tokenizer, storage, session, **given)
+            session.say(f"a dry run: {tried:,} images done, one batch a process; nothing was written")
+            return
+        written = reconstructing.write_reconstructions(
             config,
             wanted,
             tokenizer,
             storage,
             session,
             source=arguments.config,
-            num_images=arguments.num_images,
-            batch_size=arguments.batch_size,
-            is_trial=arguments.dry_run,
             about={"tokenizer": located.source} if located else {},
+            **given,
         )
         bytes_per_image = session.sum(storage.num_bytes) / len(written.keys) if stored_as(arguments) else None
         record = session.record(
             **written.record,
-            dry_run=arguments.dry_run,
             **tokenizer_facts(arguments, located and located.name, located and located.weights),
             lengths=lengths or None,
             stored_as=stored_as(arguments),
@@ -110,13 +114,14 @@ def main() -> None:
             keys=keys_text(written.keys),
         )
         if session.processes.is_main:
+            session.remove_earlier()
             write_results(session.results.place(session.output_dir / RECORD), record)
             session.results.finish()
         for path in (*written.files, session.output_dir / RECORD):
             session.say(f"wrote {path}")
         if stored_as(arguments):
             session.say(f"{bytes_per_image:,.1f} bytes per image as {stored_as(arguments)}, headers included")
-        session.say(f"{len(written.keys):,} images{' (a dry run: one batch a process)' if arguments.dry_run else ''}")
+        session.say(f"{len(written.keys):,} images")
 
 
 if __name__ == "__main__":

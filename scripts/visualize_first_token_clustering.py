@@ -7,9 +7,9 @@
 Without --prefix it lists the most frequent first codes and first pairs, and draws a grid for each of those codes and a
 row of each on one sheet, most_frequent.png. With --prefix, one code or several such as 1208,17, it draws the images
 whose tokens begin with them. Where there are more than fit, --seed draws them. The images come from --images: a .npy
-file (as reconstruct_tokenizer.py writes it, in the order of the tokens), a folder (files named by key, or numbered in
-that order), or the configuration whose evaluation images were tokenized. When nothing is given, they are taken from
-beside the tokens: images.npy, or files named by key, as inference_generator.py writes them.
+file (as reconstruct_tokenizer.py writes it, by the names in its record; any other in the order of the tokens), a folder
+(files named by key, or numbered likewise), or the configuration whose evaluation images were tokenized. When nothing is
+given, they are taken from beside the tokens: images.npy, or files named by key, as inference_generator.py writes them.
 """
 
 import sys

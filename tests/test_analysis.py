@@ -17,6 +17,7 @@ from tests.codec_images import CODEBOOK, NUM_TOKENS, save_codec
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec
 from tests.test_contribution import config_of
+from utils.evaluation.reconstruction_files import RECORD, keys_text
 from utils.token_statistics import (
     clusters,
     conditional_entropy,
@@ -190,6 +191,28 @@ def test_labels_of_the_tokens_file_are_taken_where_no_others_are_given(call, set
     assert status == 0 and "NMI" not in printed
 
 
+def reconstructed(folder, keys, **arrays):
+    """Files as scripts/reconstruct_tokenizer.py leaves them."""
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / RECORD).write_text(json.dumps({"keys": keys_text(keys)}))
+    return folder
+
+
+def test_labels_with_recorded_names_are_taken_by_name(call, setup, tmp_path):
+    keys = read_tokens(setup / "tokens.npz").keys
+    labels = np.load(setup / "labels.npy")
+    order = np.random.default_rng(0).permutation(NUM_IMAGES)
+    folder = reconstructed(tmp_path / "mixed", [f"{keys[index]}.png" for index in order], labels=labels[order])
+    status, _, error = call(analyze_tokens, data=setup / "tokens.npz", labels=folder / "labels.npy", out=tmp_path)
+    assert status == 0, error
+    assert json.loads((tmp_path / "analysis.json").read_text())["classes"][0]["nmi"] == pytest.approx(1)
+    folder = reconstructed(tmp_path / "others", [*keys[1:], "another"], labels=labels)
+    status, _, error = call(analyze_tokens, data=setup / "tokens.npz", labels=folder / "labels.npy", out=tmp_path)
+    assert status == 1 and "has no 00000, which was tokenized (1 are missing): give the one" in error
+
+
 def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypatch, capsys, tmp_path):
     save_codec(tmp_path / "tokenizer")
     tokens = np.random.default_rng(0).integers(0, CODEBOOK, (20, NUM_TOKENS))
@@ -261,6 +284,21 @@ def test_a_grid_shows_the_images_with_the_prefix(call, setup, array_file, tmp_pa
     )
     assert status == 0 and "first tokens 3,3: 10 of 40 images" in printed
     assert tiles(tmp_path / "grid.png") == {101 + 4 * index for index in range(10)}
+
+
+def test_images_with_recorded_names_are_taken_by_name(call, setup, array_file, tmp_path):
+    keys, images = read_tokens(setup / "tokens.npz").keys, np.load(array_file)
+    folder = reconstructed(tmp_path / "mixed", keys[::-1], images=images[::-1])
+    (folder / "png").mkdir()
+    for number, image in enumerate(images[::-1]):
+        Image.fromarray(image).save(folder / f"png/{number:06d}.png")
+    flags = {"data": setup / "tokens.npz", "prefix": "3,3", "out": tmp_path / "grid.png"}
+    for name in ("images.npy", "png"):
+        assert call(visualize_first_token_clustering, images=folder / name, **flags)[0] == 0
+        assert tiles(tmp_path / "grid.png") == {101 + 4 * index for index in range(10)}
+    folder = reconstructed(tmp_path / "others", [*keys[1:], "another"], images=images)
+    status, _, error = call(visualize_first_token_clustering, images=folder / "images.npy", **flags)
+    assert status == 1 and "has no 00000, which was tokenized" in error
 
 
 def test_of_many_the_seed_draws_and_the_grid_has_its_size(call, setup, array_file, tmp_path):

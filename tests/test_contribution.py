@@ -22,6 +22,7 @@ from modeling.contribution import (
 from modeling.one_d_piece import OneDPiece
 from scripts import generate_token_contribution_data, visualize_token_contribution
 from tests.apple_gpu import AppleGPU
+from tests.evaluation_data import command
 from tests.fill import fill
 from tests.shard_data import make_shards, shard_spec
 from utils.cli import run
@@ -292,6 +293,18 @@ def test_a_dry_run_writes_nothing(measure, tmp_path):
 def test_bad_input_is_explained_in_one_sentence(measure, flags, message):
     status, _, error, _ = measure(**flags)
     assert status == 1 and error.startswith("error: ") and error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize(
+    "arrays", [None, {}, {"protocol": "mine"}, {"protocol": '["plan"]'}, {"protocol": '{"plan": []}'}]
+)
+def test_another_file_of_the_name_is_explained_in_one_sentence(setup, monkeypatch, capsys, tmp_path, arrays):
+    with open(tmp_path / "diffs.npz", "wb") as file:
+        file.write(b"mine") if arrays is None else np.savez(file, **arrays)
+    place = ("--config", setup / "config.yaml", "--checkpoint", setup / "model", "--device", "cpu")
+    main = generate_token_contribution_data.main
+    status, _, error = command(monkeypatch, capsys, main, *place, "--output_dir", tmp_path)
+    assert status == 1 and f"{tmp_path} holds diffs.npz, and no command of ours has left that there: name" in error
 
 
 def test_missing_images_are_an_error(measure):

@@ -335,6 +335,22 @@ def test_samples_are_scored_against_arrays_shards_and_configurations_alike(world
         assert (row["precision"], row["recall"]) == (1, 1)
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize("name", ["small.npy", "wide.npy", "small"])
+def test_samples_of_another_size_than_the_reference_are_refused(world, evaluate, tmp_path, name, sampled):
+    images = np.load(world / "original.npy")
+    np.save(tmp_path / "small.npy", images[:, :16, :16])
+    np.save(tmp_path / "wide.npy", np.concatenate([images, images], axis=2))
+    (tmp_path / "small").mkdir()
+    for index, image in enumerate(images[:, :16, :16]):
+        Image.fromarray(image).save(tmp_path / f"small/{index}.png")
+    samples = ("--checkpoint", world / "generator", "--num_images", 12)
+    samples = samples if sampled else ("--samples", world / "original")
+    status, _, err, _ = evaluate(evaluate_generation, *samples, "--reference", tmp_path / name)
+    size = "32 x 64" if name == "wide.npy" else "16 x 16"
+    assert status == 1 and f"the samples have 32 x 32 pixels, and the images of {tmp_path / name} {size} pixels:" in err
+
+
 def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path):
     flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
     sweep = ("--sweep", "guidance_scale=1,2", "randomize_temperature=3,9")
@@ -347,6 +363,10 @@ def test_a_generator_is_sampled_and_scored_over_a_grid(world, evaluate, tmp_path
         (2, 9),
     ]
     assert "lowest FD-EfficientNet-Lite0" in out and (tmp_path / "out" / "sweep.png").is_file()
+    samples = ("--samples", world / "original", "--reference", world / "original.npy")
+    status, out, _, _ = evaluate(evaluate_generation, *samples)
+    assert status == 0 and f"1 of the run before will be removed from {tmp_path}/out, such as sweep.png" in out
+    assert not (tmp_path / "out" / "sweep.png").exists()
 
 
 def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(world, evaluate, tmp_path, monkeypatch):
@@ -378,6 +398,15 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
     for row in results["rows"]:
         assert row["system"] == "another"
         assert row["fd_efficientnet_lite0"] == rows["choose", row["passes"], 43]["fd_efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": {}, "rows": 1}'])
+def test_another_program_s_sweep_points_are_explained_in_one_sentence(world, evaluate, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep_points.json").write_text(text)
+    flags = ("--checkpoint", world / "generator", "--reference", world / "config.yaml", "--num_images", 12)
+    status, _, err, _ = evaluate(evaluate_generation, *flags)
+    assert status == 1 and "out holds sweep_points.json, and no command of ours has left that there: name" in err
 
 
 def test_images_of_the_first_tokens_of_the_same_samples_stand_beside_reconstructions(world, evaluate, tmp_path):
@@ -433,7 +462,11 @@ def test_generation_says_what_is_wrong(world, evaluate):
         ([*samples, *reference, "--precision", "bf16"], "--precision and --compile are for a generator"),
         ([*reference, "--lengths", "1", "--sweep", "guidance_scale=1"], "leave out either them or --lengths"),
         ([*reference, "--checkpoint", world / "generator", "--lengths", "1,9"], "must be in 1..8, got 9"),
-        ([*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"], "sampler .*, got guidance"),
+        (
+            [*reference, "--checkpoint", world / "generator", "--sweep", "guidance=1"],
+            "got guidance; did you mean guidance_",
+        ),
+        ([*reference, "--checkpoint", "none", "--sweep", "x=1"], "sampler, got x; they are guidance_scale, .*, seed"),
         ([*reference, "--checkpoint", world / "generator", "--sweep", "1,2"], "NAME=VALUE"),
         ([*samples, "--reference", world / "nothing"], "expected a .npy or .npz file or a folder"),
         ([*samples, *reference, "--features", "none"], "leaves nothing to measure"),
@@ -441,6 +474,24 @@ def test_generation_says_what_is_wrong(world, evaluate):
         status, _, err, results = evaluate(evaluate_generation, *flags)
         assert (status, results) == (1, None)
         assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sweep", "message"),
+    [
+        ("{guidance_scal: 2}", "top_p=1", "the recipe mine takes settings of the sampler, got guidance_scal; did you"),
+        ("{seed: 2}", "top_p=1", "the recipe mine takes settings of the sampler, got seed; they are guidance_scale"),
+        ("{top_p: 2}", "order=front", "top_p must be in 0..1, got 2"),
+        ("{sampler: chose}", "order=front", "sampler must be one of confidence, choose, remasking, got chose"),
+        ("{top_p: 1}", "top_p=1,2", "top_p must be in 0..1, got 2"),
+    ],
+)
+def test_settings_of_recipes_and_sweeps_are_checked_before_any_image(world, evaluate, tmp_path, recipe, sweep, message):
+    (tmp_path / "recipes.yaml").write_text(f"mine: {recipe}")
+    flags = ("--checkpoint", world / "generator", "--reference", tmp_path / "nowhere")  # found later
+    flags = (*flags, "--recipes", tmp_path / "recipes.yaml", "--sweep", sweep)
+    status, _, err, _ = evaluate(evaluate_generation, *flags)
+    assert status == 1 and message in err and err.count("\n") == 1
 
 
 # Image formats

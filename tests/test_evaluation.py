@@ -429,12 +429,28 @@ def test_sizes_and_errors_are_those_of_real_files(name, photo):
     assert found.num_bytes == len(file)
     assert np.array_equal(found.pixels, decode(file))
     assert found.error == pytest.approx(np.square(decode(file).astype(float) - photo).mean(), rel=1e-5)
-    assert 0 < header_bytes(FORMATS[name], grey=False) <= len(file)
+    assert 0 < header_bytes(FORMATS[name], grey=False, side=min(photo.shape[:2])) == found.header <= len(file)
+
+
+@pytest.mark.parametrize("side", [4, 8, 16, 24, 32, 64])
+def test_the_header_of_jpeg_2000_describes_every_level_of_the_stored_side(side):
+    noise = np.repeat(np.random.default_rng(0).integers(0, 256, (side, side, 1), dtype=np.uint8), 3, axis=2)
+    found = next(candidates(available("jpeg2000"), noise, (1.0,), limit=10_000))
+    head = FORMATS["jpeg2000"].encode(noise, FORMATS["jpeg2000"].settings[0]).index(b"\xff\x93")  # the data begin
+    assert head < found.header <= head + 10  # with two markers and an empty packet for each level
+    assert found.counted_bytes(free_header=True) == found.num_bytes - found.header
+    assert best_within([found], found.num_bytes - found.header, free_header=True) is found
+    assert best_within([found], found.num_bytes - found.header - 1, free_header=True) is None
+
+
+def test_headers_of_the_other_formats_are_those_of_the_smallest_images():
+    for name in ("jpeg", "webp", "avif"):
+        assert header_bytes(FORMATS[name], True, 8) == header_bytes(FORMATS[name], True, 32)
 
 
 def test_grey_images_are_stored_as_grey(photo):
     grey = np.repeat(photo[..., :1], 3, axis=2)
-    assert header_bytes(FORMATS["jpeg"], grey=True) < header_bytes(FORMATS["jpeg"], grey=False)
+    assert header_bytes(FORMATS["jpeg"], True, 32) < header_bytes(FORMATS["jpeg"], False, 32)
     for image_format in FORMATS.values():
         restored = decode(image_format.encode(grey, image_format.settings[-1]))
         assert restored.shape == grey.shape

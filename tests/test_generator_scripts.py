@@ -258,6 +258,22 @@ def test_sampling_goes_on_after_a_kill(sample, monkeypatch, capsys):
         sample("--num_images", 20, "--guidance_scale", 9)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"plan": []}', '{"plan": {"seed": 1, "sampler": {"mine": 1}}}'])
+def test_another_program_s_samples_json_is_explained_in_one_sentence(sample, tmp_path, text):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/samples.json").write_text(text)
+    with pytest.raises(UserError, match="holds samples.json, and no command of ours has left that there: name another"):
+        sample("--num_images", 8)
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "png/000003_003.png"])
+def test_samples_that_are_gone_are_not_there_already(sample, name):
+    folder = sample("--num_images", 4, "--png")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"samples.json says that .*{name} is there, and it is not: delete that folder"):
+        sample("--num_images", 4, "--png")
+
+
 def test_samples_are_of_one_precision(sample):
     folder = sample("--num_images", 8)
     plan = json.loads((folder / "samples.json").read_text())["plan"]

@@ -76,6 +76,15 @@ def test_the_command_writes_files_that_load_without_this_project(tmp_path, monke
     assert tokens.shape == (1, facts["num_tokens"]) and tokens.dtype == np.int64
 
 
+@pytest.mark.parametrize("name", ["model.json", "encoder.onnx", "decoder_fp16.onnx"])
+def test_the_command_replaces_nobody_else_s_file(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("mine")
+    monkeypatch.setattr("sys.argv", ["export_onnx.py", "--output_dir", str(tmp_path)])
+    with pytest.raises(UserError, match=f"holds {name}, and no command of ours has left it there"):
+        export_onnx.main()
+    assert (tmp_path / name).read_text() == "mine"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["one-d-piece_s256", "titok_b64"])
 def test_published_configurations_are_exported(tmp_path, name):

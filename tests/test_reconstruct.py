@@ -11,7 +11,7 @@ from modeling.tokenizers import load_tokenizer
 from scripts import reconstruct_tokenizer
 from tests.evaluation_data import NUM_IMAGES, NUM_TOKENS, command, make_world, on_two_processes, originals
 from utils.images import to_array
-from utils.result_folder import LIST
+from utils.result_folder import LIST, ResultFolder
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,26 @@ def test_png_files_are_the_array_numbered(reconstruct):
     files = sorted((folder / "png").glob("*.png"))
     assert [file.name for file in files] == [f"{index:06d}.png" for index in range(NUM_IMAGES)]
     assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True))
-    reconstruct("--png", "--dry_run", "--batch_size", 4)
-    assert len(list((folder / "png").glob("*.png"))) == 4  # none of the longer run before stays
+    reconstruct("--png", "--num_images", 2)
+    assert len(list((folder / "png").glob("*.png"))) == 2  # none of the longer run before stays
+
+
+def test_files_of_another_run_do_not_stay_beside_the_new_record(reconstruct):
+    _, _, _, folder = reconstruct("--lengths", "2,5", "--tokens", "--labels", "--png")
+    (folder / "length_2/mine.txt").write_text("mine")
+    (folder / "length_7").mkdir()
+    np.save(folder / "length_7/images.npy", np.zeros(3))
+    with ResultFolder(folder, clears=False) as results:
+        (results / "analysis.json").write_text("{}")
+    _, out, _, _ = reconstruct("--lengths", "5,8", "--tokens")
+    assert f"will be removed from {folder}, such as length_2/png/000000.png" in out
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file()}
+    assert files == {
+        *("reconstruction.json", "tokens.npz", "length_5/images.npy", "length_8/images.npy"),
+        *("length_2/mine.txt", "length_7/images.npy", "analysis.json"),  # of others
+    }
+    _, out, _, _ = reconstruct("--lengths", "5,8", "--tokens")
+    assert "will be removed" not in out
 
 
 def test_tokens_alone_need_no_images(reconstruct):
@@ -141,10 +159,18 @@ def test_formats_round_trip_the_originals(world, reconstruct, name, good, bad):
     assert 0 < errors[0] < errors[1]
 
 
-def test_a_dry_run_takes_one_batch_and_says_so(reconstruct):
-    status, out, _, folder = reconstruct("--dry_run", "--batch_size", 4)
-    assert status == 0 and "dry run" in out
-    assert len(np.load(folder / "images.npy")) == 4
+@pytest.mark.parametrize("flags", [["--tokens", "--png"], ["--original"], ["--jpg"]])
+def test_a_dry_run_takes_one_batch_and_writes_nothing(reconstruct, flags):
+    status, out, _, folder = reconstruct(*flags, "--dry_run", "--batch_size", 4)
+    assert status == 0 and "a dry run: 4 images done, one batch a process; nothing was written" in out
+    assert not folder.exists()
+
+
+def test_a_dry_run_leaves_finished_results_as_they_are(reconstruct):
+    _, _, _, folder = reconstruct("--tokens")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, _, _, _ = reconstruct("--lengths", "2,5", "--dry_run")
+    assert status == 0 and {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_missing_checkpoint_is_an_error(reconstruct, tmp_path):

@@ -176,6 +176,23 @@ def test_paths_in_several_folders_are_claimed_and_listed_each_in_its_own(tmp_pat
         ResultPaths().claim(tmp_path / "a/one", tmp_path / "b/two")
 
 
+def test_what_a_run_before_has_left_is_removed_with_the_folders_that_it_leaves_empty(tmp_path):
+    old = [tmp_path / name for name in ("a", "b", "c", "one/a", "one/png/0", "two/a")]
+    with ResultPaths() as results:
+        for path in old:
+            results.place(path).write_text("1")
+    (tmp_path / "b").write_text("mine")
+    (tmp_path / "two/mine").write_text("mine")
+    with ResultPaths() as results:
+        results.place(tmp_path / "c").write_text("2")
+        assert set(results.left(*old)) == {tmp_path / name for name in ("a", "one/a", "one/png/0", "two/a")}
+        results.remove(*old, tmp_path / "two/mine")
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("[!.]*")}
+    assert there == {"b", "c", "two", "two/mine"}
+    (tmp_path / "a").write_text("1")  # a user's, that happens to be alike
+    assert ResultPaths().left(tmp_path / "a") == []
+
+
 def test_files_that_other_processes_write_are_listed_beforehand(tmp_path):
     with ResultFolder(tmp_path) as folder:
         folder.enter(["0", "1", "2"])
@@ -224,6 +241,14 @@ def test_parts_begin_in_no_folder_with_other_files_and_delete_their_own_alone(tm
     parts = Parts(tmp_path, {}, 1, Processes("cpu"), ["tokens.npy"])
     parts.remove()
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "mine"])
+def test_parts_beside_another_program_s_plan_are_explained_in_one_sentence(tmp_path, text):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/plan.json").write_text(text)
+    with pytest.raises(UserError, match="parts holds plan.json, and no command of ours has left that there: name"):
+        Parts(tmp_path, {}, 1, Processes("cpu"))
 
 
 def test_no_file_takes_the_place_of_a_device(tmp_path):

@@ -1,5 +1,6 @@
 """Token sets: what pretokenize.py writes, and the batches that training reads from it."""
 
+import contextlib
 import json
 import shutil
 from itertools import islice
@@ -15,6 +16,8 @@ from data.catalogue import Variants
 from data.labels import Labelled
 from data.loaders import evaluation_loader, loaders
 from data.pretokenizing import Split
+from data.shard_files import Sample, write_manifest, write_shard
+from data.tar_samples import fingerprint_of
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
 from data.token_sets import TokenSet
 from data.transforms import decode_image
@@ -145,7 +148,9 @@ def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys
     assert contents(world / "tokens/train") == before
 
 
-def test_a_folder_of_images_gives_the_same_tokens(world, tmp_path, monkeypatch):
+@pytest.fixture
+def folder_world(tmp_path):
+    """The training images of `world` in a folder of class folders."""
     folder = make_world(tmp_path)
     for number in range(20):
         path = folder / "images" / str(number % 10) / f"{number:05d}.png"
@@ -153,11 +158,67 @@ def test_a_folder_of_images_gives_the_same_tokens(world, tmp_path, monkeypatch):
         path.write_bytes(png(number))
     place = f"dataset.params.train_folder={folder}/images"
     save_config(small_config(folder, "dataset.type=folder", place), folder / "generator.yaml")
+    return folder
+
+
+def test_a_folder_of_images_gives_the_same_tokens(world, folder_world, monkeypatch):
+    folder = folder_world
     pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
     made, expected = TokenSet(folder / "tokens/train"), TokenSet(world / "tokens/train")
     assert made.keys[:2] == ["0/00000.png", "0/00010.png"] and made.labels.tolist() == sorted(expected.labels)
     numbers = [int(key[2:7]) for key in made.keys]
     assert np.array_equal(made.tokens, expected.tokens[numbers])
+
+
+def add_an_image(images):
+    (images / "0" / "more.png").write_bytes(png(20))
+
+
+def replace_an_image(images):
+    Image.new("RGB", (9, 9)).save(images / "0" / "00000.png")
+
+
+def rename_a_class(images):
+    (images / "9").rename(images / "ten")
+
+
+@pytest.mark.parametrize("change", [add_an_image, replace_an_image, rename_a_class])
+@pytest.mark.parametrize("finished", [True, False])
+def test_tokens_of_a_folder_that_has_changed_are_not_taken_for_its_own(folder_world, monkeypatch, change, finished):
+    folder = folder_world
+    if not finished:
+        monkeypatch.setattr(Split, "write", lambda *_: 1 / 0)
+    with contextlib.nullcontext() if finished else pytest.raises(ZeroDivisionError):
+        pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+    change(folder / "images")
+    with pytest.raises(UserError, match='source was "folder of 20 files, sha256 .*" and is now "folder of 2'):
+        pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+
+
+def test_tokens_of_shards_of_the_same_names_from_another_folder_are_refused(world, tmp_path, monkeypatch):
+    shutil.copytree(world / "tokens", tmp_path / "tokens")
+    shutil.copytree(world / "train", tmp_path / "train")
+    elsewhere = f"dataset.params.train_shards_path_or_url={tmp_path}/train/s-{{000000..000002}}.tar"
+    pretokenize(monkeypatch, world, tmp_path / "tokens", elsewhere, "--split", "train")  # the same ones
+    with open(tmp_path / "train/s-000001.tar", "ab") as shard:
+        shard.write(bytes(512))
+    with pytest.raises(UserError, match='source was "3 shards, sha256 .*" and is now "3 shards'):
+        pretokenize(monkeypatch, world, tmp_path / "tokens", elsewhere, "--split", "train")
+
+
+def test_shards_of_one_size_are_told_apart_by_their_manifest(tmp_path):
+    for name, seed in (("one", 0), ("other", 1)):
+        samples = [Sample(f"{number}", png(number), number + seed) for number in range(2)]
+        record = write_shard(tmp_path / name / "s-000000.tar", samples)
+        write_manifest(tmp_path / name, {"classes": [], "splits": {"s": {"shards": {"s-000000.tar": record}}}})
+    one, other = (tmp_path / name / "s-000000.tar" for name in ("one", "other"))
+    assert one.stat().st_size == other.stat().st_size
+    assert fingerprint_of([str(one)]) != fingerprint_of([str(other)])
+
+
+def test_the_address_of_a_remote_shard_is_its_own_mark():
+    one, other = (fingerprint_of([f"https://{host}/s-000000.tar"]) for host in ("one", "other"))
+    assert one != other and "https" not in one
 
 
 def test_broken_images_are_left_out_of_training_and_stop_evaluation(tmp_path, monkeypatch):
@@ -236,6 +297,7 @@ def old_world(world, tmp_path):
         for part in (manifest["tokenizer"], manifest["plan"]):
             del part["identity"]
             part["fingerprint"] = fingerprint
+        del manifest["plan"]["source"]
         path.write_text(json.dumps(manifest))
     return tmp_path
 
@@ -246,6 +308,14 @@ def test_an_older_set_is_checked_by_its_fingerprint(world, old_world):
     other = identities(OneDPiece.from_pretrained(world / "other"))
     with pytest.raises(DataError, match=rf"is mine \(fingerprint {other['fingerprint'][:12]}\)"):
         check_token_sets(config, other, "mine")
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "keys.txt"])
+def test_a_finished_set_that_lacks_a_file_is_not_there_already(world, tmp_path, monkeypatch, name):
+    shutil.copytree(world / "tokens", tmp_path / "tokens")
+    (tmp_path / "tokens/eval" / name).unlink()
+    with pytest.raises(DataError, match="tokens/eval is damaged .*: delete it and make it again"):
+        pretokenize(monkeypatch, world, tmp_path / "tokens", "--split", "eval")
 
 
 def test_an_older_finished_set_is_left_alone(world, old_world, monkeypatch, capsys):

@@ -3,14 +3,15 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.arrays import ARRAY_ERRORS
 from utils.errors import UserError
-from utils.files import write_arrays, write_json
+from utils.files import read_json, write_arrays, write_json
 from utils.lock import FolderLock
 from utils.processes import Processes
 
@@ -44,8 +45,7 @@ class Parts:
                 self.folder.mkdir(exist_ok=True)
                 write_json(self.folder / PLAN, plan)
         processes.meet()
-        there = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
-        check_plan(there, plan, folder)
+        check_plan(read_state(self.folder / PLAN, read_json), plan, folder)
 
     def mine(self) -> Iterator[int]:
         """This process's share of what is still to be done."""
@@ -90,10 +90,28 @@ def check_free(folder: Path, results: Sequence[str]) -> None:
     if (folder / PARTS).exists() and any((folder / PARTS).iterdir()):
         names.append(PARTS)
     if names:
-        raise UserError(
-            f"{folder} holds {', '.join(names)}, and no command of ours has left that there: name another "
-            "--output_dir, or move it away"
-        )
+        raise foreign(folder, names)
+
+
+def read_state(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """What a command of ours has noted of its work, such as the plan: a mapping, as `read` takes it from the file.
+
+    Raises:
+        UserError: It is another program's file, or a damaged one.
+    """
+    try:
+        return {**read(path)}
+    except OSError:
+        raise
+    except (*ARRAY_ERRORS, TypeError, AttributeError) as error:
+        raise foreign(path.parent, [path.name]) from error
+
+
+def foreign(folder: Path, names: Sequence[str]) -> UserError:
+    return UserError(
+        f"{folder} holds {', '.join(names)}, and no command of ours has left that there: name another "
+        "--output_dir, or move it away"
+    )
 
 
 def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

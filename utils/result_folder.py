@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,24 @@ class ResultFolder:
                 f"{self.path} holds {named}, and no command of ours has left {it} there{cut}: name another "
                 f"--output_dir, or move {it} away"
             )
-        removed = sorted(name for name in self._listed if name not in names and self._is_ours(name))
+        removed = self.left(self._listed.keys() - names)
         if not removed or not self.clears or self._is_begun:
             return ""
-        return f"{len(removed)} of the run before will be removed from {self.path}, such as {removed[0]}"
+        return will_be_removed(self.path, removed)
+
+    def left(self, names: Iterable[str]) -> list[str]:
+        """Of these names, sorted, those of files that a run before has left and this one has not written."""
+        return sorted(name for name in names if name not in self._written and self._is_ours(name))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove what a run before has left of these names, and the folder where that leaves it empty."""
+        for name in self.left(names):
+            (self.path / name).unlink()
+            del self._listed[name]
+            self._append({name: None})
+        if not self._written and {path.name for path in self.path.iterdir()} <= {LIST}:
+            (self.path / LIST).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def __truediv__(self, name: str) -> Path:
         self.claim([name])
@@ -167,6 +182,16 @@ class ResultPaths:
         """The path itself, listed as ours from now on."""
         return self.folder(path) / path.name
 
+    def left(self, *paths: Path) -> list[Path]:
+        """Of these paths, those of files that a run before has left and this one has not written, the deepest first."""
+        found = [path for path in paths if path.is_file() and self.folder(path).left([path.name])]
+        return sorted(found, key=lambda path: (-len(path.parts), path))
+
+    def remove(self, *paths: Path) -> None:
+        """Remove what a run before has left at these paths, and the folders that this leaves empty."""
+        for folder, group in groupby(self.left(*paths), key=lambda path: path.parent):
+            self._folders[folder].remove([path.name for path in group])
+
     def folder(self, path: Path) -> ResultFolder:
         if path.parent not in self._folders:
             self._folders[path.parent] = ResultFolder(path.parent, clears=False)
@@ -176,6 +201,11 @@ class ResultPaths:
         """What was written is whole."""
         for folder in self._folders.values():
             folder.finish()
+
+
+def will_be_removed(folder: Path, names: Sequence[str]) -> str:
+    """What is said of results of the run before that this one does not replace."""
+    return f"{len(names)} of the run before will be removed from {folder}, such as {names[0]}"
 
 
 def results_in(folder: Path) -> set[str]:

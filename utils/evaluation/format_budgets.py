@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.evaluation.comparison import Comparison
-from utils.evaluation.image_formats import Candidate, Format, best_within, candidates, header_bytes, is_grey
+from utils.evaluation.image_formats import Candidate, Format, best_within, candidates, header_bytes
 from utils.evaluation.metrics import psnr_of_mse
 from utils.evaluation.report import Row
 from utils.processes import Processes
@@ -43,10 +43,6 @@ class Entry(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.variant.title}, {self.budget} bytes"
-
-    def limit(self, grey: bool) -> int:
-        """The most bytes that a file may have."""
-        return self.budget + self.variant.free_header * header_bytes(self.variant.format, grey)
 
 
 def entries_of(formats: Sequence[Format], budgets: Sequence[int], free_headers: bool) -> list[Entry]:
@@ -89,16 +85,16 @@ def default_budgets(num_tokens: int, codebook_size: int) -> list[int]:
 
 def best_files(pixels: np.ndarray, entries: Sequence[Entry]) -> dict[Entry, Candidate | None]:
     """For each entry the best file of an image (H, W, 3) within its budget; None where none fits."""
-    grey = is_grey(pixels)
-    limits = {entry: entry.limit(grey) for entry in entries}
     best = {}
     for one, group in itertools.groupby(entries, lambda entry: entry.variant.format):
         group = list(group)
         scales = SCALES if one.scales_down else SCALES[:1]
-        found = list(candidates(one, pixels, scales, max(limits[entry] for entry in group)))
+        most, free_header = max(entry.budget for entry in group), any(entry.variant.free_header for entry in group)
+        found = list(candidates(one, pixels, scales, most, free_header))
         plain = [candidate for candidate in found if candidate.scale == 1]
         for entry in group:
-            best[entry] = best_within(found if entry.variant.scales_down else plain, limits[entry])
+            variant = entry.variant
+            best[entry] = best_within(found if variant.scales_down else plain, entry.budget, variant.free_header)
     return best
 
 
@@ -127,11 +123,10 @@ class FormatScores:
             self.fitting[entry] += num_fitting
             if num_fitting < len(files):
                 self.wanted.discard(entry)
-        grey = [is_grey(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
         scored = {entry: [chosen[entry] for chosen in files] for entry in self.entries if entry in self.wanted}
         device = self.processes.device
         versions = {entry.name: _as_tensor(chosen).to(device) for entry, chosen in scored.items()}
-        sizes = {entry.name: _counted_bytes(chosen, entry.variant, grey) for entry, chosen in scored.items()}
+        sizes = {entry.name: _counted_bytes(chosen, entry.variant) for entry, chosen in scored.items()}
         self.comparison.update(pixels.to(device), versions, keys, sizes)
 
     def rows(self, image_size: int) -> list[Row]:
@@ -237,34 +232,37 @@ def bench(rows: Sequence[Row], files: Sequence[tuple]) -> dict[str, dict[str, An
     return found
 
 
-def _counted_bytes(files: Sequence[Candidate], variant: Variant, grey: Sequence[bool]) -> dict[str, Tensor]:
+def _counted_bytes(files: Sequence[Candidate], variant: Variant) -> dict[str, Tensor]:
     """Bytes of each file, and those of them that count."""
-    sizes = torch.tensor([file.num_bytes for file in files])
-    headers = torch.tensor([header_bytes(variant.format, is_grey) for is_grey in grey])
-    return {"file_bytes": sizes, "counted_bytes": (sizes - headers).clamp(min=0) if variant.free_header else sizes}
+    return {
+        "file_bytes": torch.tensor([file.num_bytes for file in files]),
+        "counted_bytes": torch.tensor([file.counted_bytes(variant.free_header) for file in files]),
+    }
 
 
 def _as_tensor(files: Sequence[Candidate]) -> Tensor:
     return torch.from_numpy(np.stack([file.pixels for file in files])).permute(0, 3, 1, 2)
 
 
-def describe(formats: Sequence[Format], rows: Sequence[Row]) -> list[str]:
-    """A line for each format: its headers, and the least budget that holds every image."""
+def describe(formats: Sequence[Format], rows: Sequence[Row], image_size: int) -> list[str]:
+    """A line for each format: its headers at `image_size` pixels a side, the least budget that holds every image."""
     lines = []
     for one in formats:
         titles = {Variant(one, scales_down, False).title for scales_down in (False, True)}
         whole = [row["budget"] for row in rows if row["fits"] == 1 and row["system"] in titles]
         smallest = f"every image fits into {min(whole)} bytes" if whole else "some images fit none of the budgets"
-        grey, colour = header_bytes(one, True), header_bytes(one, False)
+        grey, colour = (header_bytes(one, is_grey, image_size) for is_grey in (True, False))
         lines.append(f"{one.title}: header {grey} bytes (grey), {colour} (colour); {smallest}")
     return lines
 
 
-def record_of(formats: Mapping[str, Format]) -> dict[str, Any]:
-    """What a protocol says of the formats."""
+def record_of(formats: Mapping[str, Format], image_size: int) -> dict[str, Any]:
+    """What a protocol says of the formats and of their headers of images of `image_size` pixels a side."""
+    kinds = {"grey": True, "colour": False}
     return {
         "header_bytes": {
-            name: {"grey": header_bytes(one, True), "colour": header_bytes(one, False)} for name, one in formats.items()
+            name: {kind: header_bytes(one, is_grey, image_size) for kind, is_grey in kinds.items()}
+            for name, one in formats.items()
         },
         "scales": SCALES,
         "settings": {name: one.settings for name, one in formats.items()},

@@ -104,11 +104,17 @@ def available(name: str) -> Format:
 
 
 @cache
-def header_bytes(image_format: Format, grey: bool) -> int:
-    """Bytes of a file that say nothing of the image: those of one flat 8 x 8 image at the lowest setting."""
+def header_bytes(image_format: Format, grey: bool, side: int) -> int:
+    """Bytes of a file that say nothing of the image: those of a small flat one at the lowest setting.
+
+    It is 8 x 8, or the smallest that has the options of the image's shorter `side`: JPEG 2000 describes each level.
+    """
     if image_format.header is not None:
         return image_format.header
-    flat = np.full((8, 8, 3), 128, np.uint8)
+    options = image_format.options(image_format.settings[0], side)
+    sides = (8, *range(1, side + 1))
+    small = next(size for size in sides if image_format.options(image_format.settings[0], size) == options)
+    flat = np.full((small, small, 3), 128, np.uint8)
     if not grey:
         flat[..., 0] = 129
     return len(image_format.encode(flat, image_format.settings[0]))
@@ -120,36 +126,46 @@ class Candidate:
 
     Attributes:
         num_bytes: Size of the file, header included.
+        header: Bytes of its header.
         error: Mean squared error of what it gives back.
         scale: Of the sides it was stored with; 1 is plainly.
         encoding_time, decoding_time: In seconds.
     """
 
     num_bytes: int
+    header: int
     error: float
     scale: float
     pixels: np.ndarray
     encoding_time: float = 0.0
     decoding_time: float = 0.0
 
+    def counted_bytes(self, free_header: bool) -> int:
+        """Size of the file, or of what is not header."""
+        return max(0, self.num_bytes - self.header) if free_header else self.num_bytes
 
-def candidates(image_format: Format, pixels: np.ndarray, scales: Sequence[float], limit: int) -> Iterator[Candidate]:
+
+def candidates(
+    image_format: Format, pixels: np.ndarray, scales: Sequence[float], limit: int, free_header: bool = False
+) -> Iterator[Candidate]:
     """The image at every setting and scale whose file has at most `limit` bytes.
 
     Args:
         pixels: (H, W, 3) uint8.
         scales: Sides are multiplied by these before storing (Lanczos), and brought back after it (bicubic).
+        free_header: Of what is not header.
     """
     height, width = pixels.shape[:2]
     for scale in scales:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = _resized(pixels, size, Image.Resampling.LANCZOS)
-        for data, encoding_time in image_format.files(small, limit):
+        header = header_bytes(image_format, is_grey(small), min(size))
+        for data, encoding_time in image_format.files(small, limit + free_header * header):
             start = time.perf_counter()
             restored = _resized(image_format.decode(data), (width, height), Image.Resampling.BICUBIC)
             decoding_time = time.perf_counter() - start
             error = float(np.square(restored.astype(np.float32) - pixels.astype(np.float32)).mean())
-            yield Candidate(len(data), error, scale, restored, encoding_time, decoding_time)
+            yield Candidate(len(data), header, error, scale, restored, encoding_time, decoding_time)
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
@@ -159,9 +175,13 @@ def _resized(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resamp
     return np.array(Image.fromarray(pixels).resize(size, resampling))
 
 
-def best_within(found: Sequence[Candidate], budget: int) -> Candidate | None:
-    """The candidate nearest to the image among those of at most `budget` bytes; None where none fits."""
-    fitting = [candidate for candidate in found if candidate.num_bytes <= budget]
+def best_within(found: Sequence[Candidate], budget: int, free_header: bool = False) -> Candidate | None:
+    """The candidate nearest to the image among those of at most `budget` bytes; None where none fits.
+
+    Args:
+        free_header: Of what is not header.
+    """
+    fitting = [candidate for candidate in found if candidate.counted_bytes(free_header) <= budget]
     return min(fitting, key=lambda candidate: (candidate.error, candidate.num_bytes), default=None)
 
 

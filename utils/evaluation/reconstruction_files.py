@@ -62,6 +62,14 @@ class Wanted(NamedTuple):
         once = [RECORD] + [TOKENS_FILE] * self.tokens + ["labels.npy"] * self.labels
         return once + [path.relative_to(output_dir).as_posix() for path in paths]
 
+    def others(self, output_dir: Path) -> list[str]:
+        """The files that are there and that another run of this kind may have written, by their paths likewise."""
+        folders = "", "length_*/"
+        patterns = [TOKENS_FILE, "labels.npy"]
+        patterns += [f"{folder}{name}" for folder in folders for name in ("images.npy", "raw.npy", "png/[0-9]*.png")]
+        there = {path.relative_to(output_dir).as_posix() for pattern in patterns for path in output_dir.glob(pattern)}
+        return sorted(there - set(self.names(output_dir)))
+
 
 class ReconstructionFiles:
     """Reconstructions on their way to their files, each process its share; a context, which removes what is unfinished.
@@ -190,3 +198,15 @@ def read_keys(record: Path) -> list[str] | None:
         return json.loads(json.loads(record.read_text(encoding="utf-8"))["keys"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def recorded_keys(path: Path, count: int) -> list[str] | None:
+    """What scripts/reconstruct_tokenizer.py has noted of the images in a file or folder of its own, in their order.
+
+    None where it has written neither, or not `count` images.
+    """
+    if path.name not in ("images.npy", "labels.npy", "png"):
+        return None
+    folder = path.parent
+    keys = read_keys((folder.parent if folder.name.startswith("length_") else folder) / RECORD)
+    return keys if keys is not None and len(keys) == count else None

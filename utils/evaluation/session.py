@@ -16,7 +16,7 @@ from utils.evaluation.protocol import exact_arithmetic, protocol
 from utils.evaluation.report import Row, remarks, table, write_results
 from utils.lock import FolderLock
 from utils.processes import Processes
-from utils.result_folder import FIGURES, ResultPaths
+from utils.result_folder import FIGURES, ResultPaths, will_be_removed
 
 FIRST_SECONDS = 5.0  # of work, after which it is said how long all of it will take
 LONG = 120.0  # seconds that are worth saying so
@@ -33,6 +33,7 @@ class Session:
         output_dir: Where the results go; made now, since the work may take hours.
         results: What will be written there. Somebody else's file of such a name is an error before the work. Without
             any the folder is not locked: the work's parts lock it.
+        earlier: What may be there of an earlier run and will not be written: removed by `remove_earlier`, said now.
         writes: Nothing is written without.
 
     Raises:
@@ -41,17 +42,24 @@ class Session:
     """
 
     def __init__(
-        self, device: str, output_dir: str | os.PathLike, results: Sequence[str] = RESULTS, writes: bool = True
+        self,
+        device: str,
+        output_dir: str | os.PathLike,
+        results: Sequence[str] = RESULTS,
+        writes: bool = True,
+        earlier: Sequence[str] = (),
     ):
         exact_arithmetic()
         self.processes = Processes(device)
         self.output_dir = Path(output_dir)
         self.results = ResultPaths()
+        self.names, self.earlier = results, earlier
         self.lock = FolderLock(self.output_dir, self.processes) if writes and results else None
         with self.processes.careful():
             if writes and self.processes.is_main:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
-                self.results.claim(*(self.output_dir / name for name in results))
+                self.results.claim(*self._paths(results))
+                self._say_removed(earlier)
         self.processes.meet()
 
     def __enter__(self) -> "Session":
@@ -62,6 +70,18 @@ class Session:
         if self.lock is not None:
             self.lock.release()
         self.processes.close()
+
+    def remove_earlier(self) -> None:
+        """On the first process, before the record is written: remove an earlier run's files beside it."""
+        self.results.remove(*self._paths(self.earlier))
+
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        return [self.output_dir / name for name in names]
+
+    def _say_removed(self, names: Sequence[str]) -> None:
+        if left := self.results.left(*self._paths(names)):
+            text = will_be_removed(self.output_dir, [str(path.relative_to(self.output_dir)) for path in left])
+            self.say(f"results        {text}")
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +181,9 @@ class Session:
         for text in (table(shown), *notes, *warnings):
             print(text)
         noted = {"notes": warnings} if warnings else {}
+        self.earlier = [other for other in self.names if other not in {name, *(figures or {})}]
+        self._say_removed(self.earlier)
+        self.remove_earlier()
         write_results(self.results.place(self.output_dir / name), {**results, **noted})
         for figure, draw in (figures or {}).items():
             draw(self.results.place(self.output_dir / figure))

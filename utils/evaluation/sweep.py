@@ -1,6 +1,7 @@
 """Grids of sampler settings: their points, what is kept of them while they are measured, and their figures."""
 
 import argparse
+import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from yaml import YAMLError
 from utils.errors import UserError
 from utils.evaluation.report import Row, is_measure, plot_curves, plot_grid
 from utils.evaluation.session import Session
-from utils.files import write_json
-from utils.parts import check_plan
+from utils.files import read_json, write_json
+from utils.parts import check_plan, read_state
 
 POINTS = "sweep_points.json"  # in the output folder while a sweep goes on
 SEED, STEPS = "seed", "num_sample_steps"
@@ -43,11 +44,9 @@ class Sweep:
                 raise UserError(f"--sweep takes NAME=VALUE,VALUE,..., got {' '.join(texts)}")
             self.values[name].append(_value(word))
 
-    def check(self, settings: Mapping[str, Any]) -> None:
+    def check(self, settings: Sequence[str]) -> None:
         """Refuse names that are no `settings` of the sampler, and words for numbers."""
-        unknown = [name for name in self.values if name not in {*settings, SEED}]
-        if unknown:
-            raise UserError(f"--sweep takes settings of the sampler ({', '.join(settings)}) and seed, got {unknown[0]}")
+        check_names(self.values, [*settings, SEED], "--sweep")
         if wrong := [seed for seed in self.values.get(SEED, []) if not isinstance(seed, int)]:
             raise UserError(f"--sweep takes whole numbers as seed, got {wrong[0]}")
 
@@ -103,7 +102,7 @@ class Points:
         self.session, self.path = session, session.output_dir / POINTS
         self.plan, self.done = json.loads(json.dumps(plan)), {}
         if self.path.is_file():
-            there = json.loads(self.path.read_text(encoding="utf-8"))
+            there = read_state(self.path, points_in)
             check_plan(there["plan"], self.plan, session.output_dir)
             self.done = there["rows"]
         session.processes.wait()  # until all have read it
@@ -116,6 +115,21 @@ class Points:
             if self.session.processes.is_main:
                 write_json(self.path, {"plan": self.plan, "rows": self.done})
         return self.done[key]
+
+
+def points_in(path: Path) -> dict[str, Any]:
+    """The plan of a sweep, and the rows by point that it has."""
+    found = read_json(path)
+    return {name: {**found[name]} for name in ("plan", "rows")}
+
+
+def check_names(names: Iterable[str], settings: Sequence[str], where: str) -> None:
+    """Refuse names that are no `settings` of the sampler; they stand in `where`."""
+    for name in names:
+        if name not in settings:
+            near = difflib.get_close_matches(str(name), settings, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(settings)}"
+            raise UserError(f"{where} takes settings of the sampler, got {name}; {hint}")
 
 
 def read_recipes(path: str) -> dict[str, dict[str, Any]]:
