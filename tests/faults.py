@@ -35,11 +35,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from codec.fitting import check_subject
 from data import image_shards, loaders, shard_urls
 from data.batches import check_count
 from data.image_sets import open_images, paired, read_statistics
 from data.loaders import evaluation_loader, training_loader
 from data.shard_files import MANIFEST, read_manifest
+from data.token_images import labels_of
 from data.token_sets import KEYS, LABELS, TOKENS, TokenSet
 from data.transforms import decode_image
 from modeling.checkpoints.locate import locate_configured
@@ -49,6 +51,7 @@ from modeling.generators import class_names
 from modeling.maskgit import ImageBert
 from modeling.one_d_piece import OneDPiece
 from modeling.tasks.teacher import TeacherTask
+from modeling.tasks.tokenizer import tokenizer_task
 from tests.shard_data import (
     bomb,
     is_as_shown,
@@ -310,6 +313,39 @@ def _(folder: Path) -> str:
     killed = unittest.mock.patch.object(image_shards, "decode_image", lambda data: os.kill(os.getpid(), signal.SIGKILL))
     with killed:
         return train_on(spec, num_workers_per_gpu=1)
+
+
+@in_training("fewer steps than the checkpoint has", "^stops: checkpoint-3 is farther than .*max_train_steps 2: raise")
+def _(folder: Path) -> str:
+    write_checkpoint(folder, 3, lambda part: (part / "a").write_text("a"), Processes())
+    return trained_from(folder, "training.max_train_steps=2")
+
+
+@in_training("a run from scratch in another's folder", "^stops: experiment.resume is False, and .* holds checkpoints")
+def _(folder: Path) -> str:
+    write_checkpoint(folder, 3, lambda part: (part / "a").write_text("a"), Processes())
+    return trained_from(folder, "experiment.resume=False")
+
+
+@in_training("a warm-up of the codebook as long as the run", r"^stops: .*warmup_steps \(6\) must be fewer than")
+def _(folder: Path) -> str:
+    return trained_from(folder, "training.codebook.warmup_steps=6")
+
+
+@in_training(
+    "a number of tokens to evaluate that there is not", "^stops: experiment.eval_lengths must be in 1..4, got 8"
+)
+def _(folder: Path) -> str:
+    tokenizer_task(job_config("stage1", folder, folder, "experiment.eval_lengths=[4,8]"))
+    return "begun"
+
+
+def trained_from(folder: Path, *overrides: str) -> str:
+    make_images(folder, count=4)
+    config = job_config("teacher", folder, folder, *overrides)
+    run = Run(TeacherTask(config), config, make_accelerator(config))
+    resume.resume(run)
+    return f"from step {run.step} on"
 
 
 @in_training("half of all images broken, two ranks", r"^both ranks stop: .*11 of the first \d+ samples", is_long=True)
@@ -663,6 +699,22 @@ def _(folder: Path) -> str:
         for name in names:
             (folder / side / f"{name}.png").write_bytes(png(0))
     return f"{len(paired([open_images(folder / 'a'), open_images(folder / 'b')]))} sets are compared"
+
+
+@own_files(
+    "labels of other images than the tokens", "^stops: labels.npy has no cat, which was tokenized .1 are missing"
+)
+def _(folder: Path) -> str:
+    np.save(folder / "labels.npy", np.arange(2))
+    (folder / "reconstruction.json").write_text(json.dumps({"keys": json.dumps(["bag", "dog"])}))
+    return f"labels {labels_of(folder / 'labels.npy', ['bag', 'cat'])}"
+
+
+@own_files("an entropy model's training of another tokenizer", "^stops: FOLDER holds the training of another tokenizer")
+def _(folder: Path) -> str:
+    for tokenizer in ("a" * 64, "b" * 64):
+        check_subject(folder, {"tokenizer": tokenizer})
+    return "goes on"
 
 
 @own_files("a photograph lying on its side, an emoji on nothing", "^read as a viewer shows them: True$")
