@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import runpy
 import struct
@@ -187,6 +188,20 @@ def test_a_source_that_is_nothing_is_one_sentence(monkeypatch, capsys, tmp_path)
     assert capsys.readouterr().err.startswith("error: --source ./absent is neither a folder (from ")
     with pytest.raises(DataError, match="--streaming is for data sets of the hub"):
         open_source(str(tmp_path), "train", streaming=True)
+
+
+def test_names_that_are_no_utf8_are_kept_in_the_manifest(tmp_path):
+    for name in (b"caf\xe9", b"tea"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"images", name))
+    names = [b"tea/1.png", b"caf\xe9/gar\xe7on.png", b"tea/na\xefve.png"]
+    for name, data in zip(names, (png(1), png(2), b"no image"), strict=True):
+        with open(os.path.join(os.fsencode(tmp_path), b"images", name), "wb") as file:
+            file.write(data)
+    folder = made_of(open_source(str(tmp_path / "images"), "train"), tmp_path / "shards")
+    manifest, before = read_manifest(folder), contents(folder)
+    assert manifest["classes"] == ["caf\udce9", "tea"]
+    assert manifest["splits"]["train"]["shards"]["train-000000.tar"]["skipped"] == ["tea/na\udcefve.png"]
+    assert contents(made_of(open_source(str(tmp_path / "images"), "train"), folder)) == before
 
 
 @pytest.fixture
