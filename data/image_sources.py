@@ -255,7 +255,7 @@ class Columns:
         return dataset.cast_column(self.image, Image(decode=False))
 
     def read(self, row: dict[str, Any]) -> tuple[bytes, int | None]:
-        cell = row[self.image]
+        cell = row[self.image] or {"bytes": b""}  # a row may lack its image; no bytes are left out as broken ones are
         image = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         class_id = row[self.label] if self.label else None
         # The hub writes -1 where a label is withheld.

@@ -306,6 +306,17 @@ def test_a_hub_data_set_is_stored_undecoded(hub, tmp_path):
     assert stored["00000001.cls"] == b"1" and "00000005.cls" not in stored  # a withheld label
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_of_the_hub_without_an_image_is_left_out_and_counted(hub, monkeypatch, streaming):
+    dataset = open_source("owner/name", "train").dataset
+    dataset = dataset.map(lambda row, index: {"image": None if index == 2 else row["image"]}, with_indices=True)
+    columns = image_sources.Columns(dataset.features, "owner/name")
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    read = [columns.read(row) for row in columns.undecoded(rows)]
+    assert [image for image, _ in read] == [png(0), png(1), b"", *map(png, range(3, 7))] and read[2][1] == 1
+    assert not make_shards._is_usable(read[2][0])
+
+
 def test_a_streamed_data_set_is_stored_in_its_order_and_continues(hub, tmp_path):
     stream = open_source("owner/name", "train", streaming=True)
     assert isinstance(stream, HubStream)
