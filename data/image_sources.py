@@ -125,7 +125,7 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
     images, others = [], []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unread, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -134,6 +134,13 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
             if not name.startswith(".") and name not in sheets:
                 (images if is_image_name(name) else others).append((relative / name).as_posix())
     return sorted(images), sorted(others)
+
+
+def _refuse_unread(error: OSError) -> None:
+    """A folder that cannot be listed would be left out of the walk in silence."""
+    raise DataError(
+        f"the folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it away"
+    ) from error
 
 
 def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:
