@@ -13,6 +13,7 @@ from data.file_formats import IMAGE_ENDINGS, is_image_name
 from utils.result_folder import sheets_in
 
 logger = logging.getLogger(__name__)
+SPLITS = {"train", "val", "valid", "validation", "test"}  # what the subfolders of splits are called
 
 
 class Source(Protocol):
@@ -285,12 +286,33 @@ def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
 
 
 def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSource | HubSource | HubStream:
-    """The images that a command line names: a folder that exists, or else a data set of the hub."""
+    """The images that a command line names: a folder that exists, or else a data set of the hub.
+
+    Of a folder with a subfolder called `split` that one alone is read.
+
+    Raises:
+        DataError: There are none, or it is not clear which are meant.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if streaming:
             raise DataError(f"--streaming is for data sets of the hub, and {source} is a folder: leave it out")
-        return imagenet_source(folder, split) if (folder / split).is_dir() else OwnFolder(folder)
+        if not (folder / split).is_dir():
+            return OwnFolder(folder)
+        _check_is_split(folder, split)
+        return imagenet_source(folder, split)
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(f"--source {source} is neither a folder (from {Path.cwd()}) nor the id of a hub data set")
     return HubStream(source, split) if streaming else HubSource(source, split)
+
+
+def _check_is_split(folder: Path, split: str) -> None:
+    """Refuse a subfolder that may as well be a class, such as of trains: flat, beside others with images."""
+    others = [name for name in subfolders(folder) if name != split]
+    if subfolders(folder / split) or SPLITS.intersection(others):
+        return
+    if other := next((name for name in others if list_images(folder / name)), None):
+        raise DataError(
+            f"{folder} holds {split}/ beside {other}/, and {split} may be the split or a class: give {folder / split} "
+            "for its images alone, or rename the class"
+        )

@@ -190,6 +190,18 @@ def test_a_source_that_is_nothing_is_one_sentence(monkeypatch, capsys, tmp_path)
         open_source(str(tmp_path), "train", streaming=True)
 
 
+def test_a_class_called_as_the_split_is_not_taken_for_all(tmp_path):
+    for name in ("car", "plane", "train"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(1))
+    with pytest.raises(DataError, match="holds train/ beside car/, and train may be the split or a class"):
+        open_source(str(tmp_path), "train")
+    assert open_source(str(tmp_path), "val").classes == ["car", "plane", "train"]
+    assert len(open_source(str(tmp_path / "train"), "train")) == 1
+    (tmp_path / "val").mkdir()
+    assert len(open_source(str(tmp_path), "train")) == 1
+
+
 def test_names_that_are_no_utf8_are_kept_in_the_manifest(tmp_path):
     for name in (b"caf\xe9", b"tea"):
         os.makedirs(os.path.join(os.fsencode(tmp_path), b"images", name))
