@@ -90,7 +90,8 @@ def failure(error: DataError) -> Batch:
 
 def seeded(*parts: int | str) -> random.Random:
     """A source of chance that depends on `parts` alone, the same in every process and on every machine."""
-    return random.Random(":".join(map(str, parts)))
+    text = ":".join(map(str, parts))
+    return random.Random(text.encode("utf-8", "surrogateescape"))  # a part may be a file's name, of any bytes
 
 
 class Loader:

@@ -57,10 +57,12 @@ def describe_dataset(config: DictConfig) -> None:
 def _describe_classes(config: DictConfig, facts: Facts) -> None:
     names, number = list(config.dataset.get("class_names") or []), config.model.generator.get("condition_num_classes")
     # Without names in the configuration, classes are called by their numbers.
-    if facts.classes and (len(facts.classes) != number or (names and names != facts.classes)):
-        logger.warning("the %d classes and their names are those of %s", len(facts.classes), facts.source)
-        OmegaConf.update(config, "dataset.class_names", facts.classes)
-        OmegaConf.update(config, "model.generator.condition_num_classes", len(facts.classes), force_add=True)
+    # A folder may be called by any bytes; YAML holds UTF-8 alone.
+    classes = [name.encode("utf-8", "replace").decode("utf-8") for name in facts.classes]
+    if classes and (len(classes) != number or (names and names != classes)):
+        logger.warning("the %d classes and their names are those of %s", len(classes), facts.source)
+        OmegaConf.update(config, "dataset.class_names", classes)
+        OmegaConf.update(config, "model.generator.condition_num_classes", len(classes), force_add=True)
     if facts.labels is not None and np.any(facts.labels < 0):
         raise DataError(
             f"a generator learns classes, and {int(np.sum(facts.labels < 0)):,} of the {facts.num_images:,} images of "

@@ -13,6 +13,7 @@ from data.file_formats import IMAGE_ENDINGS, is_image_name
 from utils.result_folder import sheets_in
 
 logger = logging.getLogger(__name__)
+SPLITS = {"train", "val", "valid", "validation", "test"}  # what the subfolders of splits are called
 
 
 class Source(Protocol):
@@ -125,7 +126,7 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
     images, others = [], []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unread, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -134,6 +135,13 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
             if not name.startswith(".") and name not in sheets:
                 (images if is_image_name(name) else others).append((relative / name).as_posix())
     return sorted(images), sorted(others)
+
+
+def _refuse_unread(error: OSError) -> None:
+    """A folder that cannot be listed would be left out of the walk in silence."""
+    raise DataError(
+        f"the folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it away"
+    ) from error
 
 
 def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:
@@ -255,7 +263,7 @@ class Columns:
         return dataset.cast_column(self.image, Image(decode=False))
 
     def read(self, row: dict[str, Any]) -> tuple[bytes, int | None]:
-        cell = row[self.image]
+        cell = row[self.image] or {"bytes": b""}  # a row may lack its image; no bytes are left out as broken ones are
         image = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         class_id = row[self.label] if self.label else None
         # The hub writes -1 where a label is withheld.
@@ -278,12 +286,33 @@ def _load_from_hub(name: str, split: str, *, streaming: bool) -> Any:
 
 
 def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSource | HubSource | HubStream:
-    """The images that a command line names: a folder that exists, or else a data set of the hub."""
+    """The images that a command line names: a folder that exists, or else a data set of the hub.
+
+    Of a folder with a subfolder called `split` that one alone is read.
+
+    Raises:
+        DataError: There are none, or it is not clear which are meant.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if streaming:
             raise DataError(f"--streaming is for data sets of the hub, and {source} is a folder: leave it out")
-        return imagenet_source(folder, split) if (folder / split).is_dir() else OwnFolder(folder)
+        if not (folder / split).is_dir():
+            return OwnFolder(folder)
+        _check_is_split(folder, split)
+        return imagenet_source(folder, split)
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(f"--source {source} is neither a folder (from {Path.cwd()}) nor the id of a hub data set")
     return HubStream(source, split) if streaming else HubSource(source, split)
+
+
+def _check_is_split(folder: Path, split: str) -> None:
+    """Refuse a subfolder that may as well be a class, such as of trains: flat, beside others with images."""
+    others = [name for name in subfolders(folder) if name != split]
+    if subfolders(folder / split) or SPLITS.intersection(others):
+        return
+    if other := next((name for name in others if list_images(folder / name)), None):
+        raise DataError(
+            f"{folder} holds {split}/ beside {other}/, and {split} may be the split or a class: give {folder / split} "
+            "for its images alone, or rename the class"
+        )

@@ -86,13 +86,17 @@ class PixelVQGAN(Pretrained):
                     f"codes (B, G*G) must fill a square grid, got {codes.shape[1]}; give (B, H, W) otherwise"
                 )
             codes = codes.view(-1, grid, grid)
-        return self.decoder(self.quantize.lookup(codes).movedim(-1, 1)).float().clamp(0, 1)
+        return self._decoded(self.quantize.lookup(codes).movedim(-1, 1)).float().clamp(0, 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Unclamped reconstruction (B, 3, P, P) through the codes, and the quantizer's losses and codes (B, G, G)."""
         self._check(pixels)
         z_quantized, result = self.quantize(self.encoder(pixels))
-        return self.decoder(z_quantized), result
+        return self._decoded(z_quantized), result
+
+    def _decoded(self, z_quantized: Tensor) -> Tensor:
+        """Images of codes, which are float32 where the weights may be half."""
+        return self.decoder(z_quantized.to(self.quantize.embedding.weight.dtype))
 
     def _check(self, pixels: Tensor) -> None:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downsampling for side in pixels.shape[2:]):

@@ -213,7 +213,8 @@ class TiTok(Pretrained):
         lengths = self._lengths(length, z_quantized.shape[0], z_quantized.shape[-1])
         longest = int(lengths.max()) if len(lengths) else z_quantized.shape[-1]
         uneven = bool((lengths != longest).any())
-        return self.decoder(z_quantized[..., :longest], lengths if uneven else None, early)
+        z_quantized = z_quantized[..., :longest].to(self.latent_tokens.dtype)  # codes are float32, weights may be half
+        return self.decoder(z_quantized, lengths if uneven else None, early)
 
     def _from_features(self, features: Tensor) -> Tensor:
         """What `decode` returns, from the decoder's features of the grid."""

@@ -88,7 +88,7 @@ def reconstruct(
     def decoded() -> Iterator[tuple[int | None, Tensor]]:
         for length in lengths:
             with torch.no_grad(), arithmetic():
-                images = model.decode(z_quantized.to(place.dtype), length=length)
+                images = model.decode(z_quantized, length=length)
             yield length, images
 
     return encoded["min_encoding_indices"][:, 0], decoded()

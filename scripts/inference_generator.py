@@ -111,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_model_arguments(parser, "generator", BUNDLED_GENERATOR)
     parser.add_argument("--tokenizer_checkpoint", help="its tokenizer (default: the one it was trained with)")
-    parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names (default: ten of the classes)")
+    parser.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names, names first (default: ten)")
     parser.add_argument("--num_images", type=int, default=8, help="images of each class (default: %(default)s)")
     add_batch_size_argument(parser, "images at a time", default=16)
     parser.add_argument("--lengths", nargs="+", metavar="LENGTH", help="numbers of tokens to decode, such as 1,4,16")

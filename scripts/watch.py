@@ -4,7 +4,7 @@
     python3 scripts/watch.py checkpoints/fashion_stage1 --once --plot curves.png
 
 It reads the run's metrics.jsonl and changes nothing, so it works during training, after it, and on another machine that
-sees the folder. --plot draws losses, gradient norms and evaluations over the steps.
+sees the folder. --plot draws losses, gradient norms and evaluations over the steps, and replaces its own figures alone.
 """
 
 import sys
@@ -15,12 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other pro
 from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
+import argparse
 import itertools
 import time
 
 from utils.config import RUN_CONFIG, load_config
 from utils.errors import UserError
-from utils.figures import write_figure
+from utils.figures import FORMATS, write_figure
+from utils.result_folder import ResultPaths
 from utils.training.progress import draw, read_metrics, summary
 
 CLEAR = "\033[H\033[J"
@@ -35,17 +37,33 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.interval <= 0:
         raise UserError(f"--interval must be above 0 seconds, got {arguments.interval}")
+    with ResultPaths() as results:
+        watch(arguments, results)
+
+
+def watch(arguments: argparse.Namespace, results: ResultPaths) -> None:
+    figures = figures_of(arguments.plot) if arguments.plot else []
+    results.claim(*figures)
     for number in itertools.count():
         lines = read_metrics(arguments.folder)
         total = load_config(arguments.folder / RUN_CONFIG).training.max_train_steps
         if number and sys.stdout.isatty():
             print(CLEAR, end="")
         print(summary(arguments.folder, lines, total, now=time.time()), flush=True)
-        if arguments.plot:
-            write_figure(draw(lines, title=str(arguments.folder)), arguments.plot.with_suffix(""))
+        if figures:
+            if not number:
+                for path in figures:
+                    results.place(path)
+            write_figure(draw(lines, title=str(arguments.folder)), figures[0].with_suffix(""))
         if arguments.once or lines[-1]["step"] >= total:
             return
         time.sleep(arguments.interval)
+
+
+def figures_of(path: Path) -> list[Path]:
+    """FILE.png and FILE.pdf, of FILE with one of these endings or without."""
+    stem = path.with_suffix("") if path.suffix.lower().removeprefix(".") in FORMATS else path
+    return [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A folder of images is trained on directly: the same global batches on any number of ranks."""
 
+import errno
+import os
 import tarfile
 
 import numpy as np
@@ -178,6 +180,19 @@ def test_every_format_that_is_decoded_is_found_stored_and_read_again(tmp_path, e
         name = tar.getnames()[0]
     assert name == f"0.{kind.extensions[0]}" and name.partition(".")[2] in FIELDS
     assert image_of({name.partition(".")[2]: data}) == data and decode_image(data).size == (8, 8)
+
+
+def test_a_subfolder_that_cannot_be_read_is_an_error_and_not_left_out(folder, monkeypatch):
+    listed = os.scandir
+
+    def refuse_dogs(path):
+        if os.path.basename(path) == "dog":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_dogs)
+    with pytest.raises(DataError, match=r"the folder .*/train/dog cannot be read \(Permission denied\)"):
+        FolderSource(folder / "train")
 
 
 def test_other_bytes_are_no_image():

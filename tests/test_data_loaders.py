@@ -1,6 +1,7 @@
 """Loaders over shards: every sample once in evaluation, the same stream after a restart in training."""
 
 import http.server
+import random
 import socket
 import threading
 from collections import Counter
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from data import DataError
-from data.batches import check_count
+from data.batches import check_count, seeded
 from data.loaders import evaluation_loader, training_loader
 from data.shard_urls import ALLOW_PIPE
 from data.transforms import decode_image
@@ -38,6 +39,11 @@ def test_evaluation_sees_every_sample_once_on_two_ranks_with_two_workers(tmp_pat
         assert sorted(seen) == [f"{number:05d}" for number in range(sum(counts))]
     assert [loader.expected for loader in loaders] == [sum(counts)] * 2
     assert sum(loader.num_seen for loader in loaders) == sum(counts)
+
+
+def test_chance_may_depend_on_the_name_of_any_file():
+    draws = {name: seeded(0, name).random() for name in ("a.png", "\xe9.png", "\udce9.png")}  # the last is no UTF-8
+    assert len(set(draws.values())) == 3 and draws["a.png"] == random.Random("0:a.png").random()
 
 
 def test_an_evaluation_batch_holds_images_labels_and_keys_and_the_last_is_smaller(folder):

@@ -19,6 +19,7 @@ from modeling.maskgit import ImageBert
 from tests.apple_gpu import AppleGPU
 from tests.fill import fill
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config
+from utils.class_names import parse_labels
 from utils.errors import UserError
 from utils.images import to_pil
 from utils.paths import ROOT
@@ -61,6 +62,14 @@ def sample(world, tmp_path, monkeypatch):
         return tmp_path / output
 
     return sample
+
+
+def test_a_class_is_meant_by_its_name_before_its_number():
+    names = sorted(map(str, range(1, 13)))  # 1, 10, 11, 12, 2, ...
+    assert [names[label] for label in parse_labels(["2", "10", "12"], names)] == ["2", "10", "12"]
+    assert parse_labels(["0"], names) == [0]
+    assert parse_labels(["Cat", "cat"], ["Cat", "cat"]) == [0, 1]
+    assert parse_labels(["DOG", "1"], ["cat", "dog"]) == [1]
 
 
 def test_images_are_sampled_without_float64_on_the_device(generate, sample):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import runpy
 import struct
@@ -189,6 +190,32 @@ def test_a_source_that_is_nothing_is_one_sentence(monkeypatch, capsys, tmp_path)
         open_source(str(tmp_path), "train", streaming=True)
 
 
+def test_a_class_called_as_the_split_is_not_taken_for_all(tmp_path):
+    for name in ("car", "plane", "train"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(1))
+    with pytest.raises(DataError, match="holds train/ beside car/, and train may be the split or a class"):
+        open_source(str(tmp_path), "train")
+    assert open_source(str(tmp_path), "val").classes == ["car", "plane", "train"]
+    assert len(open_source(str(tmp_path / "train"), "train")) == 1
+    (tmp_path / "val").mkdir()
+    assert len(open_source(str(tmp_path), "train")) == 1
+
+
+def test_names_that_are_no_utf8_are_kept_in_the_manifest(tmp_path):
+    for name in (b"caf\xe9", b"tea"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"images", name))
+    names = [b"tea/1.png", b"caf\xe9/gar\xe7on.png", b"tea/na\xefve.png"]
+    for name, data in zip(names, (png(1), png(2), b"no image"), strict=True):
+        with open(os.path.join(os.fsencode(tmp_path), b"images", name), "wb") as file:
+            file.write(data)
+    folder = made_of(open_source(str(tmp_path / "images"), "train"), tmp_path / "shards")
+    manifest, before = read_manifest(folder), contents(folder)
+    assert manifest["classes"] == ["caf\udce9", "tea"]
+    assert manifest["splits"]["train"]["shards"]["train-000000.tar"]["skipped"] == ["tea/na\udcefve.png"]
+    assert contents(made_of(open_source(str(tmp_path / "images"), "train"), folder)) == before
+
+
 @pytest.fixture
 def imagenet(tmp_path):
     """An ImageNet of three classes and flat validation images."""
@@ -289,6 +316,17 @@ def test_a_hub_data_set_is_stored_undecoded(hub, tmp_path):
     stored = members(tmp_path / "one")
     assert [stored[f"{number:08d}.png"] for number in range(7)] == [row["bytes"] for row in hub["image"]]
     assert stored["00000001.cls"] == b"1" and "00000005.cls" not in stored  # a withheld label
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_of_the_hub_without_an_image_is_left_out_and_counted(hub, monkeypatch, streaming):
+    dataset = open_source("owner/name", "train").dataset
+    dataset = dataset.map(lambda row, index: {"image": None if index == 2 else row["image"]}, with_indices=True)
+    columns = image_sources.Columns(dataset.features, "owner/name")
+    rows = dataset.to_iterable_dataset() if streaming else dataset
+    read = [columns.read(row) for row in columns.undecoded(rows)]
+    assert [image for image, _ in read] == [png(0), png(1), b"", *map(png, range(3, 7))] and read[2][1] == 1
+    assert not make_shards._is_usable(read[2][0])
 
 
 def test_a_streamed_data_set_is_stored_in_its_order_and_continues(hub, tmp_path):

@@ -1,6 +1,7 @@
 """From a folder of one's own images, a class a subfolder, to samples of a generator: README's section on them."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -19,7 +20,7 @@ from data.image_folder import num_eval_examples
 from data.loaders import evaluation_loader
 from data.token_sets import write_token_set
 from tests.shard_data import make_shards, shard_spec
-from utils.config import load_config
+from utils.config import load_config, save_config
 from utils.paths import ROOT
 
 CLASSES = ("cats", "dogs", "eels")
@@ -55,6 +56,14 @@ def test_a_folder_counts_and_names_itself(folders):
     describe_dataset(found)
     assert found.experiment.max_train_examples == 18 and num_eval_examples(found) is None
     assert found.dataset.class_names == list(CLASSES) and found.model.generator.condition_num_classes == 3
+
+
+def test_a_class_whose_folder_is_called_by_other_bytes_than_utf8_is_named_too(folders):
+    os.rename(folders / "images/cats", os.path.join(os.fsencode(folders), b"images/caf\xe9"))
+    found = load_config(config("generator"), ["dataset.params.eval_folder=null"])
+    describe_dataset(found)
+    save_config(found, folders / "config.yaml")
+    assert load_config(folders / "config.yaml").dataset.class_names == ["caf?", "dogs", "eels"]
 
 
 def test_what_is_wrong_with_the_folders_is_said_before_the_first_step(folders):

@@ -1,5 +1,6 @@
 """The tokenizers and the pixel VQGAN: names, published numbers, lengths, tail token drop."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -416,6 +417,27 @@ def test_half_precision_works_on_processors_that_have_none():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = model.decode_tokens(tokens).float()
     assert float((rounded - exact).abs().mean()) < 0.2 * float(exact.std())  # 0.03 to 0.06 by seed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_model_in_another_precision_encodes_and_decodes(stage, dtype):
+    torch.manual_seed(0)
+    exact = OneDPiece(tiny_config(finetune_decoder=stage == 2)).eval()
+    model = copy.deepcopy(exact).to(dtype)
+    pixels, tokens = torch.rand(2, 3, 16, 16, dtype=dtype), torch.randint(64, (2, 8))
+    with torch.no_grad():
+        expected, decoded = exact.decode_tokens(tokens, [3, 8]), model.decode_tokens(tokens, [3, 8])
+        assert model(pixels)[0].dtype == decoded.dtype == dtype
+    assert float((decoded - expected).abs().mean()) < 0.2 * float(expected.std())
+
+
+def test_a_teacher_in_half_precision_encodes_and_decodes():
+    torch.manual_seed(0)
+    teacher = PixelVQGAN(tiny_config()).half().eval()
+    pixels = torch.rand(2, 3, 16, 16).half()
+    with torch.no_grad():
+        assert teacher(pixels)[0].shape == teacher.decode(teacher.encode(pixels)).shape == pixels.shape
 
 
 @pytest.mark.parametrize(

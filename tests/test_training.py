@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
+from modeling.checkpoints.locate import locate
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
@@ -328,6 +329,26 @@ def test_a_run_does_not_end_before_the_step_that_it_continues(trained, tmp_path)
     with pytest.raises(UserError, match="checkpoint-3 is farther than training.max_train_steps 2: raise that, or"):
         run_job("teacher", trained, tmp_path, "training.max_train_steps=2")
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-3"]
+
+
+def test_a_run_that_goes_on_after_its_end_means_its_newest_checkpoint(trained, tmp_path, monkeypatch, capsys):
+    run_job("stage1", trained, tmp_path, "training.max_train_steps=2", "experiment.generate_every=0")
+    assert locate(tmp_path).weights == tmp_path / "model.safetensors"
+    update = loop.update
+
+    def update_until_killed(run, micro_batches):
+        if run.step == 3:
+            raise KeyboardInterrupt
+        return update(run, micro_batches)
+
+    monkeypatch.setattr(loop, "update", update_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_job("stage1", trained, tmp_path)
+    assert locate(tmp_path).weights.parents[1].name == "checkpoint-3"
+    assert f"removed        {tmp_path / 'model.safetensors'}: the run had ended" in capsys.readouterr().out
+    monkeypatch.undo()
+    run_job("stage1", trained, tmp_path)
+    assert locate(tmp_path).weights == tmp_path / "model.safetensors"
 
 
 def test_a_run_that_is_not_to_continue_wants_a_folder_without_checkpoints(trained, tmp_path, monkeypatch, capsys):

@@ -66,6 +66,17 @@ def test_once_shows_and_draws_once(folder, monkeypatch, capsys, tmp_path):
     assert (tmp_path / "new/curves.pdf").exists()
 
 
+def test_the_figures_have_the_whole_name_and_replace_nobody_elses(folder, monkeypatch, tmp_path):
+    figures = tmp_path / "figures"
+    for _ in range(2):
+        call(monkeypatch, main, folder, "--once", "--plot", figures / "rate_1e-4.5")
+    assert {path.name for path in figures.iterdir()} == {".results", "rate_1e-4.5.png", "rate_1e-4.5.pdf"}
+    (figures / "mine.pdf").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds mine.pdf, and no command of ours has left it there"):
+        call(monkeypatch, main, folder, "--once", "--plot", figures / "mine.png")
+    assert (figures / "mine.pdf").read_bytes() == b"mine" and not (figures / "mine.png").exists()
+
+
 def test_watching_follows_the_run_and_ends_with_it(folder, monkeypatch, capsys):
     def next_line(seconds):
         assert seconds == 0.5

@@ -15,6 +15,7 @@ from utils.files import flush, sha256_of
 from utils.processes import Processes
 
 METADATA_FILE = "metadata.json"
+WEIGHTS_FILE = "model.safetensors"  # in a run's output folder from its end on
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

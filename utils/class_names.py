@@ -11,16 +11,21 @@ DEFAULT_CLASSES = 10  # shown where none are asked for, evenly spread over all
 def parse_labels(texts: Sequence[str] | None, names: Sequence[str]) -> list[int]:
     """Class ids of numbers and names ("Ankle boot"; case does not matter), each once, in the order given.
 
+    Where classes are called by numbers, such as 2 or 10, a number that is a name means the class of that name.
+
     Args:
         names: Of all classes.
     """
     if texts is None:
         count = min(DEFAULT_CLASSES, len(names))
         return [index * len(names) // count for index in range(count)]
-    by_name = {name.casefold(): label for label, name in enumerate(names)}
+    exact = {name: label for label, name in enumerate(names)}
+    by_name = {name.casefold(): label for name, label in exact.items()} | exact
     labels = []
     for text in texts:
-        label = int(text) if text.isdecimal() else by_name.get(text.casefold())
+        label = by_name.get(text, by_name.get(text.casefold()))
+        if label is None and text.isdecimal():
+            label = int(text)
         if label is None or label >= len(names):
             numbers_only = list(names) == [str(number) for number in range(len(names))]
             known = "" if numbers_only else f" or one of {', '.join(names)}"

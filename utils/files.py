@@ -141,9 +141,12 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file, whole or not at all.
+
+    Of a file's name that is no UTF-8 the wrong bytes are escaped, as JSON and YAML read them.
+    """
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from utils.checkpoint import checkpoints, latest_checkpoint, prune, write_checkpoint, writing
+from utils.checkpoint import WEIGHTS_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.errors import UserError
 from utils.files import write_json
 from utils.processes import INTERRUPTED, TIME_IS_UP
@@ -68,13 +68,23 @@ def resume(run: Run) -> None:
         tell_differences(run, folder, world)
         run.accelerator.load_state(str(folder))
         if run.ema is not None:
-            run.ema.model.load_state_dict(load_file(folder / "ema_model" / "model.safetensors"))
+            run.ema.model.load_state_dict(load_file(folder / "ema_model" / WEIGHTS_FILE))
         same_world = world["num_processes"] == run.processes.world_size
         state = folder / f"task_state_{run.processes.rank if same_world else 0}.safetensors"
         if run.task.state:
             for name, value in load_file(state).items():
                 run.task.state[name].copy_(value)
+        if run.processes.is_main and run.step < run.total_steps:
+            take_back_weights(run)
     run.processes.meet()
+
+
+def take_back_weights(run: Run) -> None:
+    """Remove the weights of an end that no longer is one: a folder with them would mean them, and not what follows."""
+    path = run.output_dir / WEIGHTS_FILE
+    if path.is_file():
+        path.unlink()
+        run.say(f"removed        {path}: the run had ended and goes on; until its new end the newest checkpoint counts")
 
 
 def continues(run: Run) -> bool:
