@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils import replay
+from utils.benchmark.measure import count_flops
 from utils.replay import MOST_KINDS, SMALL_BATCH, Replayed, record_graph, replay_blocks
 
 
@@ -92,6 +93,14 @@ def test_inference_mode_is_recorded_by_itself(block, double):
             block(x)
             block(x)
     assert double.recorded == 2
+
+
+def test_operations_are_counted_as_if_nothing_were_replayed(block, double):
+    x = torch.rand(2, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            assert sum(count_flops(lambda: [block(x) for _ in range(5)]).values()) == 5 * 2 * 2 * 3 * 3
+    assert double.counts == (0, 0)
 
 
 def test_a_recording_is_made_on_a_stream_of_its_device_and_that_of_before_comes_back(monkeypatch):

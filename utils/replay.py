@@ -4,10 +4,11 @@ One image keeps a GPU busy for a third of the time in which its hundreds of kern
 graph launches those of a block together (docs/benchmarks.md).
 """
 
+import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 SMALL_BATCH = 16  # images, up to which launching takes longer than computing
 MOST_KINDS = 32  # of inputs that a block remembers, such as lengths of a sequence
 _LOCK = threading.RLock()  # recordings share their memory
+_observed = False  # every operation must be seen: nothing is recorded or replayed
 
 Recorder = Callable[[Callable[..., Tensor], tuple[Any, ...]], Callable[..., Tensor]]
 
@@ -28,6 +30,17 @@ def replay_blocks(model: nn.Module) -> None:
             for block in module:
                 if not isinstance(block.forward, Replayed):
                     block.forward = Replayed(block, record_graph)
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[None]:
+    """Inside, blocks run as ever, so that what counts operations sees all of them."""
+    global _observed
+    before, _observed = _observed, True
+    try:
+        yield
+    finally:
+        _observed = before
 
 
 class Replayed:
@@ -62,7 +75,7 @@ class Replayed:
     def _suits(self, inputs: tuple[Any, ...]) -> bool:
         tensors = [one for one in inputs if isinstance(one, Tensor)]
         return (
-            not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.block.training)
+            not (_observed or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.block.training)
             and all(one is None or isinstance(one, Tensor) for one in inputs)
             and all(one.device.type == self.device_type for one in tensors)
             and 0 < len(tensors[0]) <= SMALL_BATCH
