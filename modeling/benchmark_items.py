@@ -274,7 +274,10 @@ def products(setting: Setting) -> dict[str, Product]:
 
 def compute_plainly() -> None:
     """Compute, for the rest of this process, without what our networks do for speed."""
+    from modeling.networks import perceptual
+
     blocks.ONEDNN_DTYPES = ()
     conv.LAYOUT = torch.contiguous_format
     conv.norm_silu = lambda x, norm: F.silu(norm(x))
     conv._enlarged = lambda x, conv: conv(F.interpolate(x, scale_factor=2.0))
+    perceptual.FrozenDepthwise.forward = perceptual.FrozenDepthwise.plainly

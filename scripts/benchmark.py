@@ -31,6 +31,7 @@ from utils.cli import pick_device, run  # first, so that Ctrl-C ends this quietl
 # isort: split
 import os
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -82,17 +83,23 @@ def main() -> None:
     how = f"{arguments.precision}, {'compiled' if compiled else 'eager'}, {arguments.clock} clock"
     title = f"{place}, threads: {torch.get_num_threads()}, {how}, torch {torch.__version__}"
     print(title)
-    found = against(arguments) if arguments.against else alone(arguments, ITEMS, benchmark_items.products, title)
-    if arguments.json:
-        about = {
-            "device": place,
-            "threads": torch.get_num_threads(),
-            "precision": arguments.precision,
-            "compile": compiled,
-            "clock": arguments.clock,
-            "torch": torch.__version__,
-        }
-        write_json(arguments.json, about | found)
+    about = {
+        "device": place,
+        "threads": torch.get_num_threads(),
+        "precision": arguments.precision,
+        "compile": compiled,
+        "clock": arguments.clock,
+        "torch": torch.__version__,
+    }
+
+    def record(found: dict[str, Any]) -> None:
+        if arguments.json:
+            write_json(arguments.json, about | found)
+
+    if arguments.against:
+        record(against(arguments, record))
+    else:
+        record(alone(arguments, ITEMS, benchmark_items.products, title))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Figures of docs/benchmarks.md for a GPU, in one run: the first thing to run on one, eight to nine minutes.
 
     python3 scripts/prove_gpu.py --output_dir output/gpu
+    python3 scripts/prove_gpu.py --output_dir output/gpu --only tests profile    # parts that had no time
     python3 scripts/prove_gpu.py --output_dir output/try --device cpu --model tiny --batch_size 2 --num_steps 2
 
-OUTPUT_DIR/report.md has the tables: every item against another revision, images and losses against float32; beside it
-the full output of each part, with a profile and tests/test_cuda.py. A part that fails or takes too long is left out,
-and the report says so. Where there is no git repository, --against takes a folder with the revision's files:
+OUTPUT_DIR/report.md has the tables: every item against another revision, images and losses against float32; behind
+them what each part printed last, with profiles and tests/test_cuda.py. It is written anew after every part. A part that
+fails or takes too long is left out, but for what it had measured, and the report says so. Where there is no git
+repository, a folder with the revision's files stands in for it, 2 MB without what no benchmark reads:
 
-    mkdir 2179dca && git archive 2179dca | tar -x -C 2179dca
+    mkdir 2179dca && git archive 2179dca scripts modeling utils data configs assets/photos | tar -x -C 2179dca
+
+Where there is neither, everything is compared with plain float32.
 """
 
 import sys
@@ -31,12 +35,17 @@ import torch
 
 from modeling.benchmark_closeness import OURS, VARIANTS, compared, variant
 from utils.benchmark.items import CONFIGS, Setting
+from utils.benchmark.peers import PLAIN, SCRIPT, checkout
 from utils.cli import Parser
+from utils.errors import UserError
 from utils.files import replacing
 from utils.paths import ROOT
 from utils.speed import LONG_WORK, pays_to_compile
 
 PATIENCE = 10  # seconds for a command to tidy up
+LAST = 12_000  # characters of what a part printed that the report shows
+AGAINST = "2179dca"
+CLOSENESS = "closeness-"
 BENCHMARK = [sys.executable, str(ROOT / "scripts/benchmark.py")]
 # Milliseconds at most on an H200, by model, item and batch (issue 20).
 TARGETS = {
@@ -49,7 +58,7 @@ TARGETS = {
     ("S", "sample", 1): 45,
     ("S", "generator, tokens", 64): 62,
     ("L", "decode 256", 64): 85,
-    ("L", "stage-1 step", 64): 340,
+    ("L", "stage-1 step", 32): 170,
 }
 
 
@@ -58,21 +67,47 @@ def main() -> None:
     folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.variant:
-        torch.save(variant(setting_of(arguments), arguments.variant, arguments.num_steps), folder / arguments.variant)
+        found = {}
+        for name, value in variant(setting_of(arguments), arguments.variant, arguments.num_steps):
+            found[name] = value
+            with replacing(folder / arguments.variant) as path:
+                torch.save(found, path)
         return
     began = time.monotonic()
-    report = [f"# {name_of(arguments.device)}, torch {torch.__version__}, {time.strftime('%F')}\n"]
+    choose_other_side(arguments)
+    lines = [f"# {name_of(arguments.device)}, torch {torch.__version__}, {time.strftime('%F')}\n"]
+    lines.append(f"Compared with {arguments.against}.\n")
+    names = []
     for name, command, share in parts(arguments):
+        if arguments.only and name not in arguments.only:
+            continue
+        for stale in (f"{name}.json", name.removeprefix(CLOSENESS) if name.startswith(CLOSENESS) else f"{name}.txt"):
+            (folder / stale).unlink(missing_ok=True)
         left = arguments.seconds - (time.monotonic() - began)
         outcome = run_part(name, command, min(share * arguments.seconds, left), folder)
         print(f"{name:<18} {outcome}", flush=True)
-        report.append(f"- {name}, {outcome}: `{' '.join(Path(word).name for word in command)}`")
-    report += ["", *comparisons(folder)]
-    if all((folder / name).is_file() for name in VARIANTS):
-        report += ["", *compared({name: torch.load(folder / name, weights_only=True) for name in VARIANTS})]
-    with replacing(folder / "report.md") as path:
-        path.write_text("\n".join(report) + "\n")
+        names.append(name)
+        lines.append(f"- {name}, {outcome}: `{' '.join(Path(word).name for word in command)}`")
+        with replacing(folder / "report.md") as path:
+            path.write_text("\n".join([*lines, "", *tables(folder, names)]) + "\n")
     print(f"\n{folder / 'report.md'}")
+
+
+def choose_other_side(arguments: argparse.Namespace) -> None:
+    """Where the default revision is neither a folder nor in a git repository, compare with plain float32."""
+    for place in (Path(arguments.against), ROOT / arguments.against):
+        if (place / SCRIPT).is_file():
+            arguments.against = str(place.resolve())
+            return
+    if arguments.against != PLAIN:
+        try:
+            with checkout(arguments.against):
+                pass
+        except (UserError, FileNotFoundError) as error:  # FileNotFoundError: there is no git
+            if arguments.against != AGAINST:
+                raise
+            print(f"warning: compared with {PLAIN} float32 ({error})", file=sys.stderr)
+            arguments.against = PLAIN
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -84,11 +119,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch_size", type=int, default=64, help="images at a time; half in stage 2 (default: %(default)s)")
     add("--num_steps", type=int, default=50, help="training steps whose losses are compared (default: %(default)s)")
     add("--precision", default="bf16", choices=["bf16", "fp32"], help="default: %(default)s")
-    add("--against", default="2179dca", help="revision, or folder with its files (default: %(default)s)")
+    add("--against", default=AGAINST, help=f"revision, folder with its files, or {PLAIN} (default: %(default)s)")
+    add("--only", nargs="+", metavar="PART", help="parts as the report names them, such as tests (default: all)")
     add("--seconds", type=float, default=530, help="time for everything (default: %(default)s)")
     add("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.output_dir = arguments.output_dir.resolve()
+    known = [name for name, _, _ in parts(arguments)]
+    if wrong := set(arguments.only or ()).difference(known):
+        raise UserError(f"--only takes {', '.join(known)}, got {', '.join(sorted(wrong))}")
     return arguments
 
 
@@ -104,18 +143,24 @@ def parts(arguments: argparse.Namespace) -> list[tuple[str, list[str], float]]:
 
     own = [f"--device={device}", f"--precision={precision}", f"--model={small}", f"--num_steps={arguments.num_steps}"]
     variants = [sys.executable, str(ROOT / "scripts/prove_gpu.py"), *own, f"--output_dir={arguments.output_dir}"]
-    profiled = [f"--model={small}", f"--batch_size={batch}", "--repeats=2", "--profile", "--only"]
-    quarter, half = (f"--batch_size={max(1, batch // part)}" for part in (4, 2))
+    profiled = [f"--model={small}", "--repeats=2", "--profile", "--only"]
+    quarter, half = max(1, batch // 4), max(1, batch // 2)
     tests = [sys.executable, "-m", "pytest", "-q", "-rP", str(ROOT / "tests/test_cuda.py")]
     return [
-        ("table", against("table", small, batch, "encode", "decode", "reconstruct", "sample"), 0.23),
+        ("table", against("table", small, batch, "encode", "decode", "sample", "reconstruct"), 0.23),
         ("table-training", against("table-training", small, batch, "stage1", "generator"), 0.19),
-        ("table-stage2", [*against("table-stage2", small, batch, "stage2"), half], 0.23),
+        ("table-stage2", against("table-stage2", small, half, "stage2"), 0.23),
         ("table-one", against("table-one", small, 1, "reconstruct", "sample"), 0.1),
-        *((f"closeness-{name}", [*variants, quarter, f"--variant={name}"], 0.12) for name in VARIANTS),
-        ("profile", [*BENCHMARK, *common, *profiled, "decode", "stage1", "stage2"], 0.17),
-        ("table-large", against("table-large", large, batch, "decode", "stage1"), 0.17),
-        ("tests", tests, 0.4),
+        *(
+            (f"{CLOSENESS}{name}", [*variants, f"--batch_size={quarter}", f"--variant={name}"], 0.14)
+            for name in VARIANTS
+        ),
+        ("table-large", against("table-large", large, batch, "decode"), 0.1),
+        # Both sides' memory of a whole batch, 66 GiB each, would not fit beside each other.
+        ("table-large-stage1", against("table-large-stage1", large, half, "stage1"), 0.14),
+        ("tests", tests, 0.25),
+        ("profile", [*BENCHMARK, *common, f"--batch_size={batch}", *profiled, "decode", "stage1"], 0.12),
+        ("profile-stage2", [*BENCHMARK, *common, f"--batch_size={half}", *profiled, "stage2"], 0.12),
     ]
 
 
@@ -125,7 +170,14 @@ def run_part(name: str, command: list[str], seconds: float, folder: Path) -> str
         return "left out, time is up"
     began = time.monotonic()
     with (folder / f"{name}.txt").open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},  # what is cut off has printed what it had to say
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -141,6 +193,17 @@ def end(process: subprocess.Popen) -> None:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, reason)
             process.wait(PATIENCE)
+
+
+def tables(folder: Path, names: list[str]) -> list[str]:
+    """What the report says of the parts so far, and the end of what each printed."""
+    lines = comparisons(folder)
+    if all((folder / name).is_file() for name in VARIANTS):
+        lines += ["", *compared({name: torch.load(folder / name, weights_only=True) for name in VARIANTS})]
+    for name in names:
+        if (file := folder / f"{name}.txt").is_file():
+            lines += [f"\n## {name}\n", "```", file.read_text(errors="replace")[-LAST:].strip(), "```"]
+    return lines
 
 
 def comparisons(folder: Path) -> list[str]:

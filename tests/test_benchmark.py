@@ -15,11 +15,11 @@ from modeling.modules import blocks
 from modeling.modules.vit import VIT_SIZES
 from modeling.tokenizers import build_tokenizer
 from scripts import benchmark
-from utils.benchmark import measure
+from utils.benchmark import measure, report
 from utils.benchmark.arguments import parse_arguments
 from utils.benchmark.draw import draw, three_digits
 from utils.benchmark.items import CONFIGS, allow_tf32, settings
-from utils.benchmark.peers import check_pair
+from utils.benchmark.peers import Comparison, check_pair
 from utils.cli import run
 from utils.config import load_config
 from utils.errors import UserError
@@ -298,6 +298,17 @@ def test_two_ways_are_timed_in_turn(run_benchmark, other):
     assert one["flops"] == one["flops_there"] > 0 and one["peak_memory"] > 0
     assert math.isclose(one["peak_memory"], one["peak_memory_there"], rel_tol=0.5)
     assert found["against"] == other and f"{one['ratio']:.2f}" in printed
+
+
+def test_what_was_compared_is_recorded_although_a_later_item_fails(run_benchmark, monkeypatch):
+    def compare(*_):
+        yield Comparison("tiny", "encode", 1, 0.1, 0.2, 2.0, 1, 1, 1, 1)
+        raise UserError("no memory for the next")
+
+    monkeypatch.setattr(report, "compare", compare)
+    status, found, _, error = run_benchmark("--only=encode", "--against=plain")
+    assert status == 1 and "no memory for the next" in error
+    assert [one["item"] for one in found["results"]] == ["encode"] and found["precision"] == "fp32"
 
 
 def test_an_unknown_revision_is_explained(run_benchmark):

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import copy
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,10 @@ import scripts.train_generator
 from data.token_loader import evaluation_tokens
 from data.transforms import EvalTransform
 from modeling.maskgit import ImageBert, UViTBert
+from modeling.modules.conv import ConvDecoder
+from modeling.modules.group_norm import has_kernels, norm_silu
 from modeling.networks.efficientnet import PACKAGE as LITE0_PACKAGE
+from modeling.networks.perceptual import FrozenDepthwise
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from scripts import evaluate_reconstruction
@@ -173,6 +177,83 @@ def test_tokens_are_those_of_a_cpu_and_half_precision_decodes_them_closely(garme
     print(f"bf16 changes pixels by {float(error.mean()):.2e} on average and {float(error.max()):.2e} at most")
     print(f"TF32 keeps {float(same.float().mean()):.1%} of the tokens")
     assert half.dtype == torch.bfloat16 and 0 < error.mean() < 0.01
+
+
+# Our kernels, and what is replayed
+
+
+def close(found, expected, tolerance=1e-2):
+    found, expected = found.detach().double(), expected.detach().double()
+    assert float((found - expected).norm() / expected.norm()) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 128, 33, 31), (2, 512, 16, 16), (1, 256, 1, 1), (2, 32, 256, 255)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_group_norm_with_silu_is_that_of_torch_forward_and_backward(shape, dtype, layout):
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(32 if shape[2] > 1 else 8, shape[1], eps=1e-6, device=CUDA)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = (3 + torch.randn(shape, device=CUDA)).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    assert has_kernels(x.device)
+    y = norm_silu(x, norm)
+    gradient = torch.randn(shape, device=CUDA, dtype=dtype)
+    found = [y, *torch.autograd.grad(y, [x, *norm.parameters()], gradient)]
+    exact = [one.detach().double().requires_grad_() for one in (x, *norm.parameters())]
+    expected = torch.nn.functional.silu(torch.nn.functional.group_norm(exact[0], norm.num_groups, *exact[1:], eps=1e-6))
+    for one, goal in zip(found, [expected, *torch.autograd.grad(expected, exact, gradient.double())], strict=True):
+        close(one, goal, 1e-4 if dtype == torch.float32 else 1e-2)
+    assert y.dtype == dtype and found[2].dtype == torch.float32
+
+
+def test_a_pixel_decoder_in_half_precision_has_the_gradients_of_float32():
+    torch.manual_seed(0)
+    sizes = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 8}
+    decoder, z = ConvDecoder(**sizes, norm_groups=8).to(CUDA), torch.randn(2, 8, 16, 16, device=CUDA)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast(CUDA.type, dtype=torch.bfloat16, enabled=enabled):
+            images = decoder(z).float()
+        gradients.append(torch.autograd.grad(images.square().mean(), list(decoder.parameters())))
+    for half, full in zip(*reversed(gradients), strict=True):
+        close(half, full, 0.05)
+
+
+def test_the_gradient_of_a_frozen_depthwise_convolution_is_that_of_torch():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(96, 96, 7, padding=3, groups=96, device=CUDA).requires_grad_(False)
+    frozen, x = FrozenDepthwise(layer), torch.randn(2, 96, 14, 14, device=CUDA, requires_grad=True)
+    gradient = torch.randn_like(x)
+    found, expected = (torch.autograd.grad(one(x), x, gradient)[0] for one in (frozen, layer))
+    close(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_blocks_give_what_they_would_give_for_every_input_and_for_new_weights(precision):
+    model = on_gpu(OneDPiece.from_pretrained("one-d-piece_fashion"))
+    replayed = copy.deepcopy(model)
+    arithmetic = prepared(asked("--no-compile", "--precision", precision), replayed)
+
+    def compare(mode):
+        for seed, length in enumerate((4, 32, 4, 32, 4, 32, 4, 32)):
+            torch.manual_seed(seed)
+            tokens = torch.randint(model.codebook_size, (2, 1, 32), device=CUDA)
+            with mode(), arithmetic():
+                found, expected = (one.decode_tokens(tokens, length=length) for one in (replayed, model))
+            close(found, expected)
+
+    compare(torch.inference_mode)
+    compare(torch.no_grad)
+    with torch.no_grad():
+        for one in (model, replayed):
+            for name, weight in one.named_parameters():
+                if name.endswith("weight"):
+                    weight.mul_(1.1)
+    compare(torch.no_grad)
+    blocks = [*replayed.decoder.transformer, *replayed.pixel_decoder.up]
+    assert all(callable(replay) for block in blocks for replay in block.forward.replays.values())
 
 
 # Sampling

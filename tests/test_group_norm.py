@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +108,13 @@ def test_on_a_cpu_torch_computes_and_the_kernels_are_not_asked_for(monkeypatch):
     assert torch.equal(norm_silu(x, norm), F.silu(norm(x)))
     with torch.no_grad():
         assert torch.equal(norm_silu(x, norm), plain_norm_silu(x, norm))
+
+
+@pytest.mark.parametrize("side, suits", [(2048, True), (4096, False)])
+def test_images_of_more_numbers_than_the_kernels_can_index_are_for_torch(side, suits):
+    shape = torch.Size((1, 128, side, side))
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=shape, numel=shape.numel)
+    assert group_norm._suits(x, nn.GroupNorm(32, 128)) == suits
 
 
 def test_without_kernels_one_sentence_says_so(monkeypatch, capsys):

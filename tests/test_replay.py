@@ -1,11 +1,14 @@
 """When a block is recorded and replayed; what records here is a double, since there is no CUDA."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 from utils import replay
-from utils.replay import MOST_KINDS, SMALL_BATCH, Replayed, replay_blocks
+from utils.benchmark.measure import count_flops
+from utils.replay import MOST_KINDS, SMALL_BATCH, Replayed, record_graph, replay_blocks
 
 
 class Double:
@@ -66,6 +69,70 @@ def test_new_weights_are_recorded_anew(block, double):
         assert torch.equal(block(x), block.bias.expand(2, 3)) and double.recorded == 1
         block(x)
     assert double.recorded == 2
+
+
+def test_new_buffers_are_recorded_anew(double):
+    block = nn.BatchNorm1d(3).eval()
+    block.forward = Replayed(block, double, device_type="cpu")
+    x = torch.rand(2, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            block(x)
+        block.running_mean = torch.ones(3)
+        block(x)
+        assert double.recorded == 1
+        block(x)
+    assert double.recorded == 2
+
+
+def test_inference_mode_is_recorded_by_itself(block, double):
+    """Its tensors may not be written to outside it, as replaying does to a recording's inputs."""
+    x = torch.rand(2, 3)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            block(x)
+            block(x)
+    assert double.recorded == 2
+
+
+def test_operations_are_counted_as_if_nothing_were_replayed(block, double):
+    x = torch.rand(2, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            assert sum(count_flops(lambda: [block(x) for _ in range(5)]).values()) == 5 * 2 * 2 * 3 * 3
+    assert double.counts == (0, 0)
+
+
+def test_a_recording_is_made_on_a_stream_of_its_device_and_that_of_before_comes_back(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def context(*given, **options):
+        name = str(options.get("stream", given[0]))
+        seen.append(name)
+        try:
+            yield
+        finally:
+            seen.append(f"end of {name}")
+
+    def failing(x, nothing):
+        raise ValueError
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, context)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "graph")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"side stream of {device}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "memory")
+    monkeypatch.setattr(replay, "_autocast_without_cache", contextlib.nullcontext)
+    replay._side.cache_clear()
+    try:
+        with pytest.raises(ValueError):
+            record_graph(failing, (torch.rand(1, device="meta"), None))
+    finally:
+        replay._side.cache_clear()
+    entered = ["meta", "stream of meta", "side stream of meta"]
+    assert seen == [*entered, *(f"end of {name}" for name in reversed(entered))]
 
 
 def test_training_gradients_and_large_batches_are_as_ever(block, double):

@@ -4,10 +4,11 @@ One image keeps a GPU busy for a third of the time in which its hundreds of kern
 graph launches those of a block together (docs/benchmarks.md).
 """
 
+import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 SMALL_BATCH = 16  # images, up to which launching takes longer than computing
 MOST_KINDS = 32  # of inputs that a block remembers, such as lengths of a sequence
 _LOCK = threading.RLock()  # recordings share their memory
+_observed = False  # every operation must be seen: nothing is recorded or replayed
 
 Recorder = Callable[[Callable[..., Tensor], tuple[Any, ...]], Callable[..., Tensor]]
 
@@ -28,6 +30,17 @@ def replay_blocks(model: nn.Module) -> None:
             for block in module:
                 if not isinstance(block.forward, Replayed):
                     block.forward = Replayed(block, record_graph)
+
+
+@contextlib.contextmanager
+def observed() -> Iterator[None]:
+    """Inside, blocks run as ever, so that what counts operations sees all of them."""
+    global _observed
+    before, _observed = _observed, True
+    try:
+        yield
+    finally:
+        _observed = before
 
 
 class Replayed:
@@ -62,7 +75,7 @@ class Replayed:
     def _suits(self, inputs: tuple[Any, ...]) -> bool:
         tensors = [one for one in inputs if isinstance(one, Tensor)]
         return (
-            not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.block.training)
+            not (_observed or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.block.training)
             and all(one is None or isinstance(one, Tensor) for one in inputs)
             and all(one.device.type == self.device_type for one in tensors)
             and 0 < len(tensors[0]) <= SMALL_BATCH
@@ -71,10 +84,11 @@ class Replayed:
     def _kind(self, inputs: tuple[Any, ...]) -> Hashable:
         """Everything on which the kernels and their addresses depend, but the values of the inputs."""
         about = [one if one is None else (one.shape, one.stride(), one.dtype, one.device) for one in inputs]
-        weights = tuple(parameter.data_ptr() for parameter in self.block.parameters())
+        weights = tuple(one.data_ptr() for one in (*self.block.parameters(), *self.block.buffers()))
         precision = torch.is_autocast_enabled(self.device_type), torch.get_autocast_dtype(self.device_type)
         tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        return (*about, weights, precision, tf32)
+        # Inference mode's own tensors may not be written to outside it.
+        return (*about, weights, precision, tf32, torch.is_inference_mode_enabled())
 
     def _recorded(self, inputs: tuple[Any, ...]) -> Callable[..., Tensor]:
         try:
@@ -91,18 +105,21 @@ def _warn(reason: str) -> None:
 
 
 @functools.cache
-def _memory() -> Any:
-    return torch.cuda.graph_pool_handle()
+def _side(device: torch.device) -> dict[str, Any]:
+    """What recordings on a device share: their stream, which must be the device's own, and their memory."""
+    return {"stream": torch.cuda.Stream(device), "pool": torch.cuda.graph_pool_handle()}
 
 
 def record_graph(function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Callable[..., Tensor]:
     """A `Recorder`: `function` as a CUDA graph, and what copies inputs into it and its result out of it."""
     own = [one if one is None else one.clone() for one in inputs]
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may compute meanwhile; a weight that autocast has cast before would be gone at the replay.
-    recording = torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local")
-    with torch.cuda.device(own[0].device), _autocast_without_cache(), recording:
-        result = function(*own)
+    device = own[0].device
+    # Also where recording fails, what follows runs on the stream of before.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), _autocast_without_cache():
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may compute meanwhile; a weight that autocast has cast before would be gone at the replay.
+        with torch.cuda.graph(graph, **_side(device), capture_error_mode="thread_local"):
+            result = function(*own)
 
     def replay(*given: Any) -> Tensor:
         for mine, other in zip(own, given, strict=True):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_NUMBERS = 2**31 - 2**13  # of an image: the kernels' indices within one have 32 bits, and reach beyond its end
 
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -37,6 +38,7 @@ def _suits(x: Tensor, norm: nn.GroupNorm) -> bool:
     return (
         x.device.type == "cuda"
         and x.numel() > 0
+        and x.shape[1:].numel() <= MOST_NUMBERS
         and x.dtype in KERNEL_DTYPES
         and all(number & (number - 1) == 0 for number in (norm.num_channels, norm.num_groups))
         and not torch.compiler.is_compiling()  # which fuses them itself

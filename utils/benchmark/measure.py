@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from utils.benchmark.items import Items, Setting, Work, allow_tf32, settings
+from utils.replay import observed
 
 SHORTEST = 0.05  # seconds: what is quicker is timed several times in a row
 # Side of the matrices; batch, channels and side of the images: large enough to keep the device busy.
@@ -82,8 +83,9 @@ class Timer:
     def __init__(self, work: Work, setting: Setting):
         self.work, self.setting = work, setting
         self.flops = count_flops(work.turn)  # this warms up, too
-        if setting.compile:
-            work.turn()  # but torch.compile does nothing while operations are counted
+        # But nothing is compiled, recorded or replayed meanwhile: a block of a network is recorded at its second turn.
+        for _ in range(2 if setting.device.type == "cuda" else int(setting.compile)):
+            work.turn()
         self.count = max(1, round(SHORTEST / time_turns(work.turn, setting)))
 
     def __call__(self) -> float:
@@ -104,7 +106,7 @@ def medians(timers: Mapping[str, Callable[[], float]], num_repeats: int) -> dict
 
 def count_flops(turn: Callable[[], object]) -> dict[str, int]:
     """Floating-point operations of one turn, those of convolutions apart; forward and backward."""
-    with FlopCounterMode(display=False, custom_mapping=ONEDNN_FLOPS) as counter:
+    with observed(), FlopCounterMode(display=False, custom_mapping=ONEDNN_FLOPS) as counter:
         turn()
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for operator, count in counts.items() if "convolution" in str(operator))

@@ -1,6 +1,7 @@
 """A benchmark's run: what it prints and records."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -43,11 +44,17 @@ def alone(arguments: argparse.Namespace, items: Items, products: Products, title
     }
 
 
-def against(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print a line for each work, timed here and there; what is to be recorded of it."""
+def against(arguments: argparse.Namespace, record: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Print a line for each work, timed here and there; what is to be recorded of it.
+
+    Args:
+        record: Takes what has been found so far, after every work, for a run that does not come to its end.
+    """
     print("\n" + line(COMPARED))
-    found = []
+    found: list[dict[str, Any]] = []
+    so_far = {"against": arguments.against, "results": found}
     for one in compare(arguments.against, arguments.only, arguments.repeats):
         found.append(asdict(one))
         print(line(compared_row(one)), flush=True)
-    return {"against": arguments.against, "results": found}
+        record(so_far)
+    return so_far
