@@ -288,11 +288,14 @@ class Codec:
         """The image of a payload without header, of the model's size.
 
         Raises:
-            FormatError: No encoder of these models writes such a payload.
+            FormatError: No encoder of these models writes such a payload. Not every wrong reading is one.
         """
         if not 1 <= num_tokens <= self.models.num_tokens:
             raise UserError(f"a payload holds 1 to {self.models.num_tokens} tokens, got {num_tokens}")
-        tokens, _ = self.bare_model(mode).decode(payload, num_tokens)
+        try:
+            tokens, _ = self.bare_model(mode).decode(payload, num_tokens)
+        except FormatError as error:
+            raise FormatError(f"{error}, or it is of another model, mode or number of tokens") from error
         return Image.fromarray(self._decoded(tokens[None], np.array([num_tokens]))[0])
 
     def images(self, reads: Sequence[TokensRead]) -> list[Image.Image]:

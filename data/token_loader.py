@@ -115,7 +115,7 @@ def check_token_sets(config: DictConfig, identities: Mapping[str, str], tokenize
         if made_by[rule] != identities[rule]:
             raise DataError(
                 f"the token set {folder} was made by another tokenizer: by {made_by['checkpoint']} ({rule} "
-                f"{made_by[rule][:12]}), and experiment.tokenizer_checkpoint is {tokenizer} ({rule} "
+                f"{made_by[rule][:12]}), and the tokenizer is {tokenizer} ({rule} "
                 f"{identities[rule][:12]}): make the set again with scripts/pretokenize.py, or name that tokenizer"
             )
 

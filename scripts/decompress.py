@@ -82,7 +82,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("input", metavar="IN", help="file, folder of files, or - for the standard input")
     parser.add_argument("-o", "--output", metavar="OUT", help="image, folder, or - for the standard output")
     parser.add_argument("--tokens", type=int, metavar="N", help="read the first N alone, of each tile")
-    parser.add_argument("--bare", action="store_true", help="IN is a payload without a header, of --tokens tokens")
+    parser.add_argument(
+        "--bare", action="store_true", help="IN is a payload without a header: name its --checkpoint, --tokens, --mode"
+    )
     parser.add_argument("--mode", choices=("fixed", "tables", "network"), help="with --bare: bits of tokens")
     parser.add_argument(
         "--complete",

@@ -170,7 +170,7 @@ def test_a_dry_run_needs_neither_tokenizer_nor_data(tmp_path, monkeypatch, capsy
 
 
 def test_training_refuses_tokens_of_another_tokenizer(world, monkeypatch):
-    with pytest.raises(UserError, match=f"{world}/tokenizer .*experiment.tokenizer_checkpoint is {world}/other"):
+    with pytest.raises(UserError, match=f"{world}/tokenizer .*and the tokenizer is {world}/other"):
         train(monkeypatch, world, "dataset.type=tokens", f"experiment.tokenizer_checkpoint={world}/other")
 
 
@@ -191,6 +191,16 @@ def test_a_trained_generator_knows_its_tokenizer_again(world, tmp_path):
     for other in (tmp_path / "bfloat16", tmp_path / "encoder", world / "other"):
         with pytest.raises(WeightsError, match=f"the tokenizer {other} is not the one"):
             load_its_tokenizer(generator, located, other)
+
+
+def test_a_run_does_not_go_on_with_the_tokens_of_another_tokenizer(world, tmp_path):
+    shutil.copytree(world / "shards/checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copy(world / "shards/config.yaml", tmp_path)
+    here, other = f"experiment.output_dir={tmp_path}", f"experiment.tokenizer_checkpoint={world}/other"
+    started_task(world, here, "dataset.type=shards")
+    with pytest.raises(UserError, match=f"holds a generator of another tokenizer's tokens .* and {world}/other is"):
+        started_task(world, here, "dataset.type=shards", other)
+    started_task(world, here, "dataset.type=shards", other, "experiment.resume=False")
 
 
 def test_a_generator_trained_before_identities_is_checked_by_its_mean_code(world):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from modeling.maskgit import MaskGIT, generator_class
 from modeling.modules.masking import image_seeds, random_mask
 from modeling.samplers.settings import sampler_settings
 from modeling.tokenizers import encode_tokens, frozen_tokenizer
+from utils.checkpoint import checkpoints
+from utils.config import RUN_CONFIG, ConfigError, load_config
 from utils.errors import UserError
 
 NUM_BANDS = 8
@@ -54,6 +57,7 @@ class GeneratorTask:
         self.tokenizer = frozen_tokenizer(source, self.config)
         self.frozen = [self.tokenizer]
         check_sizes(self.model, self.tokenizer, source)
+        check_continued(self.config, identity(self.tokenizer), source)
         # The configuration of a run begun before identities has no such key.
         OmegaConf.update(self.config, TRAINED_WITH, identity(self.tokenizer), force_add=True)
         if not self.tokenizer.finetune_decoder and self.config.experiment.generate_every:
@@ -120,3 +124,24 @@ class GeneratorTask:
             return batch["tokens"]
         tokenizer = self.tokenizer.to(batch["image"].device)
         return encode_tokens(tokenizer, batch["image"], self.config.training.frozen_precision)
+
+
+def check_continued(config: DictConfig, own: str, source: str) -> None:
+    """Refuse to go on with a generator that was begun on the tokens of another tokenizer.
+
+    Args:
+        own: The identity of the tokenizer of now.
+        source: What it is called in the error.
+    """
+    folder = Path(config.experiment.output_dir)
+    if not (config.experiment.get("resume", True) and (folder / RUN_CONFIG).is_file() and checkpoints(folder)):
+        return
+    try:
+        begun = OmegaConf.select(load_config(folder / RUN_CONFIG), TRAINED_WITH)
+    except ConfigError:  # a file that is broken is replaced, and says nothing
+        return
+    if begun and begun != own:
+        raise UserError(
+            f"{folder} holds a generator of another tokenizer's tokens ({begun[:12]}), and {source} is {own[:12]}: "
+            "give another experiment.output_dir, or delete its checkpoints to train from scratch"
+        )
