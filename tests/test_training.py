@@ -559,6 +559,16 @@ def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(t
     assert task.first_step("discriminator") == 2
 
 
+def run_in_bfloat16(monkeypatch, job, folder, output_dir, *overrides):
+    """Two steps under autocast, whatever the processor has."""
+    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        run_job(job, folder, output_dir, "training.mixed_precision=bf16", "training.max_train_steps=2", *overrides)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_codes_and_evaluations_are_computed_outside_autocast(trained, tmp_path, monkeypatch):
     seen = {}
 
@@ -573,13 +583,7 @@ def test_codes_and_evaluations_are_computed_outside_autocast(trained, tmp_path, 
 
     watch(PixelVQGAN, "encode")
     watch(Stage1Task, "evaluate")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
-    try:
-        settings = ["training.mixed_precision=bf16", "training.max_train_steps=2", "experiment.generate_every=0"]
-        run_job("stage1", trained, tmp_path, *settings)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    run_in_bfloat16(monkeypatch, "stage1", trained, tmp_path, "experiment.generate_every=0")
     assert seen["encode"] == seen["evaluate"] == {False}
 
 
@@ -595,13 +599,7 @@ def test_a_model_without_an_average_is_evaluated_in_float32_too(trained, tmp_pat
         return scores
 
     monkeypatch.setattr(TeacherTask, "evaluate", watched)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr("utils.training.loop.cpu_has_bfloat16", lambda: True)
-    try:
-        settings = ["training.mixed_precision=bf16", "training.use_ema=False", "training.max_train_steps=2"]
-        run_job("teacher", trained, tmp_path, *settings)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    run_in_bfloat16(monkeypatch, "teacher", trained, tmp_path, "training.use_ema=False")
     assert seen == {torch.float32}
 
 

@@ -52,6 +52,7 @@ def entropy_of(path: Path) -> dict[str, list[float]]:
 
 
 def generation_of(path: Path, reconstructions: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """How good a generator's samples are, beside the `reconstructions` from all tokens, where one was trained."""
     if not path.exists():
         return {}
     (row,) = read_json(path)["rows"]

@@ -21,6 +21,7 @@ class Run:
     """What the loop updates, `report` describes, and `resume` saves.
 
     Attributes:
+        in_float32: The model without the autocast that Accelerate puts around its forward pass; the same weights.
         step: Updates done.
         images_seen: Images in them, of all processes.
         saved_step: Updates that the last checkpoint holds, -1 without one.
@@ -40,7 +41,6 @@ class Run:
         self.accumulation = config.training.gradient_accumulation_steps
         self.model = task.modules["model"].to(accelerator.device)
         self.ema = EMA(self.model) if config.training.use_ema else None
-        # The same weights; Accelerate puts its autocast around the forward pass of the one that trains.
         self.in_float32 = copy.copy(self.model)
         self.compiles = pays_to_compile(
             asked_to_compile(config.training.compile),
