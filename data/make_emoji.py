@@ -8,8 +8,9 @@ twenty, in all its styles and skin tones, is kept for the test: emoji-test holds
 
 Most emoji are people, and most of those are skin tones. So training images are drawn: as many from every class, as
 many from every emoji of a class, with a skin tone one time in ten. emoji-train shifts, scales and mirrors them, on
-white; emoji-recoloured, for tokenizers, also turns them and changes hue and background. Drawing them here, once, leaves
-the loaders as they are, and so a resumed run repeats exactly.
+white. The other sets are for tokenizers: emoji-large scales less, as the test images fill their frame; emoji-hued also
+changes the hue; emoji-recoloured turns them and changes hue and background. Drawing them here, once, leaves the loaders
+as they are, and so a resumed run repeats exactly.
 """
 
 import sys
@@ -112,12 +113,14 @@ class Augmentation(NamedTuple):
     Args:
         min_scale: Smallest scale; the largest is 1, and the place is anywhere in the frame.
         max_angle: Degrees, either way.
-        recolour: Whether hue and background change too.
+        hue: Whether the hue changes.
+        background: Whether the background is of any colour; white otherwise.
     """
 
     min_scale: float
     max_angle: float
-    recolour: bool
+    hue: bool
+    background: bool
 
     def __call__(self, image: Image.Image, *, can_mirror: bool, rng: random.Random) -> Image.Image:
         """(64, 64) RGB from RGBA of any size."""
@@ -134,16 +137,18 @@ class Augmentation(NamedTuple):
         if can_mirror and rng.random() < 0.5:
             image = F.hflip(image)
         image = resize(image)
-        if not self.recolour:
-            return flatten(image)
-        colours = F.adjust_hue(image.convert("RGB"), rng.uniform(-0.5, 0.5))
-        colours.putalpha(image.getchannel("A"))
-        return flatten(colours, background=tuple(rng.choices(range(256), k=3)))
+        if self.hue:
+            colours = F.adjust_hue(image.convert("RGB"), rng.uniform(-0.5, 0.5))
+            colours.putalpha(image.getchannel("A"))
+            image = colours
+        return flatten(image, background=tuple(rng.choices(range(256), k=3)) if self.background else WHITE)
 
 
 TRAINING_SETS = {
-    "emoji-train": Augmentation(min_scale=0.8, max_angle=0, recolour=False),
-    "emoji-recoloured": Augmentation(min_scale=0.7, max_angle=15, recolour=True),
+    "emoji-train": Augmentation(min_scale=0.8, max_angle=0, hue=False, background=False),
+    "emoji-large": Augmentation(min_scale=0.92, max_angle=0, hue=False, background=False),
+    "emoji-hued": Augmentation(min_scale=0.92, max_angle=0, hue=True, background=False),
+    "emoji-recoloured": Augmentation(min_scale=0.7, max_angle=15, hue=True, background=True),
 }
 
 

@@ -184,6 +184,17 @@ def test_training_images_lie_inside_the_frame_and_symbols_and_flags_are_not_mirr
     assert all(0 < mirrored[group] < 3 * NUM_PER_CLASS for group in set(GROUPS.values()) - {"symbols", "flags"})
 
 
+def test_large_ones_fill_more_of_the_frame_on_white_and_only_hued_ones_change_their_hue(emoji):
+    own = {tuple(map(int, pixels[16, 16, :3])) for pixels in emoji.pixels.values()}
+    for prefix, is_hued in (("emoji-large", False), ("emoji-hued", True)):
+        images = stored(emoji.out, prefix)
+        assert Counter(name for name, _ in images) == dict.fromkeys(CLASSES, NUM_PER_CLASS)
+        heights = [(pixels != 255).any(-1).any(1).sum() for _, pixels in images]
+        assert 56 <= min(heights) and max(heights) <= 64
+        kept = sum(tuple(map(int, pixels[16, 16])) in own for _, pixels in images)
+        assert kept < 0.2 * len(images) if is_hued else kept > 0.5 * len(images)
+
+
 def test_recoloured_images_have_many_backgrounds(emoji):
     corners = {tuple(pixels[0, 32]) for _, pixels in stored(emoji.out, "emoji-recoloured")}
     assert len(corners) > 0.9 * len(CLASSES) * NUM_PER_CLASS
