@@ -20,7 +20,7 @@ from modeling.causal_network import CausalTokenNetwork
 from modeling.identity import identities, identity
 from modeling.tasks.entropy import EntropyTask
 from modeling.titok import TiTok
-from utils.checkpoint import checkpoints
+from utils.checkpoint import WEIGHTS_FILE, checkpoints
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
 from utils.lock import FolderLock
@@ -71,7 +71,7 @@ def check_subject(folder: Path, subject: dict[str, str]) -> None:
     """
     path = folder / SUBJECT
     with FolderLock(folder):
-        if not path.exists() and not checkpoints(folder):
+        if not checkpoints(folder) and not (folder / WEIGHTS_FILE).exists():  # a training that failed to begin is none
             write_json(path, subject)
         there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, value in subject.items():

@@ -33,6 +33,7 @@ class NumberedImages:
 
     Attributes:
         names: Of the shards, or of the stretches of a folder, with the number of images in each.
+        source: Text that changes when the folder's files or the shards do.
         num_skipped: Shards that are damaged, where `dataset.params.eval_skip_broken` allows that.
         expected: `dataset.params.num_eval_examples`.
         preparation: What is done to the images, for the record.
@@ -50,7 +51,7 @@ class NumberedImages:
         catalogue = Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing))
         self.strict = not params.get("eval_skip_broken", False)
         self.num_threads = params.num_workers_per_gpu
-        self.parts = catalogue.parts
+        self.parts, self.source = catalogue.parts, catalogue.fingerprint()
         self.preparation = EvalTransform(crop_size, catalogue.decoding).description
         faults = FaultLog(self.strict)
         mine = tqdm(

@@ -129,7 +129,7 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_unread, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         relative, sheets = Path(parent).relative_to(folder), sheets_in(Path(parent))
         for name in files:
             if not name.startswith(".") and name not in sheets:
@@ -174,7 +174,12 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
 
 def subfolders(folder: Path) -> list[str]:
     """The classes of a folder of images: its subfolders' names, sorted."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def _is_hidden(folder: str) -> bool:
+    """Whether a folder of this name is none of the user's; lost+found, which only root reads, is on many disks."""
+    return folder.startswith(".") or folder == "lost+found"
 
 
 def validation_labels(root: Path, stems: list[str]) -> dict[str, str] | None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.batches import FaultLog
 from data.catalogue import Catalogue, CentreCrop, Part, Variants, check_skipped, decoded
 from data.token_sets import FILES, token_dtype, write_token_set
-from utils.parts import Parts
+from utils.parts import SOURCE, Parts
 from utils.processes import Processes
 
 
@@ -58,7 +58,7 @@ class Split:
         self.strict = not is_train and not config.dataset.params.get("eval_skip_broken", False)
         self.plan = {
             "split": name,
-            "source": self.source.fingerprint(),
+            SOURCE: self.source.fingerprint(),
             "parts": [part.name for part in self.source.parts],
             "variants": self.variants,
             "resize_shorter_edge": preprocessing.resize_shorter_edge if is_train else preprocessing.crop_size,

@@ -27,7 +27,7 @@ from utils.config import load_config
 from utils.evaluation.arguments import add_common_arguments, add_num_images_argument, add_tokenizer_arguments
 from utils.evaluation.report import plot_curves
 from utils.evaluation.session import Session
-from utils.parts import Parts
+from utils.parts import SOURCE, Parts
 
 if TYPE_CHECKING:
     from codec.evaluation import Results
@@ -49,6 +49,7 @@ def main() -> None:
             "weights": fingerprint(codec.tokenizer.state_dict()),  # an identity knows nothing of the decoder
             "entropy_model": codec.models.best().identity.hex(),
             "image_names": images.names,
+            SOURCE: images.source,
             "preparation": images.preparation,
             "images": numbers.tolist(),
             "efforts": arguments.efforts,

@@ -50,8 +50,10 @@ from utils.evaluation.format_budgets import (
 from utils.evaluation.image_formats import FORMATS, Format, available
 from utils.evaluation.placeholders import PLACEHOLDERS, placeholder
 from utils.evaluation.report import plot_curves, read_beside
-from utils.evaluation.session import Session
+from utils.evaluation.session import RESULTS, Session
 from utils.files import write_json
+
+IMAGES = "images.csv"  # a line for each file
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +93,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     budgets = parse_budgets(arguments.budgets) if arguments.budgets else budgets_of(config)
     formats = {name: placeholder(name) if name in PLACEHOLDERS else available(name) for name in arguments.formats}
-    with Session(arguments.device, arguments.output_dir) as session:
+    with Session(arguments.device, arguments.output_dir, (*RESULTS, IMAGES)) as session:
         if arguments.codec:
             from codec.files import FITS, load_codec  # slow to import, too slow for --help
             from codec.image_format import as_format
@@ -148,13 +150,15 @@ def evaluate(
         session.say(line)
     seen = f"{record['originals']['seen']:,} images"
     files = by_image(session.processes.gather(scores.files))
-    written = {"images.csv": lambda path: write_images(path, files)}
+    written = {IMAGES: lambda path: write_images(path, files)}
     for name, system in bench(rows, files).items():
         written[name] = partial(write_json, value=system)
     if shown:
         written["curves.png"] = lambda path: plot_curves(path, shown, seen)
     notes = lines_at_psnr(bytes_at_psnr(rows, parse_levels(arguments.psnr))) if arguments.psnr else []
-    session.report(f"{seen} scored", {"rows": rows, "protocol": record}, shown, notes=notes, figures=written)
+    earlier = [path.name for path in session.output_dir.glob("bench_*.json")]
+    results = {"rows": rows, "protocol": record}
+    session.report(f"{seen} scored", results, shown, notes=notes, figures=written, earlier=earlier)
 
 
 if __name__ == "__main__":

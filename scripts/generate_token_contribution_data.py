@@ -36,6 +36,7 @@ from utils.evaluation.contribution_figures import summary
 from utils.evaluation.session import Session
 from utils.files import sha256_of
 from utils.inference import add_batch_size_argument, add_speed_arguments, prepared
+from utils.parts import SOURCE
 
 MODES = ("replace", "prefix")
 NUM_TRIED = 8  # images of a dry run
@@ -106,6 +107,7 @@ def measure(arguments: argparse.Namespace, session: Session) -> None:
         "save_every": arguments.save_every,
         "tokenizer": fingerprint(tokenizer.state_dict()),
         "images": images.names,
+        SOURCE: images.source,
         "preparation": images.preparation,
         "precision": arguments.precision,
         "compiled": arguments.compile,

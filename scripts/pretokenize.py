@@ -126,8 +126,6 @@ def check_finished(there: Mapping[str, Any], plan: Mapping[str, Any], tokenizer:
     if "fingerprint" in there:  # made before tokenizers had an identity
         plan = {name: value for name, value in plan.items() if name != "identity"}
         plan["fingerprint"] = former_fingerprint(tokenizer)
-    if "source" not in there:  # made before the images were noted
-        plan = {name: value for name, value in plan.items() if name != "source"}
     check_plan(dict(there), dict(plan), folder)
 
 

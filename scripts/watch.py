@@ -16,8 +16,11 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
+import contextlib
 import itertools
+import signal
 import time
+from collections.abc import Iterator
 
 from utils.config import RUN_CONFIG, load_config
 from utils.errors import UserError
@@ -37,8 +40,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.interval <= 0:
         raise UserError(f"--interval must be above 0 seconds, got {arguments.interval}")
-    with ResultPaths() as results:
+    with tidied_up(), ResultPaths() as results:
         watch(arguments, results)
+
+
+@contextlib.contextmanager
+def tidied_up() -> Iterator[None]:
+    """Inside, SIGTERM and a closed terminal end this as an error would, so that figures are noted as ours."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def watch(arguments: argparse.Namespace, results: ResultPaths) -> None:

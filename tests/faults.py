@@ -712,8 +712,9 @@ def _(folder: Path) -> str:
 
 @own_files("an entropy model's training of another tokenizer", "^stops: FOLDER holds the training of another tokenizer")
 def _(folder: Path) -> str:
-    for tokenizer in ("a" * 64, "b" * 64):
-        check_subject(folder, {"tokenizer": tokenizer})
+    check_subject(folder, {"tokenizer": "a" * 64})
+    write_checkpoint(folder, 3, lambda part: (part / "a").write_text("a"), Processes())
+    check_subject(folder, {"tokenizer": "b" * 64})
     return "goes on"
 
 

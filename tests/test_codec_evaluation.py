@@ -1,6 +1,7 @@
 """What rate control and searched tokens come to: prefixes measured once, choices among them, and the command."""
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 
@@ -98,11 +99,16 @@ def test_parts_of_another_decoder_or_of_other_images_are_not_taken(world, tmp_pa
     for shard in (world / "shards").glob("*.tar"):
         (tmp_path / shard.name.replace("s-", "t-")).symlink_to(shard)
     of_others = f"dataset.params.eval_shards_path_or_url={tmp_path}/t-{{000000..000002}}.tar"
+    shutil.copytree(world / "shards", tmp_path / "changed")
+    with open(tmp_path / "changed/s-000001.tar", "ab") as shard:
+        shard.write(bytes(512))
+    changed = of_others.replace("/t-", "/changed/s-")  # of the same names, and as many
     place = ("--num_images", 8, "--device", "cpu", "--output_dir", tmp_path / "out", "--psnr_only")
     for checkpoint, changes, differs in (
         (world / "tokenizer", [], None),
         (tmp_path / "other", [], "weights was"),
         (world / "tokenizer", [of_others], "image_names was"),
+        (world / "tokenizer", [changed], 'source was "3 shards'),
     ):
         arguments = ("--config", world / "eval.yaml", "--checkpoint", checkpoint, *place, *changes)
         with nullcontext() if differs is None else pytest.raises(UserError, match=differs):

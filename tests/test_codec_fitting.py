@@ -189,6 +189,15 @@ def test_a_training_is_gone_on_with_for_the_same_tokenizer_and_tokens_alone(worl
     assert not files[2].exists()
 
 
+def test_a_training_that_failed_to_begin_keeps_nobody_out(world, tmp_path, monkeypatch):
+    place = ("--output_dir", tmp_path / "out", "--output", tmp_path / FILE)
+    place = (*place, "training.max_train_steps=2", "model.entropy.width=16")
+    with pytest.raises(UserError, match="must be no, fp16 or bf16"):
+        fit(monkeypatch, world, *place, "training.mixed_precision=float16")
+    fit(monkeypatch, world, *place, tokenizer="other", token_set="of_other")
+    assert (tmp_path / FILE).is_file()
+
+
 # --------------------------------------------------------------------------------------------- 256 tokens of 12 bits
 
 

@@ -7,7 +7,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 
 from utils.cli import run
-from utils.config import ConfigError, check_kind, lenient_config, load_config, save_config, to_plain, training_arguments
+from utils.config import (
+    ConfigError,
+    check_kind,
+    keep_changed,
+    lenient_config,
+    load_config,
+    save_config,
+    to_plain,
+    training_arguments,
+)
 from utils.paths import ROOT
 
 STAGE1 = ROOT / "configs/training/stage1/one-d-piece_s256.yaml"
@@ -222,6 +231,13 @@ def test_the_saved_configuration_repeats_the_run(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
     with pytest.raises(ConfigError, match="did you mean training.seed"):
         load_config(path, ["training.sed=8"])
+
+
+@pytest.mark.parametrize("text", ["training:\n  seed: ${training.sed}\n", "training: {seed: 7"])
+def test_a_run_s_configuration_that_cannot_be_read_is_kept_and_replaced(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    changes, copy = keep_changed(load_config(STAGE1, ["training.seed=7"]), tmp_path / "config.yaml", "before")
+    assert "training.seed: None -> 7" in changes and copy.read_text() == text
 
 
 def test_code_that_reads_a_key_that_is_not_there_fails():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -260,6 +261,22 @@ def test_a_run_that_was_killed_goes_on(measure, monkeypatch, tmp_path):
     assert "is there already" in measure(save_every=2)[1]
     assert "other settings: mode was" in measure(save_every=2, mode="prefix")[2]
     assert "other settings: precision was" in measure(save_every=2, precision="bf16")[2]
+
+
+def test_contributions_of_other_images_of_the_same_names_are_not_taken(measure, setup, tmp_path):
+    shutil.copytree(setup, tmp_path / "changed")
+    with open(next((tmp_path / "changed").glob("*.tar")), "ab") as shard:
+        shard.write(bytes(512))
+    elsewhere = f"dataset.params.eval_shards_path_or_url={shard_spec(tmp_path / 'changed', len(SHARDS))}"
+    measure()
+    status, _, error, _ = measure("out", elsewhere)
+    assert status == 1 and 'source was "2 shards, sha256' in error
+    with np.load(tmp_path / "out/diffs.npz") as file:
+        arrays = dict(file)
+    protocol = json.loads(str(arrays["protocol"]))
+    del protocol["plan"]["source"]  # as before images were noted
+    np.savez(tmp_path / "out/diffs.npz", **arrays | {"protocol": np.array(json.dumps(protocol))})
+    assert "is there already" in measure()[1]
 
 
 def test_two_processes_equal_one(measure, setup, tmp_path):

@@ -195,6 +195,20 @@ def test_a_subfolder_that_cannot_be_read_is_an_error_and_not_left_out(folder, mo
         FolderSource(folder / "train")
 
 
+def test_a_disk_s_lost_and_found_is_neither_read_nor_a_class(tmp_path, monkeypatch):
+    listed = os.scandir
+
+    def refuse_lost(path):
+        assert os.path.basename(path) != "lost+found"
+        return listed(path)
+
+    for name in ("cat", "dog", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(1))
+    monkeypatch.setattr(os, "scandir", refuse_lost)
+    assert FolderSource(tmp_path).classes == ["cat", "dog"]
+
+
 def test_other_bytes_are_no_image():
     assert [image_extension(data) for data in (b"", b"B", b"RIFF1234WAVE", b"%PDF-1.7", b"GIF88a")] == [None] * 5
 

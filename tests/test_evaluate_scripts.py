@@ -514,6 +514,21 @@ def test_formats_stay_within_their_budgets_and_are_compared_at_equal_bytes(world
         assert scores[0] < scores[1]
 
 
+def test_what_another_run_has_left_of_other_formats_does_not_stay(world, evaluate, tmp_path):
+    flags = ("--config", world / "config.yaml", "--features", "none", "--num_images", 2, "--budgets", "2000")
+    evaluate(evaluate_image_formats, *flags, "--formats", "webp")
+    (tmp_path / "out/bench_mine.json").write_text("mine")
+    status, out, _, _ = evaluate(evaluate_image_formats, *flags, "--formats", "jpeg")
+    assert status == 0 and f"will be removed from {tmp_path}/out, such as bench_webp.json" in out
+    files = {path.name for path in (tmp_path / "out").glob("bench_*.json")}
+    assert files == {"bench_jpeg.json", "bench_jpeg_scaled_down.json", "bench_mine.json"}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/images.csv").write_text("mine")
+    status, out, err, _ = evaluate(evaluate_image_formats, *flags, "--formats", "jpeg", output="own")
+    assert status == 1 and "own holds images.csv, and no command of ours has left it there" in err
+    assert "JPEG" not in out  # before any image
+
+
 def test_compressed_files_are_one_of_the_formats_and_every_file_is_listed(world, evaluate, tmp_path):
     flags = ("--config", world / "config.yaml", "--features", "none", "--num_images", 4, "--psnr", "5,99")
     flags = (*flags, "--formats", "webp", "--budgets", "10,400,800", "--codec", world / "tokenizer", "--free_headers")

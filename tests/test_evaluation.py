@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
 from tests.apple_gpu import AppleGPU
 from utils.errors import UserError
-from utils.evaluation.format_budgets import bytes_at_psnr, lines_at_psnr, without_repeats
+from utils.evaluation.format_budgets import bytes_at_psnr, lines_at_psnr, without_repeats, write_images
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
 from utils.evaluation.metrics import ms_ssim, mse, psnr, psnr_of_mse, ssim, to_uint8
 from utils.evaluation.placeholders import placeholder
@@ -606,6 +607,14 @@ def test_results_are_strict_json_and_only_shown_beside_their_own_images(tmp_path
         read_results(tmp_path / "new" / "metrics.json", "cd")
     with pytest.raises(UserError, match="expected results of an evaluation"):
         read_results(tmp_path / "missing.json", "ab")
+
+
+def test_results_of_files_whose_names_are_no_utf8_are_written(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    write_results(tmp_path / "metrics.json", {"command": name})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"command": name}
+    write_images(tmp_path / "images.csv", [(name, "WebP", 40, 38, 20.0, 0.1, 0.1)])
+    assert b"\ncaf\xe9.png,WebP," in (tmp_path / "images.csv").read_bytes()
 
 
 def test_the_table_leaves_blank_what_a_row_lacks():

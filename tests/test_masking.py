@@ -78,6 +78,7 @@ def test_an_image_draws_the_same_noise_alone_and_in_a_batch():
 def test_seeds_of_images_depend_on_run_and_index_alone():
     assert image_seeds(0, [3, 4]) == image_seeds(0, range(5))[3:]
     assert len(set(image_seeds(0, range(1000)) + image_seeds(1, range(1000)))) == 2000
+    assert len(set(image_seeds(0, ["a.png", "\xe9.png", "\udce9.png"]))) == 3  # the last is no UTF-8
     one_by_one = seeded()
     assert draw_seeds(3, seeded()) == [draw_seeds(1, one_by_one)[0] for _ in range(3)]
 

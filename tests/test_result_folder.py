@@ -251,6 +251,13 @@ def test_parts_beside_another_program_s_plan_are_explained_in_one_sentence(tmp_p
         Parts(tmp_path, {}, 1, Processes("cpu"))
 
 
+def test_parts_of_before_their_images_were_noted_go_on(tmp_path):
+    for plan in ({"seed": 1}, {"seed": 1, "source": "2 shards"}):
+        Parts(tmp_path, plan, 1, Processes("cpu")).lock.release()
+    with pytest.raises(UserError, match="seed was 1 and is now 2"):
+        Parts(tmp_path, {"seed": 2, "source": "2 shards"}, 1, Processes("cpu"))
+
+
 def test_no_file_takes_the_place_of_a_device(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 from omegaconf import OmegaConf
@@ -75,6 +76,19 @@ def test_the_figures_have_the_whole_name_and_replace_nobody_elses(folder, monkey
     with pytest.raises(UserError, match=r"holds mine.pdf, and no command of ours has left it there"):
         call(monkeypatch, main, folder, "--once", "--plot", figures / "mine.png")
     assert (figures / "mine.pdf").read_bytes() == b"mine" and not (figures / "mine.png").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_figures_of_a_watch_whose_terminal_was_closed_are_replaced(folder, monkeypatch, tmp_path, name):
+    number = getattr(signal, name)
+    before = signal.signal(number, lambda *_: pytest.fail("nobody hears it"))
+    try:
+        monkeypatch.setattr("time.sleep", lambda seconds: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit):
+            call(monkeypatch, main, folder, "--plot", tmp_path / "figures/curves.png")
+    finally:
+        signal.signal(number, before)
+    call(monkeypatch, main, folder, "--once", "--plot", tmp_path / "figures/curves.png")
 
 
 def test_watching_follows_the_run_and_ends_with_it(folder, monkeypatch, capsys):

@@ -163,7 +163,7 @@ def keep_changed(config: DictConfig, path: Path, kept_as: str) -> tuple[list[str
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         old = _flatten(to_plain(_read(path)[0]))
-    except ConfigError:
+    except (ConfigError, OmegaConfBaseException):  # it is broken, or refers to a key that there is not
         old = {}
     new = _flatten(to_plain(config))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name, "") != new.get(name, "")]

@@ -16,6 +16,7 @@ from utils.lock import FolderLock
 from utils.processes import Processes
 
 PARTS, PLAN = "parts", "plan.json"
+SOURCE = "source"  # in a plan: what tells the images from others; older plans do not say
 
 
 class Parts:
@@ -116,7 +117,8 @@ def foreign(folder: Path, names: Sequence[str]) -> UserError:
 
 def check_plan(there: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with work of another plan, naming what differs."""
-    for name in sorted(there.keys() | wanted.keys()):
+    known = wanted if SOURCE in there else {name: value for name, value in wanted.items() if name != SOURCE}
+    for name in sorted(there.keys() | known.keys()):
         if there.get(name) != wanted.get(name):
             raise UserError(
                 f"{folder} holds results of other settings: {name} was {_short(there.get(name))} and is now "

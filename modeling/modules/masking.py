@@ -43,7 +43,8 @@ def image_seeds(seed: int, indices: Sequence[int | str]) -> list[int]:
 
     Hashed, so that the images of seed 1 are not those of seed 0 shifted by one.
     """
-    digests = (hashlib.sha256(f"{seed}:{index}".encode()).digest() for index in indices)
+    texts = (f"{seed}:{index}".encode("utf-8", "surrogateescape") for index in indices)  # a file's name has any bytes
+    digests = (hashlib.sha256(text).digest() for text in texts)
     return [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
 
 

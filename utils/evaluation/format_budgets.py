@@ -203,7 +203,7 @@ def by_image(shares: Sequence[Sequence[tuple]]) -> list[tuple[str, str, int, int
 
 def write_images(path: str | os.PathLike, files: Sequence[tuple]) -> None:
     """What `by_image` gives, as a table."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names of any bytes
         table = csv.writer(file)
         table.writerow(("image", "system", "budget", "bytes", "psnr", "encoding_time", "decoding_time"))
         table.writerows(files)

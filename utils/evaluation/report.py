@@ -11,7 +11,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.evaluation.statistics import INFINITE
 from utils.figures import plotting, save_figure
-from utils.files import replacing
+from utils.files import write_text
 
 Row = dict[str, Any]  # "name", "system" (a line of the curves), "bytes_per_image", ... and a number per measure
 
@@ -118,9 +118,7 @@ def too_few_images(record: Mapping[str, Any]) -> int | None:
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     """Write JSON, so that the file appears whole or not at all; infinite numbers become the text "inf"."""
-    text = json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    write_text(Path(path), json.dumps(_strict(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _strict(value: Any) -> Any:

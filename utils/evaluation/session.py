@@ -166,6 +166,7 @@ class Session:
         notes: Sequence[str] = (),
         name: str = "metrics.json",
         figures: Mapping[str, Callable[[Path], None]] | None = None,
+        earlier: Sequence[str] = (),
     ) -> None:
         """Print a table and notes, write the results and draw the figures, and say where they are.
 
@@ -174,6 +175,7 @@ class Session:
             results: What the file `name` in the output folder gets.
             shown: Rows of the table.
             figures: {file name: what draws it to a path}.
+            earlier: Further names that a run before may have written.
         """
         if not self.processes.is_main:
             return
@@ -181,7 +183,7 @@ class Session:
         for text in (table(shown), *notes, *warnings):
             print(text)
         noted = {"notes": warnings} if warnings else {}
-        self.earlier = [other for other in self.names if other not in {name, *(figures or {})}]
+        self.earlier = [other for other in (*self.names, *earlier) if other not in {name, *(figures or {})}]
         self._say_removed(self.earlier)
         self.remove_earlier()
         write_results(self.results.place(self.output_dir / name), {**results, **noted})
