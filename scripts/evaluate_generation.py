@@ -150,9 +150,6 @@ def rows_of_generator(
 
     for point in grid:  # errors before the work
         sampler_class(settings_of(point).sampler)
-    size = (source.tokenizer.image_size,) * 2
-    reference = load_reference(arguments.reference, size, network, batch_size, session)
-    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
     facts = {
         "samples": {"expected": expected, "seen": expected, **sampling_record(base, arguments.seed)},
         "sweep": arguments.sweep.values or None,
@@ -162,6 +159,12 @@ def rows_of_generator(
         "sampler_precision": arguments.precision,
         "compiled": arguments.compile,
     }
+    plan = {**facts, "features": arguments.features}
+    points = Points(session, plan)  # likewise
+    size = (source.tokenizer.image_size,) * 2
+    reference = load_reference(arguments.reference, size, network, batch_size, session)
+    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
+    points.begin({**plan, "reference": reference.record})
 
     def rows_of(point: dict[str, Any]) -> list[Row]:
         recipe, changed, settings = point["recipe"], point["changed"], settings_of(point)
@@ -178,7 +181,6 @@ def rows_of_generator(
             for length, measures in found.items()
         ]
 
-    points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
     rows = [row for point in grid for row in points.rows(point, rows_of)]
     return rows, reference, facts
 
