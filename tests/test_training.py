@@ -31,6 +31,7 @@ from tests.training_runs import differences, job_config, make_images, run_and_re
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import sha256_of
 from utils.inference import frozen_arithmetic
 from utils.log import RunLog
 from utils.paths import ROOT
@@ -376,6 +377,38 @@ def test_what_a_checkpoint_lacks_is_one_sentence(trained, tmp_path):
     small[0] = "training.max_train_steps=4"
     with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration .*ema_model"):
         run_job("teacher", trained, tmp_path, *small)
+
+
+@pytest.mark.parametrize(
+    "job, key, other",
+    [
+        ("stage1", "model.vq_model.pretrained_tokenizer_weight", "teacher"),
+        ("stage2", "model.vq_model.pretrained_tokenizer_weight", "teacher"),
+        ("stage2", "experiment.init_weight", "stage1"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(trained, tmp_path, job, key, other):
+    shutil.copytree(trained / job / "checkpoint-3", tmp_path / "checkpoint-3")
+    changed = f"{key}={trained}/{other}/checkpoint-3/ema_model"
+    named = key if job == "stage1" else "experiment.init_weight, or of the teacher,"
+    with pytest.raises(UserError, match=f"checkpoint-3 does not fit .*the weights of {named} were .*, and are .* now"):
+        run_job(job, trained, tmp_path, changed)
+    few = ["training.max_train_steps=4", "experiment.eval_every=0", "experiment.generate_every=0"]
+    run_job(job, trained, tmp_path, *few)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_began_with_is_continued(trained, tmp_path):
+    """As they were up to 083ff17."""
+    shutil.copytree(trained / "stage1/checkpoint-3", tmp_path / "checkpoint-3")
+    world, metadata = tmp_path / "checkpoint-3/world.json", tmp_path / "checkpoint-3" / METADATA_FILE
+    facts, listed = json.loads(world.read_text()), json.loads(metadata.read_text())
+    assert len(facts.pop("sources")) == 1
+    world.write_text(json.dumps(facts))
+    listed["files"]["world.json"] = [world.stat().st_size, sha256_of(world)]
+    metadata.write_text(json.dumps(listed))
+    changed = f"model.vq_model.pretrained_tokenizer_weight={trained}/teacher/checkpoint-3/ema_model"
+    few = ["training.max_train_steps=4", "experiment.eval_every=0", "experiment.generate_every=0"]
+    run_job("stage1", trained, tmp_path, changed, *few)
 
 
 def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_path, capsys):

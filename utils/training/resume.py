@@ -46,6 +46,7 @@ def write_state(run: Run, folder: Path) -> None:
                 "global_batch": run.global_batch,
                 "images_seen": run.images_seen,
                 "owes_evaluation": run.owes_evaluation,
+                "sources": run.task.sources,
             },
         )
 
@@ -64,6 +65,7 @@ def resume(run: Run) -> None:
     run.saved_step = run.step
     with run.processes.careful(), fitting(folder):
         world = json.loads((folder / WORLD).read_text())
+        check_sources(run, world.get("sources", {}))  # none in checkpoints of before
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
         tell_differences(run, folder, world)
         run.accelerator.load_state(str(folder))
@@ -114,6 +116,13 @@ def find_checkpoint(run: Run) -> tuple[int, Path] | None:
                 )
     run.processes.meet()
     return run.processes.gather(found)[0]
+
+
+def check_sources(run: Run, begun: dict[str, str]) -> None:
+    """Refuse to go on with other weights, such as a teacher's, than those that training has begun with."""
+    for name, now in run.task.sources.items():
+        if (was := begun.get(name, now)) != now:
+            raise ValueError(f"the weights of {name} were {was[:12]} when it began, and are {now[:12]} now")
 
 
 def tell_differences(run: Run, folder: Path, world: dict[str, Any]) -> None:
