@@ -332,6 +332,20 @@ def test_a_run_does_not_end_before_the_step_that_it_continues(trained, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-3"]
 
 
+def test_a_run_that_ended_before_its_adversary_came_goes_on_past_that(trained, tmp_path, capsys):
+    start = ["losses.discriminator_start=4", "experiment.generate_every=0", "experiment.log_every=1"]
+    run_job("teacher", trained, tmp_path, *start, "training.max_train_steps=3")
+    assert not (tmp_path / "checkpoint-3/model_1.safetensors").exists()
+    run_job("teacher", trained, tmp_path, *start)
+    said = f"new            the discriminator, which {tmp_path}/checkpoint-3 lacks: it begins at step 4"
+    assert said in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/discriminator" in line] == [5, 6]
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration"):  # it would come too late
+        run_job("teacher", trained, tmp_path, "losses.discriminator_start=2")
+
+
 def test_a_run_that_goes_on_after_its_end_means_its_newest_checkpoint(trained, tmp_path, monkeypatch, capsys):
     run_job("stage1", trained, tmp_path, "training.max_train_steps=2", "experiment.generate_every=0")
     assert locate(tmp_path).weights == tmp_path / "model.safetensors"

@@ -68,7 +68,8 @@ def resume(run: Run) -> None:
         check_sources(run, world.get("sources", {}))  # none in checkpoints of before
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
         tell_differences(run, folder, world)
-        run.accelerator.load_state(str(folder))
+        with without(run, players_to_come(run, folder)):
+            run.accelerator.load_state(str(folder))
         if run.ema is not None:
             run.ema.model.load_state_dict(load_file(folder / "ema_model" / WEIGHTS_FILE))
         same_world = world["num_processes"] == run.processes.world_size
@@ -79,6 +80,28 @@ def resume(run: Run) -> None:
         if run.processes.is_main and run.step < run.total_steps:
             take_back_weights(run)
     run.processes.meet()
+
+
+def players_to_come(run: Run, folder: Path) -> list[str]:
+    """Players that a checkpoint lacks because its run was to end before their first step; they begin from nothing."""
+    num_saved = sum(path.is_file() for path in folder.glob("optimizer*.bin"))
+    missing = list(run.optimizers)[num_saved:]
+    if any(run.task.first_step(player) < run.step for player in missing):
+        return []  # they should have played already: it is no checkpoint of such a run
+    for player in missing:
+        run.say(f"new            the {player}, which {folder} lacks: it begins at step {run.task.first_step(player)}")
+    return missing
+
+
+@contextlib.contextmanager
+def without(run: Run, players: list[str]) -> Iterator[None]:
+    """What Accelerate loads inside leaves these last players as they are."""
+    accelerator, everything = run.accelerator, (run.accelerator._models, run.accelerator._optimizers)
+    accelerator._models, accelerator._optimizers = (prepared[: len(prepared) - len(players)] for prepared in everything)
+    try:
+        yield
+    finally:
+        accelerator._models, accelerator._optimizers = everything
 
 
 def take_back_weights(run: Run) -> None:
