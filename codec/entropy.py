@@ -107,6 +107,13 @@ class EntropyModel:
         """Tokens (T, n) of the tiles and how many of each (T,) are certain. Arguments as of `decode_batch`."""
         raise NotImplementedError
 
+    def check_size(self, payload_size: int, num_tokens: int) -> None:
+        """Refuse a whole payload of a size that so many tokens never take, before there is an array of them.
+
+        Raises:
+            FormatError: No encoder writes such a payload.
+        """
+
     def prefix_bits(self, tokens: np.ndarray) -> np.ndarray:
         """Ideal bits of the first 1, 2, ..., n tokens of each row, (B, n) float, for tokens (B, n)."""
         raise NotImplementedError
@@ -155,6 +162,10 @@ class FixedBits(EntropyModel):
         if is_whole and (len(values) < sum(lengths) or pack_bits(values, self.width) != payload):
             raise FormatError(DAMAGED)
         return tokens, certain
+
+    def check_size(self, payload_size: int, num_tokens: int) -> None:
+        if payload_size != -(-num_tokens * self.width // 8):
+            raise FormatError(DAMAGED)
 
     def prefix_bits(self, tokens: np.ndarray) -> np.ndarray:
         return np.broadcast_to(self.width * np.arange(1.0, tokens.shape[1] + 1), tokens.shape)
@@ -655,6 +666,8 @@ def read_tokens(data: bytes, models: EntropyModels, num_tokens: int | None = Non
     if file.is_cut:  # what a few bytes may hold, whatever their header says
         room = TOKENS_PER_BYTE * (len(file.payload) + FREE_BYTES)
         most = min(most, room // len(file.header.lengths) + 1)
+    else:
+        model.check_size(len(file.payload), sum(file.header.lengths))
     lengths = [min(length, most) for length in file.header.lengths]
     reads_all = lengths == list(file.header.lengths)
     payload = file.payload

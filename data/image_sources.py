@@ -41,7 +41,8 @@ class FolderSource:
         class_of: Class name by file name without extension, for a flat folder whose labels are in a file.
 
     Raises:
-        DataError: There is no image, or it is not clear what the classes are.
+        DataError: There is no image, or it is not clear what the classes are. Without `classes` a subfolder without
+            images is an error too: a generator would learn nothing of its class, and sample it all the same.
     """
 
     def __init__(self, folder: Path, *, classes: list[str] | None = None, class_of: dict[str, str] | None = None):
@@ -67,6 +68,11 @@ class FolderSource:
             self.classes = classes
         else:
             self.classes = sorted(set(names)) if flat else subfolders(folder)
+            if empty := sorted(set(self.classes) - set(names)):
+                raise DataError(
+                    f"each subfolder of {folder} is a class, and {empty[0]} holds no image ({len(empty)} of "
+                    f"{len(self.classes)} are so): put its images there, or remove it"
+                )
         ids = {name: index for index, name in enumerate(self.classes)}
         if unknown := sorted(set(names) - set(ids)):
             raise DataError(f"{folder} has the class {unknown[0]}, which is not one of the {len(ids)} training classes")
@@ -158,7 +164,7 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
     """
     folder = root / split
     train = root / "train"
-    classes = subfolders(train) if train.is_dir() else []
+    classes = subfolders(train) if split != "train" and train.is_dir() else []
     if subfolders(folder):
         return FolderSource(folder, classes=classes or None)
     class_of = validation_labels(root, [Path(file).stem for file in list_images(folder)])

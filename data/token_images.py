@@ -1,5 +1,6 @@
 """The images that tokens were made of, found again (in an array, a folder, a configuration), and their classes."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from data.image_sources import list_images
 from utils.config import load_config
 from utils.tokens import read_labels
 
+logger = logging.getLogger(__name__)
 BATCH_SIZE = 64  # images read at once
 
 
@@ -56,14 +58,30 @@ def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[
 def labels_of(path: Path, keys: Sequence[str]) -> np.ndarray:
     """Class ids (n,) of the images of tokens, from a labels.npy; -1 where there is none.
 
+    A line in the log says where they are paired with the tokens by nothing but their order.
+
     Raises:
         UserError: There is none, or it has other images.
     """
-    return read_labels(path, len(keys))[places_of(keys, path)]
+    labels, places = read_labels(path, len(keys)), recorded_places(keys, path)
+    if places is None:
+        logger.warning("%s: no names are recorded beside it, so its labels are taken in the order of the tokens", path)
+        return labels
+    return labels[places]
 
 
 def places_of(keys: Sequence[str], path: Path) -> list[int]:
     """Where in a file or folder of as many rows the image of each key is: by its recorded names, or in order.
+
+    Raises:
+        DataError: As `recorded_places`.
+    """
+    places = recorded_places(keys, path)
+    return list(range(len(keys))) if places is None else places
+
+
+def recorded_places(keys: Sequence[str], path: Path) -> list[int] | None:
+    """Where the image of each key is by recorded names; None where there are none.
 
     Raises:
         DataError: There are names, and they are of other images.
@@ -72,7 +90,7 @@ def places_of(keys: Sequence[str], path: Path) -> list[int]:
 
     names = recorded_keys(path, len(keys))
     if names is None:
-        return list(range(len(keys)))
+        return None
     by_key = files_by_key(names) | {name: name for name in names}
     if missing := [key for key in keys if key not in by_key]:
         raise DataError(

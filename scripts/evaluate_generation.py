@@ -28,6 +28,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 # isort: split
 import argparse
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from modeling.generation_scores import GenerationScores, Source
@@ -51,6 +52,8 @@ from utils.inference import (
     prepared,
 )
 from utils.sampling_record import add_sampling_arguments, sampling_record, take_like
+
+NUM_IMAGES = 50_000
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,6 +90,12 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     take_like(arguments, SamplerSettings)
     arguments.sweep = Sweep(arguments.sweep or [])
+    check(arguments)
+    return arguments
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together, and settings that no sampler has."""
     settings = [setting.name for setting in fields(SamplerSettings)]
     arguments.sweep.check(settings)
     for name, recipe in arguments.recipes.items():
@@ -103,7 +112,6 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:
         raise UserError(f"--num_images must be 2 or more, got {arguments.num_images}")
-    return arguments
 
 
 def main() -> None:
@@ -133,26 +141,13 @@ def rows_of_generator(
     arguments: argparse.Namespace, network: SetFeatures, session: Session
 ) -> tuple[list[Row], Reference, dict[str, Any]]:
     """A row for each point of the sweep or each length, the reference, and facts for the record."""
-    from data.scored_sets import load_reference
+    from data.scored_sets import BATCH_SIZE, load_reference
 
     source = load_source(arguments, session)
     lengths = lengths_of(source.tokenizer, arguments.lengths)
-    batch_size, expected = arguments.batch_size or 64, arguments.num_images or 50_000
+    batch_size, expected = arguments.batch_size or BATCH_SIZE, arguments.num_images or NUM_IMAGES
     base = sampler_settings(source.generator.config, **given_fields(arguments, SamplerSettings))
-    recipes = {
-        name: replace(base, **settings) for name, settings in (arguments.recipes or {arguments.name: {}}).items()
-    }
-    grid = [{"changed": changed, "recipe": recipe} for changed in arguments.sweep.points() for recipe in recipes]
-
-    def settings_of(point: dict[str, Any]) -> SamplerSettings:
-        changed = {name: value for name, value in point["changed"].items() if name != SEED}
-        return replace(recipes[point["recipe"]], **changed)
-
-    for point in grid:  # errors before the work
-        sampler_class(settings_of(point).sampler)
-    size = (source.tokenizer.image_size,) * 2
-    reference = load_reference(arguments.reference, size, network, batch_size, session)
-    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
+    grid = grid_of(arguments, base)
     facts = {
         "samples": {"expected": expected, "seen": expected, **sampling_record(base, arguments.seed)},
         "sweep": arguments.sweep.values or None,
@@ -162,25 +157,57 @@ def rows_of_generator(
         "sampler_precision": arguments.precision,
         "compiled": arguments.compile,
     }
-
-    def rows_of(point: dict[str, Any]) -> list[Row]:
-        recipe, changed, settings = point["recipe"], point["changed"], settings_of(point)
-        drawing = {"seed": changed.get(SEED, arguments.seed), "batch_size": batch_size, "settings": settings}
-        decoded = [settings.num_tokens] if settings.num_tokens else lengths
-        scores = GenerationScores(source, decoded, expected, network, reference, session)
-        names = names_of(changed, recipe, settings)
-        found = scores.of(drawing, names["name"])
-        if not arguments.lengths:
-            return [{**names, **changed, **measures} for measures in found.values()]
-        system = source.generator_located.name
-        return [
-            {"name": tokens_text(length).replace(" ", " sampled "), "system": system, "tokens": length, **measures}
-            for length, measures in found.items()
-        ]
-
-    points = Points(session, {**facts, "reference": reference.record, "features": arguments.features})
-    rows = [row for point in grid for row in points.rows(point, rows_of)]
+    plan = {**facts, "features": arguments.features}
+    points = Points(session, plan)  # errors before the work
+    size = (source.tokenizer.image_size,) * 2
+    reference = load_reference(arguments.reference, size, network, batch_size, session)
+    read_beside(arguments.beside, reference.record.get("sha256", "unknown"))  # likewise
+    points.begin({**plan, "reference": reference.record})
+    scores = GenerationScores(source, lengths, expected, network, reference, session)
+    drawing = {"seed": arguments.seed, "batch_size": batch_size}
+    rows = [
+        row
+        for point, settings in grid
+        for row in points.rows(point, partial(rows_of_point, scores, drawing, settings, bool(arguments.lengths)))
+    ]
     return rows, reference, facts
+
+
+def grid_of(arguments: argparse.Namespace, base: SamplerSettings) -> list[tuple[dict[str, Any], SamplerSettings]]:
+    """The points of the sweep, of each recipe, and the sampler's settings there; no point names an unknown sampler."""
+    recipes = {
+        name: replace(base, **settings) for name, settings in (arguments.recipes or {arguments.name: {}}).items()
+    }
+    grid = []
+    for changed in arguments.sweep.points():
+        settings = {name: value for name, value in changed.items() if name != SEED}
+        grid += [
+            ({"changed": changed, "recipe": name}, replace(recipe, **settings)) for name, recipe in recipes.items()
+        ]
+    for _, settings in grid:
+        sampler_class(settings.sampler)
+    return grid
+
+
+def rows_of_point(
+    scores: GenerationScores,
+    drawing: dict[str, Any],
+    settings: SamplerSettings,
+    by_length: bool,
+    point: dict[str, Any],
+) -> list[Row]:
+    """Sample the images of a point of the sweep and score them: a row, or `by_length` one for each."""
+    changed, names = point["changed"], names_of(point["changed"], point["recipe"], settings)
+    if settings.num_tokens:
+        scores = replace(scores, lengths=[settings.num_tokens])
+    found = scores.of({**drawing, "seed": changed.get(SEED, drawing["seed"]), "settings": settings}, names["name"])
+    if not by_length:
+        return [{**names, **changed, **measures} for measures in found.values()]
+    system = scores.source.generator_located.name
+    return [
+        {"name": tokens_text(length).replace(" ", " sampled "), "system": system, "tokens": length, **measures}
+        for length, measures in found.items()
+    ]
 
 
 def load_source(arguments: argparse.Namespace, session: Session) -> Source:
@@ -189,7 +216,7 @@ def load_source(arguments: argparse.Namespace, session: Session) -> Source:
         generator, located, arguments.tokenizer_checkpoint, device=session.device
     )
     settings = sampler_settings(generator.config, **given_fields(arguments, SamplerSettings))
-    num_passes = (arguments.num_images or 50_000) * settings.num_sample_steps
+    num_passes = (arguments.num_images or NUM_IMAGES) * settings.num_sample_steps
     arithmetic = prepared(arguments, generator, tokenizer, num_passes=num_passes)
     return Source(generator, tokenizer, located, tokenizer_located, arithmetic)
 

@@ -19,9 +19,11 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from modeling.checkpoints.locate import Located
 from modeling.tokenizers import Reconstructor, load_tokenizer
 from utils.config import load_config
 from utils.errors import UserError
@@ -31,6 +33,7 @@ from utils.evaluation.arguments import (
     add_tokenizer_arguments,
     tokenizer_facts,
 )
+from utils.evaluation.image_formats import Storage
 from utils.evaluation.reconstruction_arguments import (
     add_storage_arguments,
     add_wanted_arguments,
@@ -39,7 +42,7 @@ from utils.evaluation.reconstruction_arguments import (
     stored_as,
     wanted_of,
 )
-from utils.evaluation.reconstruction_files import RECORD, keys_text
+from utils.evaluation.reconstruction_files import RECORD, Wanted, keys_text
 from utils.evaluation.report import write_results
 from utils.evaluation.session import Session
 from utils.inference import (
@@ -49,6 +52,9 @@ from utils.inference import (
     check_lengths,
     prepared,
 )
+
+if TYPE_CHECKING:
+    from data.reconstructing import Written
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,19 +76,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     wanted, storage = wanted_of(arguments), storage_of(arguments)
-    lengths = [] if storage else wanted.lengths
     folder = Path(arguments.output_dir)
     files = {"results": wanted.names(folder), "earlier": wanted.others(folder)}
     with Session(arguments.device, folder, **files, writes=not arguments.dry_run) as session:
         config = load_config(arguments.config, arguments.overrides)
-        tokenizer = located = None
-        if arguments.tokens or lengths:
-            num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
-            asked = [length for length in lengths if length is not None]
-            check_lengths(asked, num_tokens, "--lengths" if wanted.apart else "--length")
-            model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
-            tokenizer = Reconstructor(model, prepared(arguments, model), lengths, wanted.raw, wanted.tokens)
-            lengths = [length or model.num_latent_tokens for length in lengths]
+        tokenizer, located = None, None
+        if arguments.tokens or (wanted.lengths and not storage):
+            tokenizer, located = reconstructor(arguments, wanted, storage, config, session)
         elif arguments.batch_size == AUTO or arguments.compile or arguments.precision != "fp32":
             raise UserError(
                 "--precision, --compile and --batch_size auto are for a tokenizer, unused here: leave them out"
@@ -104,24 +104,49 @@ def main() -> None:
             about={"tokenizer": located.source} if located else {},
             **given,
         )
-        bytes_per_image = session.sum(storage.num_bytes) / len(written.keys) if stored_as(arguments) else None
-        record = session.record(
-            **written.record,
-            **tokenizer_facts(arguments, located and located.name, located and located.weights),
-            lengths=lengths or None,
-            stored_as=stored_as(arguments),
-            stored_bytes_per_image=bytes_per_image,
-            keys=keys_text(written.keys),
-        )
-        if session.processes.is_main:
-            session.remove_earlier()
-            write_results(session.results.place(session.output_dir / RECORD), record)
-            session.results.finish()
-        for path in (*written.files, session.output_dir / RECORD):
-            session.say(f"wrote {path}")
-        if stored_as(arguments):
-            session.say(f"{bytes_per_image:,.1f} bytes per image as {stored_as(arguments)}, headers included")
-        session.say(f"{len(written.keys):,} images")
+        report(arguments, tokenizer, located, storage, written, session)
+
+
+def reconstructor(
+    arguments: argparse.Namespace, wanted: Wanted, storage: Storage | None, config: DictConfig, session: Session
+) -> tuple[Reconstructor, Located]:
+    """The tokenizer, which makes tokens where they are wanted, and images where no `storage` does."""
+    lengths = [] if storage else wanted.lengths
+    num_tokens = OmegaConf.select(config, "model.vq_model.num_latent_tokens")
+    asked = [length for length in lengths if length is not None]
+    check_lengths(asked, num_tokens, "--lengths" if wanted.apart else "--length")
+    model, located = load_tokenizer(config, arguments.checkpoint, device=session.device)
+    return Reconstructor(model, prepared(arguments, model), lengths, wanted.raw, wanted.tokens), located
+
+
+def report(
+    arguments: argparse.Namespace,
+    tokenizer: Reconstructor | None,
+    located: Located | None,
+    storage: Storage | None,
+    written: "Written",
+    session: Session,
+) -> None:
+    """Write the record of what was written, and say where it is."""
+    lengths = [length or tokenizer.model.num_latent_tokens for length in tokenizer.lengths] if tokenizer else []
+    bytes_per_image = session.sum(storage.num_bytes) / len(written.keys) if storage and stored_as(arguments) else None
+    record = session.record(
+        **written.record,
+        **tokenizer_facts(arguments, located and located.name, located and located.weights),
+        lengths=lengths or None,
+        stored_as=stored_as(arguments),
+        stored_bytes_per_image=bytes_per_image,
+        keys=keys_text(written.keys),
+    )
+    if session.processes.is_main:
+        session.remove_earlier()
+        write_results(session.results.place(session.output_dir / RECORD), record)
+        session.results.finish()
+    for path in (*written.files, session.output_dir / RECORD):
+        session.say(f"wrote {path}")
+    if bytes_per_image is not None:
+        session.say(f"{bytes_per_image:,.1f} bytes per image as {stored_as(arguments)}, headers included")
+    session.say(f"{len(written.keys):,} images")
 
 
 if __name__ == "__main__":

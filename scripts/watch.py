@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.interval <= 0:
         raise UserError(f"--interval must be above 0 seconds, got {arguments.interval}")
-    with tidied_up(), ResultPaths() as results:
+    with tidied_up(), ResultPaths(flag="--plot") as results:
         watch(arguments, results)
 
 

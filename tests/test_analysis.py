@@ -200,7 +200,7 @@ def reconstructed(folder, keys, **arrays):
     return folder
 
 
-def test_labels_with_recorded_names_are_taken_by_name(call, setup, tmp_path):
+def test_labels_with_recorded_names_are_taken_by_name(call, setup, tmp_path, caplog):
     keys = read_tokens(setup / "tokens.npz").keys
     labels = np.load(setup / "labels.npy")
     order = np.random.default_rng(0).permutation(NUM_IMAGES)
@@ -208,9 +208,17 @@ def test_labels_with_recorded_names_are_taken_by_name(call, setup, tmp_path):
     status, _, error = call(analyze_tokens, data=setup / "tokens.npz", labels=folder / "labels.npy", out=tmp_path)
     assert status == 0, error
     assert json.loads((tmp_path / "analysis.json").read_text())["classes"][0]["nmi"] == pytest.approx(1)
+    assert not caplog.records
     folder = reconstructed(tmp_path / "others", [*keys[1:], "another"], labels=labels)
     status, _, error = call(analyze_tokens, data=setup / "tokens.npz", labels=folder / "labels.npy", out=tmp_path)
     assert status == 1 and "has no 00000, which was tokenized (1 are missing): give the one" in error
+
+
+def test_labels_without_recorded_names_are_taken_in_order_and_it_is_said(call, setup, tmp_path, caplog):
+    assert call(analyze_tokens, data=setup / "tokens.npz", labels=setup / "labels.npy", out=tmp_path)[0] == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{setup}/labels.npy: no names are recorded beside it, so its labels are taken in the order of the tokens"
+    ]
 
 
 def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypatch, capsys, tmp_path):

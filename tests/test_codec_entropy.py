@@ -4,6 +4,7 @@ import dataclasses
 import random
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -495,6 +496,20 @@ def test_few_bytes_that_declare_very_much_cost_little():
     assert read.is_cut and read.header.geometry.tiles.columns == 256
     assert read.tokens.nbytes < 1 << 20
     assert sum(read.certain) == 5
+
+
+@pytest.mark.parametrize("num_tokens", [None, 1])
+def test_a_whole_file_of_fixed_bits_that_declares_very_much_is_refused_before_there_is_an_array(num_tokens):
+    """65,536 tiles of 256 tokens in a payload of one byte, for which 16,777,216 tokens were made before."""
+    models = EntropyModels(TOKENIZER, {Mode.FIXED: FixedBits(256, 64)})
+    geometry = Geometry(256, 256, Fit.TILE, tiles=Tiles(256, 256, (256,) * 65536))
+    data = pack(Header(Mode.FIXED, TOKENIZER[:2], b"\0", 256, 1, geometry), b"x")
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="its tokens are not written so"):
+        read_tokens(data, models, num_tokens)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data) < 30 and most < 3 << 20
 
 
 def test_a_whole_file_of_few_bytes_for_many_tokens_is_read_with_short_numbers(monkeypatch):

@@ -13,7 +13,7 @@ from data import DataError
 from data.evaluation_images import NumberedImages
 from data.file_formats import FILE_FORMATS, image_extension
 from data.image_sets import open_images
-from data.image_sources import FolderSource, list_images
+from data.image_sources import FolderSource, list_images, open_source
 from data.loaders import evaluation_loader, training_loader
 from data.shard_files import Sample, write_shard
 from data.tar_samples import FIELDS, image_of
@@ -117,6 +117,20 @@ def test_class_ids_are_those_of_the_training_folder(folder):
         ("cat", 0),
         ("emu", 2),
     }
+
+
+def test_a_subfolder_without_an_image_is_an_error_and_no_class(tmp_path):
+    for name in ("train/cat", "train/emu", "val/emu"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").write_bytes(png(0))
+    (tmp_path / "train/dog").mkdir()
+    (tmp_path / "train/dog/notes.txt").write_text("no image")
+    message = r"each subfolder of .*/train is a class, and dog holds no image \(1 of 3 are so\): put its images there"
+    with pytest.raises(DataError, match=message):
+        FolderSource(tmp_path / "train")
+    with pytest.raises(DataError, match=message):
+        open_source(str(tmp_path), "train")
+    assert open_source(str(tmp_path), "val").class_ids == [2]  # a split may lack a class of training
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

@@ -31,6 +31,7 @@ from tests.training_runs import differences, job_config, make_images, run_and_re
 from utils.checkpoint import METADATA_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import sha256_of
 from utils.inference import frozen_arithmetic
 from utils.log import RunLog
 from utils.paths import ROOT
@@ -331,6 +332,20 @@ def test_a_run_does_not_end_before_the_step_that_it_continues(trained, tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-3"]
 
 
+def test_a_run_that_ended_before_its_adversary_came_goes_on_past_that(trained, tmp_path, capsys):
+    start = ["losses.discriminator_start=4", "experiment.generate_every=0", "experiment.log_every=1"]
+    run_job("teacher", trained, tmp_path, *start, "training.max_train_steps=3")
+    assert not (tmp_path / "checkpoint-3/model_1.safetensors").exists()
+    run_job("teacher", trained, tmp_path, *start)
+    said = f"new            the discriminator, which {tmp_path}/checkpoint-3 lacks: it begins at step 4"
+    assert said in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/discriminator" in line] == [5, 6]
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration"):  # it would come too late
+        run_job("teacher", trained, tmp_path, "losses.discriminator_start=2")
+
+
 def test_a_run_that_goes_on_after_its_end_means_its_newest_checkpoint(trained, tmp_path, monkeypatch, capsys):
     run_job("stage1", trained, tmp_path, "training.max_train_steps=2", "experiment.generate_every=0")
     assert locate(tmp_path).weights == tmp_path / "model.safetensors"
@@ -376,6 +391,38 @@ def test_what_a_checkpoint_lacks_is_one_sentence(trained, tmp_path):
     small[0] = "training.max_train_steps=4"
     with pytest.raises(UserError, match="checkpoint-3 does not fit this configuration .*ema_model"):
         run_job("teacher", trained, tmp_path, *small)
+
+
+@pytest.mark.parametrize(
+    "job, key, other",
+    [
+        ("stage1", "model.vq_model.pretrained_tokenizer_weight", "teacher"),
+        ("stage2", "model.vq_model.pretrained_tokenizer_weight", "teacher"),
+        ("stage2", "experiment.init_weight", "stage1"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(trained, tmp_path, job, key, other):
+    shutil.copytree(trained / job / "checkpoint-3", tmp_path / "checkpoint-3")
+    changed = f"{key}={trained}/{other}/checkpoint-3/ema_model"
+    named = key if job == "stage1" else "experiment.init_weight, or of the teacher,"
+    with pytest.raises(UserError, match=f"checkpoint-3 does not fit .*the weights of {named} were .*, and are .* now"):
+        run_job(job, trained, tmp_path, changed)
+    few = ["training.max_train_steps=4", "experiment.eval_every=0", "experiment.generate_every=0"]
+    run_job(job, trained, tmp_path, *few)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_began_with_is_continued(trained, tmp_path):
+    """As they were up to 083ff17."""
+    shutil.copytree(trained / "stage1/checkpoint-3", tmp_path / "checkpoint-3")
+    world, metadata = tmp_path / "checkpoint-3/world.json", tmp_path / "checkpoint-3" / METADATA_FILE
+    facts, listed = json.loads(world.read_text()), json.loads(metadata.read_text())
+    assert len(facts.pop("sources")) == 1
+    world.write_text(json.dumps(facts))
+    listed["files"]["world.json"] = [world.stat().st_size, sha256_of(world)]
+    metadata.write_text(json.dumps(listed))
+    changed = f"model.vq_model.pretrained_tokenizer_weight={trained}/teacher/checkpoint-3/ema_model"
+    few = ["training.max_train_steps=4", "experiment.eval_every=0", "experiment.generate_every=0"]
+    run_job("stage1", trained, tmp_path, changed, *few)
 
 
 def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_path, capsys):

@@ -73,9 +73,14 @@ def test_the_figures_have_the_whole_name_and_replace_nobody_elses(folder, monkey
         call(monkeypatch, main, folder, "--once", "--plot", figures / "rate_1e-4.5")
     assert {path.name for path in figures.iterdir()} == {".results", "rate_1e-4.5.png", "rate_1e-4.5.pdf"}
     (figures / "mine.pdf").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds mine.pdf, and no command of ours has left it there"):
+    with pytest.raises(UserError, match=r"holds mine.pdf, and no .* has left it there: name another --plot, or"):
         call(monkeypatch, main, folder, "--once", "--plot", figures / "mine.png")
     assert (figures / "mine.pdf").read_bytes() == b"mine" and not (figures / "mine.png").exists()
+    (figures / ".results").write_text("of another program\n")
+    with pytest.raises(UserError, match=r"cannot be read .*: name another --plot, or move this one's files away"):
+        call(monkeypatch, main, folder, "--once", "--plot", figures / "mine.png")
+    with pytest.raises(UserError, match=r"--plot .*mine.pdf cannot be created"):
+        call(monkeypatch, main, folder, "--once", "--plot", figures / "mine.pdf/curves.png")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

@@ -31,18 +31,19 @@ class ResultFolder:
         path: Created where it is missing.
         clears: The first file that is written removes all that the list of the run before has, so that results of two
             runs never mix. Otherwise they stay until they are replaced.
+        flag: That names the folder, or a file in it, for errors.
 
     Raises:
         UserError: The folder cannot be created, or its list cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike, clears: bool = True):
-        self.path, self.clears = Path(path), clears
+    def __init__(self, path: str | os.PathLike, clears: bool = True, flag: str = "--output_dir"):
+        self.path, self.clears, self.flag = Path(path), clears, flag
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--output_dir {path} cannot be created ({error.strerror}): name another folder") from error
-        self._listed = _read_list(self.path)
+            raise UserError(f"{flag} {path} cannot be created ({error.strerror}): name another folder") from error
+        self._listed = _read_list(self.path, flag)
         self._written: set[str] = set()
         self._unmarked: dict[str, None] = {}  # of what is written, in this order
         self._is_begun = False
@@ -71,7 +72,7 @@ class ResultFolder:
             cut = ", or one that was cut short" if any(name in self._listed for name in foreign) else ""
             raise UserError(
                 f"{self.path} holds {named}, and no command of ours has left {it} there{cut}: name another "
-                f"--output_dir, or move {it} away"
+                f"{self.flag}, or move {it} away"
             )
         removed = self.left(self._listed.keys() - names)
         if not removed or not self.clears or self._is_begun:
@@ -161,9 +162,13 @@ class ResultPaths:
     """Results at any paths, in folders that several commands share: each replaces its own, and nobody else's.
 
     A context, as `ResultFolder`.
+
+    Args:
+        flag: As of `ResultFolder`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, flag: str = "--output_dir") -> None:
+        self.flag = flag
         self._folders: dict[Path, ResultFolder] = {}
 
     def __enter__(self) -> "ResultPaths":
@@ -194,7 +199,7 @@ class ResultPaths:
 
     def folder(self, path: Path) -> ResultFolder:
         if path.parent not in self._folders:
-            self._folders[path.parent] = ResultFolder(path.parent, clears=False)
+            self._folders[path.parent] = ResultFolder(path.parent, clears=False, flag=self.flag)
         return self._folders[path.parent]
 
     def finish(self) -> None:
@@ -227,7 +232,7 @@ def _mark(path: Path) -> str:
     return sha256_of(path) if facts.st_size <= LARGE else f"{facts.st_size} bytes of {facts.st_mtime_ns}"
 
 
-def _read_list(folder: Path) -> dict[str, str | None]:
+def _read_list(folder: Path, flag: str = "--output_dir") -> dict[str, str | None]:
     """The listed files of a folder by name, with their marks where they are known."""
     path = folder / LIST
     found: dict[str, str | None] = {}
@@ -241,6 +246,6 @@ def _read_list(folder: Path) -> dict[str, str | None]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} must list the results that are in its folder, and cannot be read ({error!r}): name another "
-            "--output_dir, or move this one's files away"
+            f"{flag}, or move this one's files away"
         ) from error
     return found

@@ -27,6 +27,7 @@ class EntropyTask:
         self.frozen: list[nn.Module] = []
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.sources: dict[str, str] = {}
 
     def start(self) -> None:
         pass

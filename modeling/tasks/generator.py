@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modeling.checkpoints.pretrained import load_weights
 from modeling.checkpoints.registry import build
+from modeling.checkpoints.state import fingerprint
 from modeling.generators import TRAINED_WITH, check_sizes, class_names
 from modeling.identity import identities, identity
 from modeling.losses import masked_accuracy_by_position, masked_token_loss
@@ -44,6 +45,7 @@ class GeneratorTask:
         self.frozen: list[nn.Module] = []
         self.state: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.sources: dict[str, str] = {}
         self.class_dropout = config.model.generator.class_label_dropout
         self.loss_settings = {
             "label_smoothing": config.losses.label_smoothing,
@@ -53,6 +55,7 @@ class GeneratorTask:
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
             load_weights(self.model, self.config.experiment.init_weight)
+            self.sources["experiment.init_weight"] = fingerprint(self.model.state_dict())
         source = self.config.experiment.tokenizer_checkpoint
         self.tokenizer = frozen_tokenizer(source, self.config)
         self.frozen = [self.tokenizer]

@@ -44,6 +44,7 @@ class ReconstructionTask:
         self.modules: dict[str, nn.Module] = {"model": model}
         self.frozen: list[nn.Module] = [] if self.perceptual is None else [self.perceptual]
         self.state: dict[str, Tensor] = {}
+        self.sources: dict[str, str] = {}
         self.discriminator = None
         if losses.discriminator_start < config.training.max_train_steps and losses.discriminator_weight:
             self.discriminator = self.modules["discriminator"] = NLayerDiscriminator()

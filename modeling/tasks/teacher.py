@@ -7,6 +7,7 @@ from torch import Tensor
 
 from modeling.checkpoints.pretrained import load_weights
 from modeling.checkpoints.registry import build
+from modeling.checkpoints.state import fingerprint
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
 
@@ -22,6 +23,7 @@ class TeacherTask(ReconstructionTask):
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
             load_weights(self.model, self.config.experiment.init_weight)
+            self.sources["experiment.init_weight"] = fingerprint(self.model.state_dict())
 
     def evaluate(self, model: PixelVQGAN, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self.score(model(batch["image"])[0], batch["image"])

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.locate import locate
-from modeling.checkpoints.state import load_strict, read_state_dict
+from modeling.checkpoints.state import fingerprint, load_strict, read_state_dict
 from modeling.generators import check_its_tokenizer, load_generator
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
@@ -56,13 +56,16 @@ class Stage1Task:
         self.state = self.care.state
         share_state(self.gains, self.state)
         self.counts = {"codes": torch.zeros(self.model.codebook_size, dtype=torch.long)}
+        self.sources: dict[str, str] = {}
         self.perturbation = perturbation(self.model, config)
 
     def start(self) -> None:
         if self.config.experiment.get("init_weight"):
             stage1_start(self.model, self.config.experiment.init_weight)
+            self.sources["experiment.init_weight"] = fingerprint(self.model.state_dict())
         self.teacher = load_teacher(self.config, self.config.model.vq_model.pretrained_tokenizer_weight)
         self.frozen = [self.teacher]
+        self.sources["model.vq_model.pretrained_tokenizer_weight"] = fingerprint(self.teacher.state_dict())
 
     def first_step(self, player: str) -> int:
         return 0
@@ -161,6 +164,7 @@ class Stage2Task(ReconstructionTask):
             )
         if source != SCRATCH:
             stage2_start(self.model, source, self.config.model.vq_model.pretrained_tokenizer_weight)
+            self.sources["experiment.init_weight, or of the teacher,"] = fingerprint(self.model.state_dict())
         elif self.model.freeze_tokens:
             raise UserError(
                 f"experiment.init_weight {SCRATCH} would freeze tokens that say nothing: set "

@@ -95,26 +95,41 @@ class Points:
     """The rows of a sweep's points that are measured, kept in a file until all are: one that was killed goes on.
 
     Args:
-        plan: All that the rows depend on; a file of another plan is an error.
+        known: Of the plan, all that the rows depend on, what is known before any work; a file of another is an error.
+
+    Raises:
+        UserError: The file is of another plan, or of another program.
     """
 
-    def __init__(self, session: Session, plan: Mapping[str, Any]):
+    def __init__(self, session: Session, known: Mapping[str, Any]):
         self.session, self.path = session, session.output_dir / POINTS
-        self.plan, self.done = json.loads(json.dumps(plan)), {}
+        self.plan: dict[str, Any] = {}
+        self.there: dict[str, Any] = {"plan": {}, "rows": {}}
         if self.path.is_file():
-            there = read_state(self.path, points_in)
-            check_plan(there["plan"], self.plan, session.output_dir)
-            self.done = there["rows"]
+            self.there = read_state(self.path, points_in)
+            before = self.there["plan"]
+            check_plan({name: before.get(name) for name in known}, plain(known), session.output_dir)
         session.processes.wait()  # until all have read it
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Go on with the rows that are there, once the whole plan is known."""
+        self.plan = plain(plan)
+        if self.there["plan"]:
+            check_plan(self.there["plan"], self.plan, self.session.output_dir)
 
     def rows(self, point: Mapping[str, Any], measured: Callable[[Mapping[str, Any]], list[Row]]) -> list[Row]:
         """The rows of a point, measured now where they are not there yet."""
-        key = json.dumps(point, sort_keys=True)
-        if key not in self.done:
-            self.done[key] = measured(point)
+        key, done = json.dumps(point, sort_keys=True), self.there["rows"]
+        if key not in done:
+            done[key] = measured(point)
             if self.session.processes.is_main:
-                write_json(self.path, {"plan": self.plan, "rows": self.done})
-        return self.done[key]
+                write_json(self.path, {"plan": self.plan, "rows": done})
+        return done[key]
+
+
+def plain(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as it is read from a file."""
+    return json.loads(json.dumps(plan))
 
 
 def points_in(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def write_state(run: Run, folder: Path) -> None:
                 "global_batch": run.global_batch,
                 "images_seen": run.images_seen,
                 "owes_evaluation": run.owes_evaluation,
+                "sources": run.task.sources,
             },
         )
 
@@ -64,9 +65,11 @@ def resume(run: Run) -> None:
     run.saved_step = run.step
     with run.processes.careful(), fitting(folder):
         world = json.loads((folder / WORLD).read_text())
+        check_sources(run, world.get("sources", {}))  # none in checkpoints of before
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
         tell_differences(run, folder, world)
-        run.accelerator.load_state(str(folder))
+        with without(run, players_to_come(run, folder)):
+            run.accelerator.load_state(str(folder))
         if run.ema is not None:
             run.ema.model.load_state_dict(load_file(folder / "ema_model" / WEIGHTS_FILE))
         same_world = world["num_processes"] == run.processes.world_size
@@ -77,6 +80,28 @@ def resume(run: Run) -> None:
         if run.processes.is_main and run.step < run.total_steps:
             take_back_weights(run)
     run.processes.meet()
+
+
+def players_to_come(run: Run, folder: Path) -> list[str]:
+    """Players that a checkpoint lacks because its run was to end before their first step; they begin from nothing."""
+    num_saved = sum(path.is_file() for path in folder.glob("optimizer*.bin"))
+    missing = list(run.optimizers)[num_saved:]
+    if any(run.task.first_step(player) < run.step for player in missing):
+        return []  # they should have played already: it is no checkpoint of such a run
+    for player in missing:
+        run.say(f"new            the {player}, which {folder} lacks: it begins at step {run.task.first_step(player)}")
+    return missing
+
+
+@contextlib.contextmanager
+def without(run: Run, players: list[str]) -> Iterator[None]:
+    """What Accelerate loads inside leaves these last players as they are."""
+    accelerator, everything = run.accelerator, (run.accelerator._models, run.accelerator._optimizers)
+    accelerator._models, accelerator._optimizers = (prepared[: len(prepared) - len(players)] for prepared in everything)
+    try:
+        yield
+    finally:
+        accelerator._models, accelerator._optimizers = everything
 
 
 def take_back_weights(run: Run) -> None:
@@ -114,6 +139,13 @@ def find_checkpoint(run: Run) -> tuple[int, Path] | None:
                 )
     run.processes.meet()
     return run.processes.gather(found)[0]
+
+
+def check_sources(run: Run, begun: dict[str, str]) -> None:
+    """Refuse to go on with other weights, such as a teacher's, than those that training has begun with."""
+    for name, now in run.task.sources.items():
+        if (was := begun.get(name, now)) != now:
+            raise ValueError(f"the weights of {name} were {was[:12]} when it began, and are {now[:12]} now")
 
 
 def tell_differences(run: Run, folder: Path, world: dict[str, Any]) -> None:

@@ -18,12 +18,15 @@ class Task(Protocol):
         frozen: Networks that are not trained, used in every step, once `start` was called.
         state: Small tensors that belong to the training state and to no network, saved for each rank.
         counts: Counters that the loop sums over the ranks, hands to `summarize` and clears, each time it logs.
+        sources: Fingerprints of the weights that training rests on, once `start` was called, by what of the
+            configuration names them. A run does not go on with others.
     """
 
     modules: dict[str, nn.Module]
     frozen: list[nn.Module]
     state: dict[str, Tensor]
     counts: dict[str, Tensor]
+    sources: dict[str, str]
 
     def start(self) -> None:
         """Load the weights that training starts from; not called for a dry run."""
