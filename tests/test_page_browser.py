@@ -44,18 +44,22 @@ def visit(browser, site):
     """Open the page at an address behind its own; what it says on its console, and to whom, is checked at the end."""
     contexts, said, asked = [], [], []
 
-    def visit(address="", held=None, **options):
+    def visit(address="", during=None, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        if held:  # requests that wait until the test lets them go on
-            page.route(held[0], lambda route: held[1].append(route))
+        if during:  # an act for the page, while a request of these is under way
+
+            def act_and_go_on(route):
+                during[1](page)
+                route.continue_()
+
+            page.route(during[0], act_and_go_on)
         page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(site + address)
-        if not held:
-            page.wait_for_selector("#shown[data-tokens]")
+        page.wait_for_selector("#shown[data-tokens]")
         return page
 
     visit.said = said
@@ -234,14 +238,15 @@ def test_how_far_an_image_is_that_another_has_replaced_is_not_shown(visit, tmp_p
 
 
 def test_a_change_while_the_first_image_is_opened_is_for_that_image(visit):
-    routes = []
-    page = visit(held=("**/model.safetensors", routes))
-    page.locator("#loading:visible").wait_for()
-    page.locator("#fit").select_option("pad")
-    page.wait_for_timeout(100)
-    for route in routes:
-        route.continue_()
+    acts = []
+
+    def choose_pad(page):
+        acts.append("pad")
+        page.locator("#fit").select_option("pad")
+
+    page = visit(during=("**/model.safetensors", choose_pad))
     page.wait_for_selector("#shown[data-fit='pad']")
+    assert acts == ["pad"]
 
 
 WRONG = [
