@@ -87,7 +87,7 @@ export class EntropyModels {
       writer = new RangeWriter();
     if (mode === FIXED)
       return packBits(
-        order.map(([tile, place]) => tiles[tile][place]),
+        Array.from(order, ([tile, place]) => tiles[tile][place]),
         this.width,
       );
     for (const [tile, place] of order) writer.write(...shares[mode][tile][place], this.totalBits);
@@ -141,15 +141,16 @@ export class EntropyModels {
   }
 
   #readFixed(payload, lengths, isCut) {
-    const order = inOrder(lengths),
-      count = Math.min(order.length, Math.floor((8 * payload.length) / this.width));
+    const declared = lengths.reduce((a, b) => a + b, 0),
+      count = Math.min(declared, Math.floor((8 * payload.length) / this.width));
     const values = unpackBits(payload, this.width, count),
       tiles = lengths.map(() => []);
     if (values.some((value) => value >= this.codebookSize))
       throw new FormatError("The payload is damaged: there is no such token.");
-    const isExact = count === order.length && payload.length === Math.ceil((count * this.width) / 8);
+    const isExact = count === declared && payload.length === Math.ceil((count * this.width) / 8);
     if (!isCut && !(isExact && isFilledWithZeros(payload, count * this.width))) throw damaged();
-    values.forEach((value, index) => tiles[order[index][0]].push(value));
+    const order = inOrder(lengths);
+    for (const value of values) tiles[order.next().value[0]].push(value);
     return tiles;
   }
 
@@ -157,9 +158,9 @@ export class EntropyModels {
     const tiles = lengths.map(() => []),
       reader = new RangeReader(payload),
       writer = new RangeWriter();
-    const order = inOrder(lengths),
-      most = isCut ? 64 * (payload.length + 16) : order.length;
-    for (const [tile] of order.slice(0, most)) {
+    let left = isCut ? 64 * (payload.length + 16) : Infinity; // section 7
+    for (const [tile] of inOrder(lengths)) {
+      if (left-- === 0) break;
       const starts = this.starts(mode, tiles[tile]),
         token = reader.read(starts, this.totalBits);
       if (isCut && !reader.isCertain) return tiles;
@@ -173,13 +174,11 @@ export class EntropyModels {
 
 const damaged = () => new FormatError("The payload is damaged: its tokens are not written so.");
 
-/** Section 2: [tile, place] of every token. */
-function inOrder(lengths) {
-  const order = [],
-    most = lengths.reduce((a, b) => Math.max(a, b), 0);
+/** Section 2: [tile, place] of every token, one after another: a damaged file may declare millions. */
+function* inOrder(lengths) {
+  const most = lengths.reduce((a, b) => Math.max(a, b), 0);
   for (let place = 0; place < most; place++)
-    lengths.forEach((length, tile) => place < length && order.push([tile, place]));
-  return order;
+    for (let tile = 0; tile < lengths.length; tile++) if (place < lengths[tile]) yield [tile, place];
 }
 
 /** Section 5: from logits to the starts of the shares, and 2^T behind them. */
