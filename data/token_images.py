@@ -51,33 +51,33 @@ def from_array(path: Path, keys: Sequence[str], indices: Sequence[int]) -> dict[
     images = open_images(path)
     if len(images) != len(keys):
         raise DataError(f"{path} must hold the {len(keys)} images of the tokens, in their order, got {len(images)}")
-    places = places_of(keys, path)
+    places = places_of(keys, path, "images")
     return {index: Image.fromarray(images.read(places[index], places[index] + 1)[0]) for index in indices}
 
 
 def labels_of(path: Path, keys: Sequence[str]) -> np.ndarray:
     """Class ids (n,) of the images of tokens, from a labels.npy; -1 where there is none.
 
-    A line in the log says where they are paired with the tokens by nothing but their order.
-
     Raises:
         UserError: There is none, or it has other images.
     """
-    labels, places = read_labels(path, len(keys)), recorded_places(keys, path)
-    if places is None:
-        logger.warning("%s: no names are recorded beside it, so its labels are taken in the order of the tokens", path)
-        return labels
-    return labels[places]
+    labels = read_labels(path, len(keys))
+    return labels[places_of(keys, path, "labels")]
 
 
-def places_of(keys: Sequence[str], path: Path) -> list[int]:
+def places_of(keys: Sequence[str], path: Path, what: str) -> list[int]:
     """Where in a file or folder of as many rows the image of each key is: by its recorded names, or in order.
+
+    A line in the log says where `what` is in it is paired with the tokens by nothing but their order.
 
     Raises:
         DataError: As `recorded_places`.
     """
     places = recorded_places(keys, path)
-    return list(range(len(keys))) if places is None else places
+    if places is None:
+        logger.warning("%s: no names are recorded beside it, so its %s are taken in the tokens' order", path, what)
+        return list(range(len(keys)))
+    return places
 
 
 def recorded_places(keys: Sequence[str], path: Path) -> list[int] | None:
@@ -111,7 +111,7 @@ def from_folder(folder: Path, keys: Sequence[str], indices: Sequence[int]) -> di
         chosen = {index: by_key[keys[index]] for index in indices}
     elif len(files) == len(keys) and all(Path(file).stem.isdecimal() for file in files):
         numbered = sorted(files, key=lambda file: int(Path(file).stem))
-        places = places_of(keys, folder)
+        places = places_of(keys, folder, "images")
         chosen = {index: numbered[places[index]] for index in indices}
     else:
         raise DataError(

@@ -217,7 +217,7 @@ def test_labels_with_recorded_names_are_taken_by_name(call, setup, tmp_path, cap
 def test_labels_without_recorded_names_are_taken_in_order_and_it_is_said(call, setup, tmp_path, caplog):
     assert call(analyze_tokens, data=setup / "tokens.npz", labels=setup / "labels.npy", out=tmp_path)[0] == 0
     assert [record.getMessage() for record in caplog.records] == [
-        f"{setup}/labels.npy: no names are recorded beside it, so its labels are taken in the order of the tokens"
+        f"{setup}/labels.npy: no names are recorded beside it, so its labels are taken in the tokens' order"
     ]
 
 
@@ -322,8 +322,11 @@ def test_of_many_the_seed_draws_and_the_grid_has_its_size(call, setup, array_fil
     assert 3 * 96 < width < 3 * 96 + 150 and 2 * 96 < height < 2 * 96 + 80
 
 
-def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, array_file):
+def test_without_a_prefix_the_most_frequent_are_listed_and_drawn(call, setup, array_file, caplog):
     status, printed, _ = call(visualize_first_token_clustering, data=setup / "tokens.npz", images=array_file)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{array_file}: no names are recorded beside it, so its images are taken in the tokens' order"
+    ]
     assert status == 0 and "4 different first codes" in printed and "4 different first pairs" in printed
     folder = setup / "first_tokens"
     grids = {f"first_tokens_{code}.png" for code in (0, 3, 6, 9)}

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from modeling.checkpoints.state import fingerprint
+from modeling.maskgit import ImageBert
 from modeling.modules.perturbation import Perturbation
 from modeling.modules.quantizer import VectorQuantizer
 from modeling.one_d_piece import OneDPiece
@@ -85,6 +87,8 @@ def test_a_decoder_is_tuned_on_what_its_generator_draws():
     assert len(asked) == 1 and asked[0][1].any(dim=1).all()
     trained = {name.split(".")[0] for name, value in task.model.named_parameters() if value.grad is not None}
     assert trained == {"decoder", "pixel_quantize", "pixel_decoder"}
+    weights = ImageBert.from_pretrained("maskgit_fashion").state_dict()
+    assert task.sources["training.perturb.generator"] == fingerprint(weights)  # another one would be refused on resume
 
 
 def test_a_generator_of_other_tokens_does_not_tune_a_decoder():

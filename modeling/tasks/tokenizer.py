@@ -173,7 +173,8 @@ class Stage2Task(ReconstructionTask):
         else:  # the quantizer's tiny codes, all but equal, would be a standstill for what is a mean of them here
             nn.init.normal_(self.model.pixel_quantize.embedding.weight)
         if generator := OmegaConf.select(self.config, "training.perturb.generator"):
-            self.perturbation.fill = filled_by(generator, self.model, source)
+            self.perturbation.fill, weights = filled_by(generator, self.model, source)
+            self.sources["training.perturb.generator"] = weights
 
     def decoded(self, batch: dict[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
@@ -229,8 +230,10 @@ def change_of(perturbation: Perturbation, batch: dict[str, Any]) -> Callable[[Te
     return partial(perturbation, classes=batch["class_id"]) if perturbation else None
 
 
-def filled_by(source: str, tokenizer: TiTok, tokenizer_source: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Logits of a generator for tokens of which some are hidden.
+def filled_by(
+    source: str, tokenizer: TiTok, tokenizer_source: str
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]:
+    """Logits of a generator for tokens of which some are hidden, and the fingerprint of its weights.
 
     Raises:
         WeightsError: The generator could not be loaded, or is for another tokenizer.
@@ -243,7 +246,7 @@ def filled_by(source: str, tokenizer: TiTok, tokenizer_source: str) -> Callable[
         shown = tokens.masked_fill(hidden, generator.mask_token)
         return generator.to(tokens.device)(shown, classes, 0.0)
 
-    return fill
+    return fill, fingerprint(generator.state_dict())
 
 
 def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
