@@ -7,7 +7,7 @@
 Every prefix of every image is written and decoded once. Then lengths are chosen: one for all images, what a PSNR that
 is asked for needs (also guessed, as --fast does), and a budget spread over all images. Bytes are those of the payload;
 a file has a header of 8 more. Seconds are of one thread. metrics.json has all rows, curves.png is drawn from them.
-A run that was killed goes on where it was; --num_images draws images by the configuration's training.seed.
+A run that was killed goes on where it was.
 """
 
 import sys
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--least", type=float, default=18.0, metavar="DB", help="that most are to have (default: 18)")
     parser.add_argument("--budget", type=float, default=10.0, metavar="BYTES", help="an image (default: 10)")
     parser.add_argument("--psnr_only", action="store_true", help="no SSIM and perceptual distance: a fifth less work")
-    add_num_images_argument(parser)
+    add_num_images_argument(parser, "N images, drawn by training.seed of the configuration")
     add_common_arguments(parser, "output/evaluate_codec")
     return parser.parse_args()
 

@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--truth", metavar="FILE", help="labels, masks or boxes, as said above")
     parser.add_argument("--model", help="the network (default: as said above)")
     parser.add_argument("--weights", metavar="FILE", help="weights of a timm model, where they cannot be downloaded")
-    add_num_images_argument(parser)
+    add_num_images_argument(parser, "the first N images", default="all")
     add_common_arguments(parser, output_dir="output/evaluate_downstream")
     arguments = parser.parse_args()
     arguments.model = arguments.model or TASKS[arguments.task].model

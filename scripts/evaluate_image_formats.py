@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         choices=[*FORMATS, *PLACEHOLDERS],
         default=list(FORMATS),
-        help="default: all but the placeholders thumbhash and blurhash, whose packages requirements-dev.txt names",
+        help="default: all but the placeholders thumbhash and blurhash, whose packages pyproject.toml names",
     )
     parser.add_argument("--codec", metavar="TOKENIZER", help="also its compressed files: bundled name, folder, hub id")
     parser.add_argument(

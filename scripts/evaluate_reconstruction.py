@@ -4,7 +4,7 @@ From a tokenizer, or a teacher by its configuration:
   python3 scripts/evaluate_reconstruction.py --config configs/fashion/eval.yaml --lengths 1,2,4,8,16,32 \\
       --features efficientnet_lite0
 
-From two sets of images, each an array (.npy, .npz) or a folder, in the same order:
+From two sets of images: arrays (.npy, .npz), paired by order, or folders, paired by file name:
   python3 scripts/evaluate_reconstruction.py --original DIR/original/images.npy --target DIR/images.npy
 
 On several GPUs or processes: torchrun --nproc_per_node N scripts/evaluate_reconstruction.py ...

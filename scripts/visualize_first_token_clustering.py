@@ -2,10 +2,10 @@
 
     python3 scripts/reconstruct_tokenizer.py --config configs/fashion/eval.yaml --output_dir output/tokens --tokens
     python3 scripts/visualize_first_token_clustering.py --data output/tokens/tokens.npz
-    python3 scripts/visualize_first_token_clustering.py --data output/tokens/tokens.npz --prefix 1208
+    python3 scripts/visualize_first_token_clustering.py --data output/tokens/tokens.npz --prefix 774
 
 Without --prefix it lists the most frequent first codes and first pairs, and draws a grid for each of those codes and a
-row of each on one sheet, most_frequent.png. With --prefix, one code or several such as 1208,17, it draws the images
+row of each on one sheet, most_frequent.png. With --prefix, one code or several such as 774,864, it draws the images
 whose tokens begin with them. Where there are more than fit, --seed draws them. The images come from --images: a .npy
 file (as reconstruct_tokenizer.py writes it, by the names in its record; any other in the order of the tokens), a folder
 (files named by key, or numbered likewise), or the configuration whose evaluation images were tokenized. When nothing is
@@ -77,7 +77,7 @@ def visualize(arguments: argparse.Namespace, results: ResultPaths) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="TOKENS.NPZ", help="a tokens file")
-    parser.add_argument("--prefix", help="codes that the tokens begin with, such as 1208 or 1208,17")
+    parser.add_argument("--prefix", help="codes that the tokens begin with, such as 774 or 774,864")
     parser.add_argument(
         *("--output_dir", "--out"),
         dest="out",

@@ -72,14 +72,12 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_
     add_device_argument(parser)
 
 
-def add_num_images_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--num_images",
-        type=parse_batch_size,
-        metavar="N",
-        help="only the first N images, of every shard alike (default: dataset.params.max_eval_examples of the "
-        "configuration, or all)",
-    )
+def add_num_images_argument(
+    parser: argparse.ArgumentParser,
+    which: str = "the first N images, of every shard alike",
+    default: str = "dataset.params.max_eval_examples of the configuration, or all",
+) -> None:
+    parser.add_argument("--num_images", type=parse_batch_size, metavar="N", help=f"only {which} (default: {default})")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
