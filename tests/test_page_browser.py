@@ -17,7 +17,7 @@ from codec.entropy import read_tokens
 from codec.files import Settings, load_codec
 from codec.rate import goal_of
 from modeling.tokenizers import encode_tokens
-from tests.browser import chromium, served
+from tests.browser import PATIENCE, chromium, served
 from utils.paths import ROOT
 
 pytestmark = [pytest.mark.xdist_group("page")]
@@ -55,7 +55,7 @@ def visit(browser, site):
                 route.continue_()
 
             page.route(during[0], act_and_go_on)
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -337,6 +337,7 @@ def test_times_are_told(browser, site):
     """Prints, and asserts nothing of times: pytest -s tests/test_page_browser.py -k times."""
     context = browser.new_context(bypass_csp=True)
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     begin = time.monotonic()
     page.goto(site)
     page.wait_for_selector("#shown[data-tokens]")
