@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import pytest
@@ -155,14 +154,17 @@ def test_a_slurm_job_that_has_saved_is_queued_again(launch, tmp_path):
 
 @pytest.fixture
 def node(monkeypatch):
-    """Run Python programs as the processes of a machine: exit status."""
+    """Run Python programs as the processes of a machine, which a notice may reach as they start: exit status."""
     monkeypatch.setattr(launch_node, "GRACE", 0.3)
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
 
-    def node(program: str, processes: int) -> int:
+    def node(program: str, processes: int, notice: int | None = None) -> int:
         monkeypatch.setenv("NUM_PROCESSES", str(processes))
-        return launch_node.Node([sys.executable, "-S", "-c", "import os, signal, time\n" + program]).wait()
+        started = launch_node.Node([sys.executable, "-S", "-c", "import os, signal, time\n" + program])
+        if notice is not None:
+            os.kill(os.getpid(), notice)
+        return started.wait()
 
     yield node
     for number, handler in handlers.items():
@@ -179,8 +181,7 @@ def test_a_process_that_fails_ends_the_others(node, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_notice_before_a_script_heeds_it_is_no_failure(node, number):
-    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
-    assert node("time.sleep(60)", 2) == os.EX_TEMPFAIL
+    assert node("time.sleep(60)", 2, notice=number) == os.EX_TEMPFAIL
 
 
 def test_a_node_that_lacks_a_gpu_is_named(node, monkeypatch):
