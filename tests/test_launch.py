@@ -39,7 +39,7 @@ def launch(tmp_path):
             env=inherited | {"PATH": path, "ODP_ENV": sys.prefix} | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return launch
@@ -126,7 +126,8 @@ def test_a_slurm_job_has_one_launcher_a_node(launch, greet):
             wait
         """,
     }
-    job = {"SLURM_JOB_ID": "74321", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    # The processes meet at a port that is made of the job's number: another one for other tests of this machine.
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     result = launch(ROOT / "scripts/launch.sh", greet, programs=programs, NUM_PROCESSES="1", **job)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("here 2 of 2") == 2
