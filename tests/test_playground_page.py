@@ -1,7 +1,6 @@
 """The page with a slider in a real browser: a photograph goes in, a file comes out, is decoded, and is dropped back."""
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import PATIENCE, chromium, find_chromium
+from tests.slurm_cluster import free_ports
 from utils.paths import ROOT
 
 PHOTOGRAPH = ROOT / "assets/photos/flower.png"  # no model was trained on photographs
@@ -43,9 +43,7 @@ def server(tmp_path_factory):
     """The page, served by the command itself; `uploads` is where it keeps what visitors send."""
     pytest.importorskip("gradio", reason="Gradio is not installed")
     find_chromium()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     folder = tmp_path_factory.mktemp("server")
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
