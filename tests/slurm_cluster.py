@@ -111,7 +111,7 @@ class SlurmCluster:
         user = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"]
         shutil.chown(self.folder, "munge", "munge")
         self.start("munged", *user, "munged", "--foreground", socket_file, *files)
-        self.wait_for((self.folder / "munge.socket").exists, 10, "munge's socket")
+        self.wait_for((self.folder / "munge.socket").exists, 60, "munge's socket")
 
     def start_node(self, node: str) -> None:
         self.start(node, "slurmd", "-D", "-N", node)
