@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 120_000  # ms that a page may take for what a test waits for: the machine may be busy
 
 
 def find_chromium() -> str:

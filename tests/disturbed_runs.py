@@ -24,13 +24,13 @@ import torch
 from data.batches import check_count
 from data.loaders import loaders
 from modeling.tasks.teacher import TeacherTask
-from scripts.launch_node import GRACE
 from tests.slurm_cluster import free_ports
 from tests.training_runs import differences, job_config, make_images
 from utils.checkpoint import checkpoints, find_damage, latest_checkpoint
 from utils.cli import run
 from utils.training.loop import make_accelerator, train
 
+GRACE = 60.0  # seconds that the others have to end by themselves: longer than the launcher's, on a busy machine
 SAVE_EVERY = 2
 SMALL = [
     "dataset.params.num_workers_per_gpu=1",
@@ -106,7 +106,7 @@ class Ranks:
         train(TeacherTask(config), config, accelerator, makers["training"], makers["evaluation"], check_count)
 
     def wait(self) -> list[int]:
-        """Exit statuses by rank, negative for a signal; as the launcher, kills who is left when one has failed."""
+        """Exit statuses by rank, negative for a signal; as the launcher, kills who is left when one has ended badly."""
         statuses: dict[int, int] = {}
         deadline = math.inf
         while len(statuses) < len(self.pids):

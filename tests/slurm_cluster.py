@@ -3,7 +3,10 @@
 Debian's packages slurm-wlm and munge; needs root, without systemd. Ends every daemon by its own process id.
 """
 
+import contextlib
+import itertools
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -14,6 +17,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "setpriv")
 NODES = ("n1", "n2")
+CANDIDATES = itertools.count(random.SystemRandom().randrange(10_000, 20_000))  # for `free_ports`
 
 CONF = """
 ClusterName=test
@@ -107,7 +111,7 @@ class SlurmCluster:
         user = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"]
         shutil.chown(self.folder, "munge", "munge")
         self.start("munged", *user, "munged", "--foreground", socket_file, *files)
-        self.wait_for((self.folder / "munge.socket").exists, 10, "munge's socket")
+        self.wait_for((self.folder / "munge.socket").exists, 60, "munge's socket")
 
     def start_node(self, node: str) -> None:
         self.start(node, "slurmd", "-D", "-N", node)
@@ -158,8 +162,10 @@ class SlurmCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
+    """Ports that are free until they are used: the kernel gives others, from 32768 on, to whoever asks for any."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(CANDIDATES)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found

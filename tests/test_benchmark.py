@@ -212,9 +212,10 @@ def test_the_ceiling_of_convolutions_is_in_the_faster_layout(run_benchmark, monk
 
     def conv2d(images, kernel, padding):
         layouts.append(images.is_contiguous())
-        time.sleep(0.02 if images.is_contiguous() else 0.0)
         return torch.conv2d(images, kernel, padding=padding)
 
+    # A minute for each of one layout: more than a busy machine adds to one of the other.
+    monkeypatch.setitem(measure.CLOCKS, "wall", lambda: time.perf_counter() + 60 * layouts.count(True))
     monkeypatch.setattr(measure.F, "conv2d", conv2d)
     _, _, printed, _ = run_benchmark("--only=attention")
     assert set(layouts) == {True, False} and "convolution (channels last)" in printed

@@ -276,7 +276,7 @@ def test_ctrl_c_during_the_imports_is_one_word(tmp_path):
         command = [sys.executable, path, "--help"]
         environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
         heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs do not
-        options = {"capture_output": True, "text": True, "timeout": 60, "preexec_fn": heard}
+        options = {"capture_output": True, "text": True, "timeout": 600, "preexec_fn": heard}
         result = subprocess.run(command, env=environment, **options)
         assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "interrupted\n"), path
 

@@ -288,7 +288,7 @@ def test_two_processes_equal_one(measure, setup, tmp_path):
         *("--checkpoint", setup / "model", "--output_dir", tmp_path / "two", "--save_every=2", "--device=cpu"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True, timeout=600)
+    subprocess.run(list(map(str, command)), check=True, env=environment, capture_output=True, timeout=1200)
     assert_same(dict(np.load(tmp_path / "two/diffs.npz")), expected, rtol=1e-6)
 
 

@@ -103,7 +103,7 @@ def run_as_written(tmp_path):
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "WANDB_MODE": "disabled"}
         environment |= {"ODP_ENV": sys.prefix, "NUM_PROCESSES": "1", "OMP_NUM_THREADS": "1"}
         words = [sys.executable if word == "python3" else word for word in words]
-        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
 
     return run_as_written
 

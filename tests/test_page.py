@@ -19,7 +19,7 @@ from codec.entropy import read_tokens, write_tokens
 from data.transforms import EvalTransform
 from modeling.tokenizers import encode_tokens, load_tokenizer
 from tests import codec_golden
-from tests.browser import chromium, served
+from tests.browser import PATIENCE, chromium, served
 from tests.codec_data import likely_tokens
 from tests.codec_golden import BUNDLED, STORES, VECTORS, models_of
 from utils.images import to_array
@@ -37,6 +37,7 @@ def in_page(request):
     if request.param == "chromium":
         with chromium() as browser, served(ROOT) as address:
             page = browser.new_page()
+            page.set_default_timeout(PATIENCE)
             page.goto(f"{address}tests/golden/")
             yield lambda jobs: json.loads(page.evaluate(RUN, json.dumps(jobs)))
         return

@@ -1,5 +1,6 @@
 """The static page in a real browser: images in, files out, files in, and no word to another host."""
 
+import contextlib
 import io
 import re
 import subprocess
@@ -16,7 +17,7 @@ from codec.entropy import read_tokens
 from codec.files import Settings, load_codec
 from codec.rate import goal_of
 from modeling.tokenizers import encode_tokens
-from tests.browser import chromium, served
+from tests.browser import PATIENCE, chromium, served
 from utils.paths import ROOT
 
 pytestmark = [pytest.mark.xdist_group("page")]
@@ -54,7 +55,7 @@ def visit(browser, site):
                 route.continue_()
 
             page.route(during[0], act_and_go_on)
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -203,34 +204,49 @@ def test_tiles_and_what_is_left_of_a_cut_file_are_shown(visit, codec):
     assert page.locator("#count-of").inner_text() == f"of {certain}"
 
 
-def begin_tiles(page, path, name="large.png"):
-    """Give the page an image of many tiles, and wait until it is being encoded."""
+# Acts in the page as soon as the first tile of an image is being encoded: soon all of them are.
+AT_THE_FIRST_TILE = """act => {
+  const loading = document.getElementById("loading");
+  new MutationObserver((_, observer) => {
+    if (loading.hidden || !loading.textContent.startsWith("Encoding: tile")) return;
+    observer.disconnect();
+    eval(act);
+  }).observe(loading, {attributes: true, childList: true, subtree: true});
+}"""
+CHANGES = {
+    "fit": "const fit = document.getElementById('fit'); fit.value = '1'; fit.dispatchEvent(new Event('change'))",
+    "model": "document.querySelector('#models input:not(:checked)').click()",
+    "image": """const given = new DataTransfer(), chooser = document.getElementById('chooser');
+        given.items.add(new File(['hello'], 'notes.txt'));
+        chooser.files = given.files;
+        chooser.dispatchEvent(new Event('change'))""",
+}
+
+
+def give_tiles(page, path, act, name="large.png"):
+    """Give the page an image of many tiles, and have it act while that is being encoded."""
     Image.open(PHOTO).resize((256, 256)).save(path / name)
     page.locator("#fit").select_option("tiles")
     page.wait_for_selector("#shown[data-fit='tile']")
+    page.evaluate(AT_THE_FIRST_TILE, act)
     page.locator("#chooser").set_input_files(path / name)
-    page.locator("#loading", has_text="Encoding: tile").wait_for()
     return name
 
 
 @pytest.mark.parametrize("change", ["fit", "model"])
 def test_a_change_while_an_own_image_is_opened_is_for_that_image(visit, tmp_path, change):
-    page = visit()
-    name = begin_tiles(page, tmp_path)
-    if change == "fit":
-        page.locator("#fit").select_option("pad")
-        page.wait_for_selector(f"#shown[data-name='{name}'][data-fit='pad']")
-    else:
-        page.locator("#models input:not(:checked)").check(force=True)
-        page.wait_for_selector(f"#shown[data-name='{name}'][data-fit='tile']")
+    page = visit(bypass_csp=True)
+    was = page.locator("#models input:checked").get_attribute("value")
+    name = give_tiles(page, tmp_path, CHANGES[change])
+    page.wait_for_selector(f"#shown[data-name='{name}'][data-fit='{'pad' if change == 'fit' else 'tile'}']")
+    assert (page.locator("#models input:checked").get_attribute("value") == was) == (change == "fit")
     page.locator("#loading").wait_for(state="hidden")
     assert page.locator("#shown").get_attribute("data-name") == name
 
 
 def test_how_far_an_image_is_that_another_has_replaced_is_not_shown(visit, tmp_path):
-    page = visit()
-    begin_tiles(page, tmp_path)
-    page.locator("#chooser").set_input_files(as_file(b"hello", "notes.txt"))
+    page = visit(bypass_csp=True)
+    give_tiles(page, tmp_path, CHANGES["image"])
     page.locator("#message", has_text="notes.txt is no image").wait_for()
     for _ in range(20):
         assert page.locator("#loading").is_hidden()
@@ -261,9 +277,12 @@ def test_what_cannot_be_opened_is_said_and_the_page_goes_on(visit):
     page = visit()
     message = page.locator("#message")
     for name, data, words in WRONG:
-        page.locator("#chooser").set_input_files(as_file(data, name))
-        message.filter(has_text=words).wait_for()
-    visit.said.clear()  # the worker logs its errors
+        # The worker logs its errors, and the page may show them before that is heard of here.
+        is_of_worker = name.endswith(".1dp")
+        with page.expect_console_message() if is_of_worker else contextlib.nullcontext():
+            page.locator("#chooser").set_input_files(as_file(data, name))
+            message.filter(has_text=words).wait_for()
+    visit.said.clear()
     choose(page, EMOJI, EMOJI.name)
     assert message.is_hidden()
 
@@ -318,6 +337,7 @@ def test_times_are_told(browser, site):
     """Prints, and asserts nothing of times: pytest -s tests/test_page_browser.py -k times."""
     context = browser.new_context(bypass_csp=True)
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     begin = time.monotonic()
     page.goto(site)
     page.wait_for_selector("#shown[data-tokens]")

@@ -54,6 +54,7 @@ def test_replacements_can_be_drawn_from_what_fills_in(quantizer):
 
 @pytest.mark.parametrize("kind", [OneDPiece, TiTok])
 def test_other_tokens_are_decoded_and_the_encoder_hears_of_it(kind):
+    torch.manual_seed(0)
     model = kind(tiny_config(freeze_tokens=False, tail_drop="none")).train()
     pixels = torch.rand(2, 3, 16, 16)
     plain, result = model(pixels)

@@ -52,9 +52,12 @@ def test_what_takes_too_long_is_cut_off_with_all_that_it_started(monkeypatch, tm
     parts = [("slow", python(f"{child}]).pid); time.sleep(600)"), 0.5), ("next", python("print(1)"), 1.0)]
     began = time.monotonic()
     report = prove(monkeypatch, tmp_path, parts, seconds=20)
-    assert "- slow, cut off after 10 s" in report and "- next, " in report and time.monotonic() - began < 40
-    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie where nobody asks for it
-        assert psutil.Process(int((tmp_path / "slow.txt").read_text().split()[0])).status() == psutil.STATUS_ZOMBIE
+    assert "- slow, cut off after 10 s" in report and "- next, " in report and time.monotonic() - began < 60
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child = psutil.Process(int((tmp_path / "slow.txt").read_text().split()[0]))
+        while child.status() != psutil.STATUS_ZOMBIE:  # as it stays where nobody asks for it
+            assert time.monotonic() - began < 120
+            time.sleep(0.05)
 
 
 def test_a_report_is_there_after_every_part_and_holds_nothing_of_an_earlier_run(monkeypatch, tmp_path):

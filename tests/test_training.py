@@ -111,7 +111,7 @@ def test_two_processes_resume_exactly_too(tmp_path):
     make_images(tmp_path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = [str(ROOT / "tests/training_runs.py"), str(tmp_path), *JOBS]
-    done = subprocess.run([*launch, *program], capture_output=True, text=True, cwd=ROOT, timeout=400)
+    done = subprocess.run([*launch, *program], capture_output=True, text=True, cwd=ROOT, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     for job in JOBS:
         assert differences(tmp_path / job, tmp_path / f"{job}-resumed") == []
@@ -127,7 +127,7 @@ def test_two_processes_resume_exactly_too(tmp_path):
     script = [str(ROOT / "scripts/train_tokenizer.py"), f"config={tmp_path / 'two.yaml'}"]
     config = job_config("stage1", tmp_path, tmp_path / "two", *alike)
     OmegaConf.save(config, tmp_path / "two.yaml", resolve=True)
-    done = subprocess.run([*launch, *script], capture_output=True, text=True, cwd=tmp_path, timeout=400)
+    done = subprocess.run([*launch, *script], capture_output=True, text=True, cwd=tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = load_file(tmp_path / "one/model.safetensors"), load_file(tmp_path / "two/model.safetensors")
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
