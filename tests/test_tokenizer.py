@@ -361,6 +361,23 @@ def test_lengths_that_gain_most_are_drawn_most_often():
     assert (drawn - weights).abs().max() < 0.01
 
 
+def test_the_weights_of_lengths_are_fetched_only_when_they_change():
+    gains = LengthGains(8)
+    gains.watch(torch.arange(1, 9), torch.arange(8.0).flip(0))
+    fresh = gains.weights(50).clone()
+    on_accelerator = gains.state.pop("length_weights")  # to look there is to wait for it
+    assert torch.equal(gains.weights(51), fresh)
+    gains.state["length_weights"] = on_accelerator
+    gains.watch(torch.arange(1, 9), torch.tensor([90.0, *[0.0] * 7]))
+    assert not torch.equal(gains.weights(100), fresh)
+
+
+def test_of_one_token_one_length_is_drawn():
+    gains = LengthGains(1)
+    gains.watch(torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
+    assert gains.weights(50).tolist() == [1.0]
+
+
 def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():
     model = OneDPiece(tiny_config(tail_drop="prefix_and_full", length_draw="by_gain")).train()
     model.length_weights = torch.tensor([0, 0, 1.0, 0, 0, 0, 0, 0])
