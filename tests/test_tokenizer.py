@@ -168,6 +168,14 @@ def test_the_straight_through_gradient_passes_the_quantizer():
     assert torch.allclose(z.grad, weights)
 
 
+def test_an_evaluation_sees_codes_even_while_training_does_without():
+    quantize, z = VectorQuantizer(codebook_size=16, token_size=4), torch.randn(2, 4, 1, 8)
+    codes = quantize.lookup(quantize(z)[1]["min_encoding_indices"]).movedim(-1, 1)
+    quantize.bypass = True
+    assert not torch.allclose(quantize.train()(z)[0], codes)
+    torch.testing.assert_close(quantize.eval()(z)[0], codes)
+
+
 def test_each_position_may_take_the_first_codes_only_and_the_last_one_all():
     choices = growing_choices(2, num_positions=6, codebook_size=64)
     assert choices == [2, 4, 8, 16, 32, 64]
