@@ -127,7 +127,8 @@ def test_a_generator_is_trained_and_scored_where_the_list_says_so(world, tmp_pat
     assert config.dataset.params.token_set == pretokenize[-1] and config.training.max_train_steps == 3
     assert config.training.seed == 2 and config.experiment.output_dir == score[score.index("--checkpoint") + 1]
     images = load_config(world / "stage2.yaml").dataset.params
-    assert score[score.index("--reference") + 1] == (images.eval_shards_path_or_url or images.eval_folder)
+    assert images.eval_shards_path_or_url, "of the data set that the configuration is based on, and not of this folder"
+    assert score[score.index("--reference") + 1] == images.eval_folder
     assert score[score.index("--num_images") + 1] == "20"
     scores = [command for _, command in ablation.steps_of(trial, plan) if command[0] == "evaluate_reconstruction.py"]
     assert scores[0][scores[0].index("--features") + 1] == "efficientnet_lite0"
