@@ -11,6 +11,7 @@ from scripts import ablate
 from tests.evaluation_data import command
 from tests.training_runs import job_config, make_images, run_job
 from utils.config import load_config, save_config
+from utils.errors import UserError
 from utils.paths import ROOT
 from utils.processes import Processes
 from utils.training import ablation
@@ -92,6 +93,16 @@ def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, 
     status, _, error = command(monkeypatch, capsys, ablate.main, *arguments)
     assert not (tmp_path / "other-1").exists(), "nothing starts after a failure"
     assert status == 1 and "no_such_command.py of plain-2" in error and str(tmp_path / "plain-2" / "log.txt") in error
+
+
+def test_a_command_that_is_killed_before_it_prints_is_named_too(monkeypatch, tmp_path):
+    killed = tmp_path / "scripts/killed.py"
+    killed.parent.mkdir()
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    trial = ablation.Trial("arm", "arm", 1, (), tmp_path / "arm-1", "")
+    with pytest.raises(UserError, match=r"killed.py of arm-1 ended with status -9 \(without a word\)"):
+        ablation.execute(trial, ["killed.py"], {})
 
 
 def test_seeds_are_told_by_their_mean_and_half_their_range():

@@ -213,7 +213,7 @@ def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) ->
             env=environ,
         )
     if done.returncode:
-        last = log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        last = (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or ["without a word"])[-1]
         raise UserError(f"{command[0]} of {trial.folder.name} ended with status {done.returncode} ({last}); see {log}")
 
 
