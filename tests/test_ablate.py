@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.paths import ROOT
 from utils.processes import Processes
 from utils.training import ablation
-from utils.training.ablation_results import bytes_at, entropy_tables, generation_of, generation_table, spread
+from utils.training.ablation_results import bytes_at, entropy_tables, generation_of, generation_table, spread, tables
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,21 @@ def test_a_command_that_is_killed_before_it_prints_is_named_too(monkeypatch, tmp
     trial = ablation.Trial("arm", "arm", 1, (), tmp_path / "arm-1", "")
     with pytest.raises(UserError, match=r"killed.py of arm-1 ended with status -9 \(without a word\)"):
         ablation.execute(trial, ["killed.py"], {})
+
+
+def test_arms_of_other_numbers_of_tokens_stand_below_the_same_lengths():
+    def seed(*lengths):
+        scored = {"psnr": 20.0, "ssim": 0.5, "perceptual_efficientnet_lite0": 1.0}
+        curves = [{"tokens": length, **scored, "psnr": 10.0 + length} for length in lengths]
+        others = dict.fromkeys(("head", "perplexity", "nmi", "nmi_shuffled", "purity", "purity_shuffled"), 0.5)
+        bits = {"bits": [2.0] * lengths[-1], "bytes": [100.0 + length for length in lengths]}
+        return {"title": f"{lengths[-1]}", "curves": curves, "codes_used": [9] * lengths[-1], **others, **bits}
+
+    text = "\n".join(tables({"few": [seed(1, 2, 3)], "many": [seed(1, 2, 4)]}, []))
+    assert " at tokens | 1 | 2 | 3 | 4 |" in text
+    assert "| 3 | 11 | 12 | 13 |  |" in text and "| 4 | 11 | 12 |  | 14 |" in text
+    assert "| 3 | 101 | 102 | 103 |  |" in text and "| 4 | 101 | 102 |  | 104 |" in text
+    assert "| 3 | 2 | 2 | 2 |  | 2 |" in text and "| 4 | 2 | 2 | 2 | 2 | 2 |" in text
 
 
 def test_seeds_are_told_by_their_mean_and_half_their_range():
