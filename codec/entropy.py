@@ -633,6 +633,9 @@ def write_tokens(
 
     Args:
         mode: The smallest file's, where not given.
+
+    Raises:
+        UserError: The payload of that mode would be so small that no reader would take it for so many tokens.
     """
     tokens = np.atleast_2d(tokens)
     lengths = geometry.tiles.lengths if geometry and geometry.tiles else [tokens.shape[1]]
@@ -643,6 +646,11 @@ def write_tokens(
         if may_hold(tried, len(payload), sum(lengths)):
             identities = models.tokenizer[:TOKENIZER_BYTES], model.identity[:ENTROPY_BYTES]
             files.append(pack(Header(tried, *identities, max(lengths), len(payload), geometry), payload))
+        elif mode is not None:
+            raise UserError(
+                f"{len(payload)} bytes of the mode {mode.name.lower()} may not hold {sum(lengths)} tokens: leave the "
+                "mode out"
+            )
     return min(files, key=len)
 
 

@@ -103,7 +103,7 @@ def fit(tokenizer: TiTok, batches: Iterable[Tensor]) -> LengthPredictor:
         batches: Images (B, 3, P, P) uint8.
 
     Raises:
-        UserError: There are too few images.
+        UserError: There are too few images. Those that come back exactly, whose PSNR is infinite, do not count.
     """
     tried = np.array(tried_lengths(tokenizer))
     wanted = np.geomspace(1, tokenizer.num_latent_tokens, MOST_LENGTHS)
@@ -113,10 +113,12 @@ def fit(tokenizer: TiTok, batches: Iterable[Tensor]) -> LengthPredictor:
         encoded = encode(tokenizer, pixels)
         inputs.append(features(tokenizer, encoded))
         targets.append(psnr_of(curves(tokenizer, encoded, lengths.tolist())[0]))
-    known, psnr = with_one(np.concatenate(inputs)), np.concatenate(targets)  # (n, F + 1), (n, G)
-    held_out = np.arange(len(known)) % HELD_OUT == 0
-    if held_out.sum() < 2 or not np.isfinite(psnr).all():
-        raise UserError(f"a length predictor is fitted to hundreds of images, got {len(known)}")
+    psnr = np.concatenate([np.empty((0, len(lengths))), *targets])  # (n, G)
+    finite = np.isfinite(psnr).all(axis=1)
+    held_out = np.arange(finite.sum()) % HELD_OUT == 0
+    if held_out.sum() < 2:
+        raise UserError(f"a length predictor is fitted to hundreds of images, got {finite.sum()}")
+    known, psnr = with_one(np.concatenate(inputs)[finite]), psnr[finite]  # (n, F + 1), (n, G)
     fitted = [ridge(known[~held_out], psnr[~held_out], strength) for strength in RIDGE_STRENGTHS]
     wrong = [psnr[held_out] - known[held_out] @ weights for weights in fitted]
     best = int(np.argmin([np.square(errors).mean() for errors in wrong]))

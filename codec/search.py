@@ -84,6 +84,7 @@ def search(
     unit = tokenizer.quantize.normalize(encoded.vectors.float())
     codebook = tokenizer.quantize.lookup(torch.arange(tokenizer.codebook_size, device=tokens.device))
     for place, num_candidates in effort.steps(lengths[-1]):
+        num_candidates = min(num_candidates, tokenizer.codebook_size - 1)  # there are no more others
         first = next(index for index, length in enumerate(lengths) if length > place)
         current = tokens[:, place : place + 1]
         distances = torch.cdist(unit[:, place], codebook).square()

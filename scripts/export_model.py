@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
 
 from modeling.checkpoints.locate import SAFETENSORS, is_public, locate
 from modeling.checkpoints.registry import model_class
@@ -55,6 +56,11 @@ def main() -> None:
     located = locate(arguments.checkpoint)
     if located.config is None:
         raise UserError(f"{located.description} has no configuration beside it: give the training output folder")
+    if is_narrowed_in_place(located.weights, Path(arguments.output_dir).expanduser(), DTYPES[arguments.dtype]):
+        raise UserError(
+            f"--output_dir {arguments.output_dir} is where the weights are, and their only copy would be rounded to "
+            f"{arguments.dtype}: name another folder"
+        )
     config = to_share(located.config, arguments.tokenizer)
     model = model_class(config).from_pretrained(located, config=config)
     figures = read_figures(arguments.metrics, located.weights, model.pipeline_tag) if arguments.metrics else ()
@@ -62,6 +68,15 @@ def main() -> None:
     model.save_pretrained(arguments.output_dir, card=card, figures=figures, dtype=DTYPES[arguments.dtype])
     size = (Path(arguments.output_dir) / SAFETENSORS).stat().st_size
     print(f"{type(model).__name__} of {located.name} in {arguments.output_dir}: {size / 2**20:.1f} MiB")
+
+
+def is_narrowed_in_place(weights: Path, folder: Path, dtype: torch.dtype) -> bool:
+    """Whether the file of weights would be replaced by one that says less."""
+    target = folder / SAFETENSORS
+    if dtype == torch.float32 or not target.exists() or not target.samefile(weights):
+        return False
+    with safe_open(weights, framework="pt") as file:
+        return any(file.get_slice(name).get_dtype() == "F32" for name in file.keys())  # noqa: SIM118
 
 
 def to_share(config: Mapping, tokenizer: str | None) -> DictConfig:

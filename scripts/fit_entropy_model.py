@@ -35,6 +35,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.figures import plotting, write_figure
 from utils.files import write_json
+from utils.inference import parse_batch_size
 from utils.paths import ROOT
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ def fit_lengths(arguments: argparse.Namespace, tokenizer: "TiTok", output: Path)
     from modeling.identity import identity
 
     config = load_config(arguments.images, arguments.overrides if not arguments.token_set else [])
+    if (side := config.dataset.preprocessing.crop_size) != tokenizer.image_size:
+        raise UserError(
+            f"{arguments.images} crops images to {side} pixels, and the tokenizer {arguments.tokenizer} takes "
+            f"{tokenizer.image_size}: give a configuration of that dataset.preprocessing.crop_size as --images"
+        )
     with tqdm(total=arguments.num_images, unit="image", desc="lengths", dynamic_ncols=True) as progress:
 
         def told(batches: Iterable["Tensor"]) -> Iterator["Tensor"]:
@@ -122,7 +128,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token_set", type=Path, metavar="SET", help="what scripts/pretokenize.py wrote")
     parser.add_argument("--images", metavar="CONFIG", help="whose training images the length predictor is fitted to")
     parser.add_argument(
-        "--num_images", type=int, default=1500, metavar="N", help="of --images, of every shard alike (default: 1500)"
+        "--num_images",
+        type=parse_batch_size,
+        default=1500,
+        metavar="N",
+        help="of --images, of every shard alike (default: 1500)",
     )
     parser.add_argument(
         "--tokenizer", required=True, help="what is fitted to: bundled name, folder, training output or hub id"

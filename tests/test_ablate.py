@@ -11,10 +11,11 @@ from scripts import ablate
 from tests.evaluation_data import command
 from tests.training_runs import job_config, make_images, run_job
 from utils.config import load_config, save_config
+from utils.errors import UserError
 from utils.paths import ROOT
 from utils.processes import Processes
 from utils.training import ablation
-from utils.training.ablation_results import bytes_at, entropy_tables, generation_of, generation_table, spread
+from utils.training.ablation_results import bytes_at, entropy_tables, generation_of, generation_table, spread, tables
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,31 @@ def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, 
     assert status == 1 and "no_such_command.py of plain-2" in error and str(tmp_path / "plain-2" / "log.txt") in error
 
 
+def test_a_command_that_is_killed_before_it_prints_is_named_too(monkeypatch, tmp_path):
+    killed = tmp_path / "scripts/killed.py"
+    killed.parent.mkdir()
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    trial = ablation.Trial("arm", "arm", 1, (), tmp_path / "arm-1", "")
+    with pytest.raises(UserError, match=r"killed.py of arm-1 ended with status -9 \(without a word\)"):
+        ablation.execute(trial, ["killed.py"], {})
+
+
+def test_arms_of_other_numbers_of_tokens_stand_below_the_same_lengths():
+    def seed(*lengths):
+        scored = {"psnr": 20.0, "ssim": 0.5, "perceptual_efficientnet_lite0": 1.0}
+        curves = [{"tokens": length, **scored, "psnr": 10.0 + length} for length in lengths]
+        others = dict.fromkeys(("head", "perplexity", "nmi", "nmi_shuffled", "purity", "purity_shuffled"), 0.5)
+        bits = {"bits": [2.0] * lengths[-1], "bytes": [100.0 + length for length in lengths]}
+        return {"title": f"{lengths[-1]}", "curves": curves, "codes_used": [9] * lengths[-1], **others, **bits}
+
+    text = "\n".join(tables({"few": [seed(1, 2, 3)], "many": [seed(1, 2, 4)]}, []))
+    assert " at tokens | 1 | 2 | 3 | 4 |" in text
+    assert "| 3 | 11 | 12 | 13 |  |" in text and "| 4 | 11 | 12 |  | 14 |" in text
+    assert "| 3 | 101 | 102 | 103 |  |" in text and "| 4 | 101 | 102 |  | 104 |" in text
+    assert "| 3 | 2 | 2 | 2 |  | 2 |" in text and "| 4 | 2 | 2 | 2 | 2 | 2 |" in text
+
+
 def test_seeds_are_told_by_their_mean_and_half_their_range():
     assert spread([20.0, 20.5]) == "20.25 ± 0.25"
     assert spread([20.0]) == "20"
@@ -127,7 +153,8 @@ def test_a_generator_is_trained_and_scored_where_the_list_says_so(world, tmp_pat
     assert config.dataset.params.token_set == pretokenize[-1] and config.training.max_train_steps == 3
     assert config.training.seed == 2 and config.experiment.output_dir == score[score.index("--checkpoint") + 1]
     images = load_config(world / "stage2.yaml").dataset.params
-    assert score[score.index("--reference") + 1] == (images.eval_shards_path_or_url or images.eval_folder)
+    assert images.eval_shards_path_or_url, "of the data set that the configuration is based on, and not of this folder"
+    assert score[score.index("--reference") + 1] == images.eval_folder
     assert score[score.index("--num_images") + 1] == "20"
     scores = [command for _, command in ablation.steps_of(trial, plan) if command[0] == "evaluate_reconstruction.py"]
     assert scores[0][scores[0].index("--features") + 1] == "efficientnet_lite0"

@@ -404,6 +404,17 @@ def test_a_file_is_read_whole_by_its_head_and_cut_at_every_byte(kind, count):
                 assert np.array_equal(row[:certain], other[:certain])
 
 
+def test_a_mode_that_makes_too_little_of_very_many_tokens_is_refused_and_not_taken():
+    tables = np.full((1, 4), -127, np.int8)
+    tables[0, 0] = 127
+    nearly_free = StaticTables(tables, np.zeros(2048, np.uint16), 10)
+    models = EntropyModels(bytes(32), {Mode.FIXED: FixedBits(2048, 4), Mode.TABLES: nearly_free})
+    tokens = np.zeros(2048, np.int64)
+    assert unpack(write_tokens(tokens, models)).header.mode == Mode.FIXED
+    with pytest.raises(UserError, match="bytes of the mode tables may not hold 2048 tokens: leave the mode out"):
+        write_tokens(tokens, models, mode=Mode.TABLES)
+
+
 def test_the_smallest_mode_is_taken():
     models = MODELS["pairs"]
     likely = likely_tokens(models.by_mode[Mode.NETWORK], 1)[0]

@@ -165,6 +165,15 @@ def test_the_same_command_fits_the_length_predictor_to_images(world, tmp_path, m
         call(monkeypatch, scripts.fit_entropy_model.main, *arguments)
 
 
+def test_images_of_another_size_fit_no_length_predictor(world, tmp_path, monkeypatch, capsys):
+    arguments = ("--tokenizer", world / "tokenizer", "--output", tmp_path / FILE, "--images", world / "generator.yaml")
+    with pytest.raises(UserError, match=r"generator.yaml crops images to 32 pixels, and the tokenizer .* takes 8: "):
+        call(monkeypatch, scripts.fit_entropy_model.main, *arguments, "dataset.preprocessing.crop_size=32")
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, scripts.fit_entropy_model.main, *arguments, "--num_images", "0")
+    assert "--num_images: expected a whole number of 1 or more, got 0" in capsys.readouterr().err
+
+
 def test_tokens_of_another_tokenizer_are_refused(world, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="was made by another tokenizer"):
         fit(monkeypatch, world, "--output_dir", tmp_path, tokenizer="other")

@@ -261,3 +261,12 @@ def test_a_predictor_comes_back_from_its_file_for_its_own_tokenizer_alone(tokeni
 def test_a_predictor_is_not_fitted_to_a_handful_of_images(tokenizer):
     with pytest.raises(UserError, match="hundreds of images, got 4"):
         length.fit(tokenizer, [pixels(4)])
+    with pytest.raises(UserError, match="hundreds of images, got 0"):
+        length.fit(tokenizer, [])
+
+
+def test_a_predictor_is_fitted_beside_an_image_that_comes_back_exactly(tokenizer, monkeypatch):
+    errors, _ = curves(tokenizer, encode(tokenizer, pixels(20)), range(1, NUM_TOKENS + 1))
+    errors[0, 0] = 0.0
+    monkeypatch.setattr(length, "curves", lambda tokenizer, encoded, lengths: (errors, None))
+    assert np.isfinite(length.fit(tokenizer, [pixels(20)]).weights).all()

@@ -56,6 +56,13 @@ def test_where_every_code_is_tried_the_best_is_found(tokenizer, encoded):
     np.testing.assert_allclose(decibels(tokenizer, encoded, tokens, [1])[:, 0], found.max(axis=1), rtol=1e-5)
 
 
+def test_a_codebook_of_fewer_codes_than_are_tried_is_searched_too():
+    small = tiny_tokenizer(codebook_size=4)
+    encoded = encode(small, pixels(2))
+    after = decibels(small, encoded, search(small, encoded, LENGTHS, EFFORTS[3])).mean(axis=1)
+    assert (after >= decibels(small, encoded, encoded.tokens).mean(axis=1) - 1e-6).all()
+
+
 def test_images_are_searched_alone_as_in_a_batch(tokenizer, encoded):
     together = search(tokenizer, encoded, LENGTHS, EFFORTS[2])
     for row in range(4):

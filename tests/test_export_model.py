@@ -55,6 +55,15 @@ def test_files_of_others_stay(export, tmp_path, caplog):
     export(OneDPiece)  # ours is replaced
 
 
+def test_weights_are_not_rounded_in_their_own_place(export, tmp_path):
+    with pytest.raises(UserError, match="would be rounded to float16: name another folder"):
+        export(OneDPiece, "--output_dir", "trained_here")
+    export(OneDPiece, "--output_dir", "trained_here", "--dtype", "float32")
+    half = export(OneDPiece)
+    call_again = ("--checkpoint", half, "--output_dir", half)  # as for another card
+    export(OneDPiece, *call_again)
+
+
 def metrics(weights):
     row = {"name": "4 tokens", "system": "mine", "tokens": 4, "bytes_per_image": 5, "psnr": 20.5, "fd_dinov2": 9.25}
     record = {"checkpoint": "mine", "checkpoint_sha256": sha256_of(weights), "config": "configs/own/eval.yaml"}

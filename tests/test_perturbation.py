@@ -92,6 +92,14 @@ def test_a_decoder_is_tuned_on_what_its_generator_draws():
     assert task.sources["training.perturb.generator"] == fingerprint(weights)  # another one would be refused on resume
 
 
+def test_a_decoder_is_tuned_on_images_without_classes_too():
+    task = tuning_of("one-d-piece_fashion")
+    task.start()
+    tokens, hidden = torch.randint(32, (2, 32)), torch.ones(2, 32, dtype=torch.bool)
+    known, unknown = (task.perturbation.fill(tokens, hidden, torch.full((2,), label)) for label in (0, -1))
+    assert known.shape == unknown.shape and not torch.allclose(known, unknown)
+
+
 def test_a_generator_of_other_tokens_does_not_tune_a_decoder():
     with pytest.raises(UserError, match="is not the one that the generator was trained with"):
         tuning_of("one-d-piece_emoji").start()

@@ -168,6 +168,14 @@ def test_the_straight_through_gradient_passes_the_quantizer():
     assert torch.allclose(z.grad, weights)
 
 
+def test_an_evaluation_sees_codes_even_while_training_does_without():
+    quantize, z = VectorQuantizer(codebook_size=16, token_size=4), torch.randn(2, 4, 1, 8)
+    codes = quantize.lookup(quantize(z)[1]["min_encoding_indices"]).movedim(-1, 1)
+    quantize.bypass = True
+    assert not torch.allclose(quantize.train()(z)[0], codes)
+    torch.testing.assert_close(quantize.eval()(z)[0], codes)
+
+
 def test_each_position_may_take_the_first_codes_only_and_the_last_one_all():
     choices = growing_choices(2, num_positions=6, codebook_size=64)
     assert choices == [2, 4, 8, 16, 32, 64]
@@ -359,6 +367,23 @@ def test_lengths_that_gain_most_are_drawn_most_often():
     torch.manual_seed(0)
     drawn = torch.bincount(draw_lengths("prefix_and_full", 20000, 8, weights), minlength=9)[1:] / 20000
     assert (drawn - weights).abs().max() < 0.01
+
+
+def test_the_weights_of_lengths_are_fetched_only_when_they_change():
+    gains = LengthGains(8)
+    gains.watch(torch.arange(1, 9), torch.arange(8.0).flip(0))
+    fresh = gains.weights(50).clone()
+    on_accelerator = gains.state.pop("length_weights")  # to look there is to wait for it
+    assert torch.equal(gains.weights(51), fresh)
+    gains.state["length_weights"] = on_accelerator
+    gains.watch(torch.arange(1, 9), torch.tensor([90.0, *[0.0] * 7]))
+    assert not torch.equal(gains.weights(100), fresh)
+
+
+def test_of_one_token_one_length_is_drawn():
+    gains = LengthGains(1)
+    gains.watch(torch.tensor([1, 1]), torch.tensor([2.0, 3.0]))
+    assert gains.weights(50).tolist() == [1.0]
 
 
 def test_the_whole_is_decoded_too_where_lengths_are_drawn_by_gain():

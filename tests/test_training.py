@@ -346,6 +346,14 @@ def test_a_run_that_ended_before_its_adversary_came_goes_on_past_that(trained, t
         run_job("teacher", trained, tmp_path, "losses.discriminator_start=2")
 
 
+def test_an_adversary_comes_to_a_run_that_had_no_state_of_its_own(trained, tmp_path):
+    quiet = ["experiment.generate_every=0", "experiment.eval_every=0", "model.vq_model.freeze_tokens=True"]
+    run_job("stage2", trained, tmp_path, *quiet, "training.max_train_steps=1", "training.codebook.warmup_steps=0")
+    assert not list(tmp_path.glob("checkpoint-1/task_state_*"))
+    run_job("stage2", trained, tmp_path, *quiet, "training.max_train_steps=3")  # the discriminator starts at step 2
+    assert list(tmp_path.glob("checkpoint-3/task_state_*"))
+
+
 def test_a_run_that_goes_on_after_its_end_means_its_newest_checkpoint(trained, tmp_path, monkeypatch, capsys):
     run_job("stage1", trained, tmp_path, "training.max_train_steps=2", "experiment.generate_every=0")
     assert locate(tmp_path).weights == tmp_path / "model.safetensors"

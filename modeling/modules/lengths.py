@@ -30,15 +30,21 @@ class LengthGains:
             "length_counts": torch.zeros(number),
             "length_weights": torch.full((num_latent_tokens,), 1 / num_latent_tokens),
         }
+        self._weights: Tensor | None = None  # on the CPU, as long as they are those of the state
 
     def weights(self, step: int) -> Tensor:
         """(N,) on the CPU: the probability of each length at `step`."""
         if step % REFRESH_EVERY == 0 and bool(self.state["length_counts"].all()):
             self.state["length_weights"].copy_(self._fresh())
-        return self.state["length_weights"].cpu()
+            self._weights = None
+        if self._weights is None:
+            self._weights = self.state["length_weights"].cpu()
+        return self._weights
 
     def _fresh(self) -> Tensor:
         losses = (self.state["length_losses"] / self.state["length_counts"]).cpu()
+        if len(losses) == 1:
+            return torch.ones(1)
         gains = (losses[:-1] - losses[1:]).clamp(min=0)
         gains = torch.cat([gains[:1], gains])
         by_length = (gains / self.doubling.bincount())[self.doubling]
@@ -50,6 +56,6 @@ class LengthGains:
     def watch(self, lengths: Tensor, losses: Tensor) -> None:
         """Take in the losses (B,) of images decoded from so many tokens (B,)."""
         sums, counts = self.state["length_losses"], self.state["length_counts"]
-        where = self.doubling[lengths.cpu() - 1].to(losses.device)
+        where = self.doubling[lengths.cpu() - 1].to(losses.device, non_blocking=True)  # a step waits for no accelerator
         sums.mul_(DECAY).index_add_(0, where, losses.float())
         counts.mul_(DECAY).index_add_(0, where, torch.ones_like(losses, dtype=torch.float32))

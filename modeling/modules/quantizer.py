@@ -21,8 +21,8 @@ class VectorQuantizer(nn.Module):
             given.
 
     Attributes:
-        bypass: While True, (normalised) vectors pass through unquantised. Training sets it for a while, so that
-            the encoder is useful before codes are placed where its outputs are.
+        bypass: While True, (normalised) vectors pass through unquantised in training mode. Training sets it for a
+            while, so that the encoder is useful before codes are placed where its outputs are.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VectorQuantizer(nn.Module):
             z_quantized = self.lookup(indices)
             commitment_loss = self.commitment_cost * F.mse_loss(z_quantized.detach(), z)
             codebook_loss = F.mse_loss(z_quantized, z.detach())
-            z_quantized = z if self.bypass else z + (z_quantized - z).detach()
+            z_quantized = z if self.bypass and self.training else z + (z_quantized - z).detach()
         return z_quantized.movedim(-1, 1), {
             "quantizer_loss": commitment_loss + codebook_loss,
             "commitment_loss": commitment_loss,

@@ -244,7 +244,7 @@ def filled_by(
 
     def fill(tokens: Tensor, hidden: Tensor, classes: Tensor) -> Tensor:
         shown = tokens.masked_fill(hidden, generator.mask_token)
-        return generator.to(tokens.device)(shown, classes, 0.0)
+        return generator.to(tokens.device)(shown, classes.clamp(min=0), classes < 0)  # -1: it has no class
 
     return fill, fingerprint(generator.state_dict())
 

@@ -196,8 +196,9 @@ def steps_on_tokens(trial: Trial, model: Path, plan: Mapping[str, Any]) -> Itera
 def scored_images(plan: Mapping[str, Any]) -> str:
     """The shards or the folder of the images that arms are scored on."""
     config, *changes = plan["evaluate"]
-    params = load_config(ROOT / config, changes).dataset.params
-    return str(params.eval_shards_path_or_url or params.eval_folder)
+    dataset = load_config(ROOT / config, changes).dataset
+    shards = None if dataset.get("type") == "folder" else dataset.params.eval_shards_path_or_url
+    return str(shards or dataset.params.eval_folder)
 
 
 def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -212,7 +213,7 @@ def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) ->
             env=environ,
         )
     if done.returncode:
-        last = log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        last = (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or ["without a word"])[-1]
         raise UserError(f"{command[0]} of {trial.folder.name} ended with status {done.returncode} ({last}); see {log}")
 
 

@@ -66,11 +66,13 @@ Arms = Mapping[str, Sequence[Mapping[str, Any]]]  # results of each seed, by arm
 
 def tables(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Markdown: each curve by number of tokens, then what else there is; means over seeds, and half their range."""
-    lengths = [row["tokens"] for row in next(iter(arms.values()))[0]["curves"]]
+    lengths = sorted({row["tokens"] for seeds in arms.values() for seed in seeds for row in seed["curves"]})
     for name in CURVES:
         rows = []
         for seeds in arms.values():
-            values = zip(*([row[name] for row in seed["curves"]] for seed in seeds), strict=True)  # by length
+            values = zip(
+                *(at_lengths(lengths, seed, [row[name] for row in seed["curves"]]) for seed in seeds), strict=True
+            )
             rows.append([seeds[0]["title"], *map(spread, values)])
         for row in baselines:
             note = f"{row['name']}: {row['bytes_per_image']:g} bytes"
@@ -101,16 +103,16 @@ def tables(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def entropy_tables(arms: Arms, lengths: Sequence[int]) -> Iterator[str]:
     """Bits under the fitted entropy model and codes used at some positions, bytes at some lengths and at equal PSNR."""
 
-    def table(title: str, columns: Sequence[Any], values: Callable[[Mapping[str, Any]], Sequence[float]]) -> str:
+    def table(title: str, columns: Sequence[Any], values: Callable[[Mapping[str, Any]], Sequence[float | None]]) -> str:
         rows = [[seeds[0]["title"], *map(spread, zip(*map(values, seeds), strict=True))] for seeds in arms.values()]
         return markdown([title, *map(str, columns)], rows)
 
-    def some(values: Sequence[float]) -> list[float]:
-        return [float(values[length - 1]) for length in lengths]
+    def some(values: Sequence[float]) -> list[float | None]:
+        return [float(values[length - 1]) if length <= len(values) else None for length in lengths]
 
     yield table("bits of token", [*lengths, "mean"], lambda seed: [*some(seed["bits"]), float(np.mean(seed["bits"]))])
     yield table("codes used by token", lengths, lambda seed: some(seed["codes_used"]))
-    yield table("bytes of a file of tokens", lengths, lambda seed: seed["bytes"])
+    yield table("bytes of a file of tokens", lengths, lambda seed: at_lengths(lengths, seed, seed["bytes"]))
     best = max(seed["curves"][-1]["psnr"] for seeds in arms.values() for seed in seeds)
     levels = [int(best) - below for below in reversed(range(4))]
     yield table("bytes at a PSNR (dB) of", levels, lambda seed: [bytes_at(level, seed) for level in levels])
@@ -138,8 +140,16 @@ def bytes_at(level: float, seed: Mapping[str, Any]) -> float:
     return float(np.interp(level, psnrs, seed["bytes"], left=seed["bytes"][0], right=np.nan))
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean, and half the range where there are several."""
+def at_lengths(lengths: Sequence[int], seed: Mapping[str, Any], values: Sequence[float]) -> list[float | None]:
+    """Values at the lengths of a trial's curves, put to others; None at what its tokenizer has not."""
+    known = dict(zip((row["tokens"] for row in seed["curves"]), values, strict=True))
+    return [known.get(length) for length in lengths]
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """The mean, and half the range where there are several; nothing where there is no value."""
+    if None in values:
+        return ""
     if np.isnan(values).any():
         return "not reached"
     mean = f"{np.mean(values):.4g}"

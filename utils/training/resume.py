@@ -68,13 +68,15 @@ def resume(run: Run) -> None:
         check_sources(run, world.get("sources", {}))  # none in checkpoints of before
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
         tell_differences(run, folder, world)
-        with without(run, players_to_come(run, folder)):
+        missing = players_to_come(run, folder)
+        with without(run, missing):
             run.accelerator.load_state(str(folder))
         if run.ema is not None:
             run.ema.model.load_state_dict(load_file(folder / "ema_model" / WEIGHTS_FILE))
         same_world = world["num_processes"] == run.processes.world_size
         state = folder / f"task_state_{run.processes.rank if same_world else 0}.safetensors"
-        if run.task.state:
+        # There is none of a run without any state; all that there is now belongs to players who are yet to come.
+        if run.task.state and (state.is_file() or not missing):
             for name, value in load_file(state).items():
                 run.task.state[name].copy_(value)
         if run.processes.is_main and run.step < run.total_steps:
