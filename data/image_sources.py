@@ -4,6 +4,7 @@ import csv
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from utils.result_folder import sheets_in
 
 logger = logging.getLogger(__name__)
 SPLITS = {"train", "val", "valid", "validation", "test"}  # what the subfolders of splits are called
+WORDNET_ID = re.compile(r"n\d{8}")  # what ImageNet's class folders are called
 
 
 class Source(Protocol):
@@ -156,17 +158,19 @@ def _label_of(stem: str, class_of: dict[str, str], folder: Path) -> str:
     return class_of[stem]
 
 
-def imagenet_source(root: Path, split: str) -> FolderSource:
-    """An ImageNet folder: `train/` with class folders, `val/` with class folders or flat beside its labels.
+def split_source(root: Path, split: str) -> FolderSource:
+    """A split of a folder: `train/` with class folders, `val/` with class folders or flat beside ImageNet's labels.
 
-    Labels of a flat `val/` come from `LOC_val_solution.csv` (Kaggle) or the folder `ILSVRC2012_devkit_t12` (its
-    ground truth and meta.mat), in `root` or in the folders above it. Class ids are the sorted WordNet ids' places.
+    It is a person's own (`OwnFolder`) unless its classes are WordNet ids, as ImageNet's are. Labels of a flat `val/`
+    come from `LOC_val_solution.csv` (Kaggle) or the folder `ILSVRC2012_devkit_t12` (its ground truth and meta.mat), in
+    `root` or in the folders above it. Class ids are the places of the sorted class names.
     """
     folder = root / split
     train = root / "train"
     classes = subfolders(train) if split != "train" and train.is_dir() else []
-    if subfolders(folder):
-        return FolderSource(folder, classes=classes or None)
+    if own_classes := subfolders(folder):
+        kind = FolderSource if all(map(WORDNET_ID.fullmatch, own_classes)) else OwnFolder
+        return kind(folder, classes=classes or None)
     class_of = validation_labels(root, [Path(file).stem for file in list_images(folder)])
     if class_of is None:
         if classes:
@@ -174,7 +178,7 @@ def imagenet_source(root: Path, split: str) -> FolderSource:
                 f"{folder} has no class folders, and neither LOC_val_solution.csv nor ILSVRC2012_devkit_t12 is in "
                 f"{root}: put one of them there, or sort the images into class folders"
             )
-        return FolderSource(folder)
+        return OwnFolder(folder)
     return FolderSource(folder, classes=classes or sorted(set(class_of.values())), class_of=class_of)
 
 
@@ -311,7 +315,7 @@ def open_source(source: str, split: str, *, streaming: bool = False) -> FolderSo
         if not (folder / split).is_dir():
             return OwnFolder(folder)
         _check_is_split(folder, split)
-        return imagenet_source(folder, split)
+        return split_source(folder, split)
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataError(f"--source {source} is neither a folder (from {Path.cwd()}) nor the id of a hub data set")
     return HubStream(source, split) if streaming else HubSource(source, split)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data import DataError, image_sources, make_fashion_mnist, make_shards
 from data.batches import check_count
-from data.image_sources import FolderSource, HubSource, HubStream, imagenet_source, open_source
+from data.image_sources import FolderSource, HubSource, HubStream, open_source, split_source
 from data.loaders import evaluation_loader
 from data.shard_files import MANIFEST, read_manifest, write_shard
 from data.transforms import decode_image, to_tensor
@@ -262,31 +262,39 @@ def test_validation_labels_come_from_the_devkit_by_its_own_numbers(imagenet):
     synsets = np.array([(1, "n03"), (2, "n01"), (3, "n02")], dtype=[("ILSVRC2012_ID", object), ("WNID", object)])
     savemat(devkit / "meta.mat", {"synsets": synsets})
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n2\n")
-    source = imagenet_source(imagenet, "val")
+    source = split_source(imagenet, "val")
     assert source.class_ids == [2, 1, 0] and source.classes == ["n01", "n02", "n03"]
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n")
     with pytest.raises(DataError, match="has 2 labels for 3 validation images"):
-        imagenet_source(imagenet, "val")
+        split_source(imagenet, "val")
 
 
 def test_validation_images_without_labels_are_an_error(imagenet):
     with pytest.raises(
         DataError, match="val has no class folders, and neither LOC_val_solution.csv nor ILSVRC2012_devkit"
     ):
-        imagenet_source(imagenet, "val")
+        split_source(imagenet, "val")
     (imagenet / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n02 1 2 3 4\n")
     with pytest.raises(DataError, match="the image ILSVRC2012_val_00000002 of .* has no label in the file of labels"):
-        imagenet_source(imagenet, "val")
+        split_source(imagenet, "val")
 
 
 def test_validation_class_folders_keep_the_ids_of_training(imagenet):
     for path in list((imagenet / "val").iterdir()):
         (imagenet / "val" / "n03").mkdir(exist_ok=True)
         path.rename(imagenet / "val" / "n03" / path.name)
-    assert imagenet_source(imagenet, "val").class_ids == [2, 2, 2]
+    assert split_source(imagenet, "val").class_ids == [2, 2, 2]
     (imagenet / "val" / "n03").rename(imagenet / "val" / "n99")
     with pytest.raises(DataError, match="has the class n99, which is not one of the 3 training classes"):
-        imagenet_source(imagenet, "val")
+        split_source(imagenet, "val")
+
+
+@pytest.mark.parametrize("name", ["bag", "n02100583"])
+def test_of_a_split_ones_own_classes_are_stored_as_a_viewer_shows_them(tmp_path, name):
+    lying_and_clear(tmp_path / "train" / name)
+    source = open_source(str(tmp_path), "train")
+    shown = [to_tensor(decode_image(source.read(index)[0])).numpy() for index in range(2)]
+    assert is_as_shown(shown) is (name == "bag")  # ImageNet's files stay as they are
 
 
 @pytest.fixture
