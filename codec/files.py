@@ -447,11 +447,12 @@ def decompress(
     Raises:
         FormatError: A file is damaged, cut before its first token, or of another model.
     """
-    several = [files] if isinstance(files, bytes) else list(files)
+    is_one = isinstance(files, (bytes, bytearray, memoryview))
+    several = [bytes(files)] if is_one else list(files)
     codec = codec_named(model) if isinstance(model, str) else model
     codecs = [codec or codec_for(data) for data in several]
     images: dict[int, Image.Image] = {}
     for one in dict.fromkeys(codecs):
         places = [place for place, its_codec in enumerate(codecs) if its_codec is one]
         images |= zip(places, one.decompress([several[place] for place in places], tokens), strict=True)
-    return images[0] if isinstance(files, bytes) else [images[place] for place in range(len(several))]
+    return images[0] if is_one else [images[place] for place in range(len(several))]

@@ -151,6 +151,8 @@ def goal_of(**asked: float | None) -> Goal:
         raise UserError(f"{name} must be a number, {least} or more, got {value!r}")
     if value is not None and not (value >= least and np.isfinite(value)):
         raise UserError(f"--{name} must be {least} or more, got {value:g}")
+    if name == "tokens" and value is not None and value != int(value):
+        raise UserError(f"--tokens must be a whole number, got {value:g}")
     return Goal(name, value)
 
 

@@ -144,6 +144,8 @@ def test_one_goal_can_be_asked_for():
     for wrong in ("x", b"4", [3], True):
         with pytest.raises(UserError, match="tokens must be a number, 1 or more, got "):
             goal_of(tokens=wrong)
+    with pytest.raises(UserError, match="--tokens must be a whole number, got 3.5"):
+        goal_of(tokens=3.5)
     assert goal_of(tokens=np.int64(3)).value == 3
     with pytest.raises(UserError, match="one of tokens, max_bytes, budget, psnr, ssim, perceptual, got bytes"):
         goal_of(bytes=3)
