@@ -345,7 +345,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--test_only", action="store_true", help="write the test images alone, as assets/emoji_test")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes, one shard each at a time")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.num_per_class < 1:
+        parser.error(f"--num_per_class must be 1 or more, got {arguments.num_per_class}")
+    return arguments
 
 
 def main() -> None:

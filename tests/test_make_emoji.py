@@ -274,3 +274,9 @@ def test_the_committed_test_set_is_whole_and_what_the_configs_read():
     labels = Counter(CLASSES[c] for batch in loader for c in batch["class_id"].tolist())
     check_count(loader.num_seen, params.num_eval_examples)
     assert set(labels) == set(CLASSES) and labels["Noto people"] == 75
+
+
+def test_training_sets_of_no_images_are_refused_before_anything_is_written(emoji, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command("--source", emoji.source, "--output_dir", tmp_path / "out", "--num_per_class", 0)
+    assert "--num_per_class must be 1 or more, got 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
