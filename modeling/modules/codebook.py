@@ -87,7 +87,8 @@ class CodebookCare:
         pool, count = self._pool(), self.quantizer.codebook_size
         centres = _sample(pool, count)
         for _ in range(iterations):
-            nearest = torch.cdist(pool, centres).argmin(dim=1)
+            # 2^14 at once: of all, the distances to a large codebook would fill the memory.
+            nearest = torch.cat([torch.cdist(some, centres).argmin(dim=1) for some in pool.split(2**14)])
             sums = torch.zeros_like(centres).index_add_(0, nearest, pool)
             sizes = torch.bincount(nearest, minlength=count)
             empty = sizes == 0
