@@ -380,7 +380,7 @@ def test_what_cannot_be_drawn_is_explained(call, setup, array_file, tmp_path):
     for flags, message in (
         ({"prefix": 5}, "no image's tokens begin with 5; the nearest that exist are 0 (10 images)"),
         ({"prefix": "3,4"}, "no image's tokens begin with 3,4; the nearest that exist are 3,3 (10 images)"),
-        ({"prefix": "x"}, "--prefix takes codes such as 1208"),
+        ({"prefix": "x"}, "--prefix takes codes such as 774"),
         ({"prefix": "0,0,0,0"}, "--prefix must have at most 3 codes"),
         ({"prefix": 0, "grid_size": "0,5"}, "--grid_size takes rows and columns"),
         ({"prefix": 0, "images": tmp_path / "few.npy"}, "must hold the 40 images of the tokens"),
