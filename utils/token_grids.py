@@ -18,7 +18,7 @@ Prefix = tuple[int, ...]
 
 
 def parse_prefix(text: str, tokens: np.ndarray) -> Prefix:
-    """The codes of a --prefix such as 774,17.
+    """The codes of a --prefix such as 774,864.
 
     Args:
         tokens: Of all images, (n, N).
@@ -28,7 +28,7 @@ def parse_prefix(text: str, tokens: np.ndarray) -> Prefix:
     """
     words, num_tokens = text.split(","), tokens.shape[1]
     if not all(re.fullmatch(r"\d{1,9}", word.strip()) for word in words):
-        raise UserError(f"--prefix takes codes such as 774 or 774,17, got {text}")
+        raise UserError(f"--prefix takes codes such as 774 or 774,864, got {text}")
     if len(words) > num_tokens:
         raise UserError(f"--prefix must have at most {num_tokens} codes, the length of a sequence, got {len(words)}")
     prefix = tuple(int(word) for word in words)
