@@ -100,6 +100,14 @@ def test_a_decoder_is_tuned_on_images_without_classes_too():
     assert known.shape == unknown.shape and not torch.allclose(known, unknown)
 
 
+def test_a_class_that_the_generator_does_not_know_is_told_in_a_sentence():
+    task = tuning_of("one-d-piece_fashion")
+    task.start()
+    tokens, hidden = torch.randint(32, (2, 32)), torch.ones(2, 32, dtype=torch.bool)
+    with pytest.raises(UserError, match="knows classes 0 to 9, got an image of class 10"):
+        task.perturbation.fill(tokens, hidden, torch.tensor([-1, 10]))
+
+
 def test_a_generator_of_other_tokens_does_not_tune_a_decoder():
     with pytest.raises(UserError, match="is not the one that the generator was trained with"):
         tuning_of("one-d-piece_emoji").start()

@@ -243,6 +243,11 @@ def filled_by(
     generator.requires_grad_(False)
 
     def fill(tokens: Tensor, hidden: Tensor, classes: Tensor) -> Tensor:
+        if (classes >= generator.num_classes).any():  # waits for a GPU, which only this option does
+            raise UserError(
+                f"training.perturb.generator knows classes 0 to {generator.num_classes - 1}, got an image of class "
+                f"{int(classes.max())}: train on the images that the generator learned, or on images without classes"
+            )
         shown = tokens.masked_fill(hidden, generator.mask_token)
         return generator.to(tokens.device)(shown, classes.clamp(min=0), classes < 0)  # -1: it has no class
 
