@@ -52,7 +52,13 @@ while kill -0 "$srun" 2> /dev/null; do # a signal ended the waiting, not srun
     wait "$srun" || status=$?
 done
 if [[ $status -eq 75 ]]; then
-    echo "job $SLURM_JOB_ID is queued again, to go on where it was"
-    scontrol requeue "$SLURM_JOB_ID" || echo "not queued again: start the same command once more" >&2
+    # scancel sends TERM too, and then a job is COMPLETING while it saves: it must not come back.
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %r" || true)
+    if [[ $state == COMPLETING* && $state != *TimeLimit ]]; then
+        echo "job $SLURM_JOB_ID was cancelled, and has saved: to go on, start the same command once more"
+    else
+        echo "job $SLURM_JOB_ID is queued again, to go on where it was"
+        scontrol requeue "$SLURM_JOB_ID" || echo "not queued again: start the same command once more" >&2
+    fi
 fi
 exit "$status"

@@ -141,7 +141,15 @@ def test_a_slurm_job_has_one_launcher_a_node(launch, greet):
     assert result.stdout.count("here 2 of 2") == 2
 
 
-def test_a_slurm_job_that_has_saved_is_queued_again(launch, tmp_path):
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("RUNNING None", ["job 7 is queued again, to go on where it was", "scontrol requeue 7"]),
+        ("COMPLETING TimeLimit", ["job 7 is queued again, to go on where it was", "scontrol requeue 7"]),
+        ("COMPLETING None", ["job 7 was cancelled, and has saved: to go on, start the same command once more"]),
+    ],
+)
+def test_a_slurm_job_that_has_saved_is_queued_again_unless_it_was_cancelled(launch, tmp_path, state, said):
     """By the exit status of its script, which heeds a signal that only the batch script was sent."""
     script = tmp_path / "save.py"
     script.write_text(
@@ -154,11 +162,12 @@ def test_a_slurm_job_that_has_saved_is_queued_again(launch, tmp_path):
     )
     programs = {
         "scontrol": "echo scontrol $@",
+        "squeue": f"echo {state}",
         "srun": 'export BATCH=$PPID; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     }
     result = launch(ROOT / "scripts/launch.sh", script, programs=programs, SLURM_JOB_ID="7", NUM_PROCESSES="1")
     assert result.returncode == os.EX_TEMPFAIL, result.stderr
-    assert result.stdout.splitlines() == ["saved", "job 7 is queued again, to go on where it was", "scontrol requeue 7"]
+    assert result.stdout.splitlines() == ["saved", *said]
 
 
 @pytest.fixture

@@ -58,6 +58,14 @@ class Jobs:
             lambda: self.cluster.job(job)["JobState"] == state, 600, f"{state} job {job}: {self.log(name)[-3000:]}"
         )
 
+    def wait_for_end(self, job: str, name: str) -> None:
+        """Until nothing of the job is left on any node."""
+        self.cluster.wait_for(
+            lambda: not self.cluster.ask("squeue", "--noheader", f"--jobs={job}").strip(),
+            600,
+            f"the end of job {job}: {self.log(name)[-3000:]}",
+        )
+
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else "nothing"
@@ -106,6 +114,16 @@ def test_a_job_that_loses_a_node_goes_on_when_it_is_back(jobs, undisturbed):
     assert "resuming after step" in jobs.log("node_lost")
     assert [step for step, _ in checkpoints(jobs.folder / "node_lost")] == [STEPS - 5, STEPS]
     assert differences(undisturbed, jobs.folder / "node_lost") == []
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(jobs):
+    job = jobs.submit("cancelled", "experiment.save_every=1000")
+    jobs.wait_for_step("cancelled", 10)
+    jobs.cluster.ask("scancel", job)
+    jobs.wait_for_end(job, "cancelled")
+    described = jobs.cluster.job(job)
+    assert (described["JobState"], described["Restarts"]) == ("CANCELLED", "0"), jobs.log("cancelled")
+    assert "was cancelled, and has saved" in jobs.log("cancelled")
 
 
 def test_a_mistake_in_the_configuration_ends_the_job_before_any_step(jobs):
