@@ -72,6 +72,17 @@ def test_feature_maps_have_the_sizes_of_the_network(lite0):
     assert shapes == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
 
 
+def test_normalisation_is_folded_into_convolutions_and_changes_nothing(photos, monkeypatch):
+    folded = efficientnet.EfficientNetLite0(with_classifier=True)
+    monkeypatch.setattr(efficientnet, "fold_batch_norms", lambda network: None)
+    plain = efficientnet.EfficientNetLite0(with_classifier=True)
+    norms = [sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()) for net in (folded, plain)]
+    assert norms == [0, 49]
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(folded.maps(photos), plain.maps(photos), **close)
+    torch.testing.assert_close(folded.pooled(photos), plain.pooled(photos), **close)
+
+
 def test_gradients_reach_the_input_alone(lite0, photos):
     images, target = photos.clone().requires_grad_(), (photos * 0.9).requires_grad_()
     lite0(images, target).backward()
