@@ -8,6 +8,7 @@ from typing import Any
 
 LARGEST = 2**63 - 1  # what torch and numpy take as a seed
 FINITE = sys.float_info.max
+POSITIVE = math.nextafter(0, 1)
 
 # Keys, `*` for any letters, the first that fits; the smallest and the largest whole number.
 COUNTS = {
@@ -20,6 +21,7 @@ COUNTS = {
     "training.codebook.*_every": (0, LARGEST),
     "experiment.max_train_examples": (1, LARGEST),
     "experiment.save_every": (1, LARGEST),
+    "experiment.log_every": (1, LARGEST),
     "experiment.*_every": (0, LARGEST),
     "experiment.keep_last": (0, LARGEST),
     "lr_scheduler.params.warmup_steps": (0, LARGEST),
@@ -39,7 +41,7 @@ MEASURES = {
     "lr_scheduler.params.end_lr": (0, FINITE),
     "losses.*weight*": (0, FINITE),
     "losses.label_smoothing": (0, 1),
-    "training.*_grad_norm": (0, math.inf),
+    "training.*_grad_norm": (POSITIVE, math.inf),  # 0 would train nothing
     "dataset.max_bad_fraction": (0, 1),
 }
 OPTIONAL = "dataset.*"  # null: not given, as of a run that reads no images
@@ -68,4 +70,6 @@ def _between(low: float, high: float, value: Any) -> str:
         return f"from {low} to below 1"
     if high == 1 or (high == LARGEST and isinstance(value, int) and value > high):
         return f"from {low} to {high}"
+    if low == POSITIVE:
+        return "above 0 (.inf: no limit)"
     return f"of at least {low}" + (", and finite" if high == FINITE else "")
