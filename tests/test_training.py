@@ -591,9 +591,10 @@ def test_evaluation_lengths_double_up_to_all_tokens():
     assert evaluation_lengths(config, Model) == [1, 2, 4, 8, 12]
     config.experiment.eval_lengths = [3]
     assert evaluation_lengths(config, Model) == [3]
-    config.experiment.eval_lengths = [3, 13]
-    with pytest.raises(UserError, match="experiment.eval_lengths must be in 1..12, got 13"):
-        evaluation_lengths(config, Model)
+    for wrong in (13, 1.5, "a"):
+        config.experiment.eval_lengths = [3, wrong]
+        with pytest.raises(UserError, match=f"experiment.eval_lengths must be in 1..12, got {wrong}"):
+            evaluation_lengths(config, Model)
 
 
 def test_the_adversary_waits_for_its_start_and_gets_nothing_of_the_models_loss(trained):

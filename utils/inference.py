@@ -1,12 +1,14 @@
 """How a command runs its networks: in which precision, compiled or not, and how many images at a time."""
 
 import argparse
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from numbers import Integral
 
 import psutil
 import torch
@@ -173,7 +175,8 @@ def parse_lengths(texts: str | Sequence[str], num_tokens: int | None = None) -> 
 
 def check_lengths(lengths: Sequence[int], num_tokens: int | None, flag: str) -> None:
     """Refuse token counts that no prefix of `num_tokens` tokens has."""
-    wrong = [length for length in lengths if length < 1 or (num_tokens is not None and length > num_tokens)]
+    most = math.inf if num_tokens is None else num_tokens
+    wrong = [length for length in lengths if not (isinstance(length, Integral) and 1 <= length <= most)]
     if wrong:
         allowed = "1 or more" if num_tokens is None else f"in 1..{num_tokens}"
         raise UserError(
