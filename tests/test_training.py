@@ -187,6 +187,20 @@ def test_the_weights_are_there_before_the_last_evaluation_which_may_take_long(tr
     assert "evaluation     24 images every 6 steps and at the end" in capsys.readouterr().out
 
 
+def test_a_run_whose_time_is_up_in_its_last_step_leaves_its_weights(tmp_path, monkeypatch):
+    make_images(tmp_path)
+    update = loop.update
+
+    def update_when_time_is_up(run, micro_batches):
+        if run.step == run.total_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(run, micro_batches)
+
+    monkeypatch.setattr(loop, "update", update_when_time_is_up)
+    run_job("teacher", tmp_path, tmp_path / "run", "training.max_train_steps=2", "experiment.eval_every=0")
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
 def test_an_evaluation_has_a_bar_with_a_total_and_takes_the_images_asked_for(trained, tmp_path, capsys):
     limit = ["dataset.params.max_eval_examples=5", "training.max_train_steps=2", "experiment.generate_every=0"]
     run_job("teacher", trained, tmp_path, *limit)
