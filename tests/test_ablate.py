@@ -205,6 +205,22 @@ def test_a_mistake_in_the_list_is_told_before_anything_runs(
     assert status == 1 and complaint in error and not here
 
 
+@pytest.mark.parametrize(
+    ("arms", "complaint"),
+    [
+        ("{a: [", "cannot be read as a list of arms: while parsing"),
+        ("[a, b]", "arms must be a mapping of names to arms"),
+        ("{a: }", "arm a must have a title and overrides"),
+        ("{a: {title: as it is, overrides: }}", "overrides of arm a must be a mapping"),
+    ],
+)
+def test_a_list_that_is_none_is_one_sentence(tmp_path, arms, complaint):
+    keys = "".join(f"{key}: x\n" for key in sorted(ablation.KEYS - {"arms"}))
+    (tmp_path / "arms.yaml").write_text(f"{keys}arms: {arms}\n")
+    with pytest.raises(UserError, match=complaint):
+        ablation.read_arms(tmp_path / "arms.yaml")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_committed_lists_can_be_trained(path):
     plan = ablation.read_arms(path)
