@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from modeling.checkpoints.locate import locate
+from modeling.modules.codebook import CodebookCare
+from modeling.modules.quantizer import VectorQuantizer
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
@@ -689,6 +691,15 @@ def test_no_preview_is_made_of_no_images(trained, tmp_path):
 def test_a_training_that_would_be_none_is_refused(trained, tmp_path, change, complaint):
     with pytest.raises(UserError, match=complaint):
         run_job("teacher", trained, tmp_path, *change.split())
+
+
+def test_codes_stay_where_a_resumed_run_is_the_first_to_restart_them():
+    """It has seen no outputs yet that they could move to."""
+    quantizer = VectorQuantizer(codebook_size=8, token_size=2)
+    care = CodebookCare(quantizer, 1000, warmup_steps=0, kmeans=False, restart_every=100)
+    before = quantizer.embedding.weight.detach().clone()
+    care.begin(step=300)
+    assert torch.equal(quantizer.embedding.weight, before)
 
 
 # Other systems
