@@ -87,6 +87,13 @@ def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world,
     assert status == 1 and f"{tmp_path / 'other-1'} was run with other settings" in error and not here
 
 
+def test_an_arm_may_override_with_nothing(tmp_path):
+    arm = {"title": "all codes", "overrides": {"model.vq_model.first_codes": None}}
+    (trial,) = ablation.trials_of({"train": "", "seeds": [1], "arms": {"all": arm}}, tmp_path)
+    config = load_config(ROOT / "configs/fashion/ablation.yaml", trial.overrides)
+    assert config.model.vq_model.first_codes is None
+
+
 def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(ablation, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
     arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path)

@@ -74,7 +74,7 @@ def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
     for name, arm in plan["arms"].items():
         for seed in arm.get("seeds", plan["seeds"]):
             values = {**arm["overrides"], "training.seed": seed}
-            overrides = tuple(f"{key}={value}" for key, value in values.items())
+            overrides = tuple(f"{key}={'null' if value is None else value}" for key, value in values.items())
             train = arm.get("train", plan["train"])
             yield Trial(name, arm["title"], seed, overrides, output_dir / f"{name}-{seed}", train)
 
