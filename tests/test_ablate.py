@@ -87,6 +87,13 @@ def test_every_arm_is_trained_scored_and_tabled_and_nothing_is_done_twice(world,
     assert status == 1 and f"{tmp_path / 'other-1'} was run with other settings" in error and not here
 
 
+def test_an_arm_may_override_with_nothing(tmp_path):
+    arm = {"title": "all codes", "overrides": {"model.vq_model.first_codes": None}}
+    (trial,) = ablation.trials_of({"train": "", "seeds": [1], "arms": {"all": arm}}, tmp_path)
+    config = load_config(ROOT / "configs/fashion/ablation.yaml", trial.overrides)
+    assert config.model.vq_model.first_codes is None
+
+
 def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(ablation, "steps_of", lambda trial, plan: [(trial.folder / "result", ["no_such_command.py"])])
     arguments = ("--arms", world / "arms.yaml", "--output_dir", tmp_path)
@@ -203,6 +210,22 @@ def test_a_mistake_in_the_list_is_told_before_anything_runs(
     (tmp_path / "arms.yaml").write_text(yaml.safe_dump(plan))
     status, _, error = command(monkeypatch, capsys, ablate.main, "--arms", tmp_path / "arms.yaml")
     assert status == 1 and complaint in error and not here
+
+
+@pytest.mark.parametrize(
+    ("arms", "complaint"),
+    [
+        ("{a: [", "cannot be read as a list of arms: while parsing"),
+        ("[a, b]", "arms must be a mapping of names to arms"),
+        ("{a: }", "arm a must have a title and overrides"),
+        ("{a: {title: as it is, overrides: }}", "overrides of arm a must be a mapping"),
+    ],
+)
+def test_a_list_that_is_none_is_one_sentence(tmp_path, arms, complaint):
+    keys = "".join(f"{key}: x\n" for key in sorted(ablation.KEYS - {"arms"}))
+    (tmp_path / "arms.yaml").write_text(f"{keys}arms: {arms}\n")
+    with pytest.raises(UserError, match=complaint):
+        ablation.read_arms(tmp_path / "arms.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem)

@@ -293,6 +293,16 @@ def test_an_error_of_the_disk_names_the_file_or_folder_that_was_to_be(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_files_for_a_folder_that_exists_are_written_aside_in_it(tmp_path):
+    """It may be a link to another disk, onto which nothing can be renamed, or in a folder that takes no files."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    with replacing_files(tmp_path / "model", ["x"]) as aside:
+        assert aside.resolve().parent == tmp_path / "disk"
+        (aside / "x").touch()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["x"]
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="/proc is Linux's")
 def test_a_folder_that_takes_no_files_is_one_sentence():
     with pytest.raises(UserError, match="no file can be written into /proc"):

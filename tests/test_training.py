@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from modeling.checkpoints.locate import locate
+from modeling.modules.codebook import CodebookCare
+from modeling.modules.quantizer import VectorQuantizer
 from modeling.one_d_piece import OneDPiece
 from modeling.pixel_vqgan import PixelVQGAN
 from modeling.tasks.reconstruction import ReconstructionTask
@@ -185,6 +187,20 @@ def test_the_weights_are_there_before_the_last_evaluation_which_may_take_long(tr
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval/images" in line] == [6]
     assert "evaluation     24 images every 6 steps and at the end" in capsys.readouterr().out
+
+
+def test_a_run_whose_time_is_up_in_its_last_step_leaves_its_weights(tmp_path, monkeypatch):
+    make_images(tmp_path)
+    update = loop.update
+
+    def update_when_time_is_up(run, micro_batches):
+        if run.step == run.total_steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(run, micro_batches)
+
+    monkeypatch.setattr(loop, "update", update_when_time_is_up)
+    run_job("teacher", tmp_path, tmp_path / "run", "training.max_train_steps=2", "experiment.eval_every=0")
+    assert (tmp_path / "run/model.safetensors").is_file()
 
 
 def test_an_evaluation_has_a_bar_with_a_total_and_takes_the_images_asked_for(trained, tmp_path, capsys):
@@ -676,6 +692,15 @@ def test_no_preview_is_made_of_no_images(trained, tmp_path):
 def test_a_training_that_would_be_none_is_refused(trained, tmp_path, change, complaint):
     with pytest.raises(UserError, match=complaint):
         run_job("teacher", trained, tmp_path, *change.split())
+
+
+def test_codes_stay_where_a_resumed_run_is_the_first_to_restart_them():
+    """It has seen no outputs yet that they could move to."""
+    quantizer = VectorQuantizer(codebook_size=8, token_size=2)
+    care = CodebookCare(quantizer, 1000, warmup_steps=0, kmeans=False, restart_every=100)
+    before = quantizer.embedding.weight.detach().clone()
+    care.begin(step=300)
+    assert torch.equal(quantizer.embedding.weight, before)
 
 
 # Other systems

@@ -49,7 +49,8 @@ def replacing_files(folder: str | os.PathLike, names: Sequence[str]) -> Iterator
     """
     folder = Path(expanded(os.fspath(folder)))
     make_folder(folder.parent)
-    aside = folder.parent / f".{folder.name}.{os.getpid()}"
+    # In a folder that exists, which may be a link to another disk, or all that may be written there.
+    aside = (folder if folder.is_dir() else folder.parent) / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with naming(folder, aside):

@@ -63,7 +63,8 @@ class CodebookCare:
         if self.kmeans and step == self.warmup_steps and int(self.state["filled"]):
             self._place(self._kmeans())
         elif self.restart_every and step > self.warmup_steps and step % self.restart_every == 0:
-            self._restart()
+            if int(self.state["filled"]):  # not where a run is resumed that had no restarts before
+                self._restart()
 
     @torch.no_grad()
     def _watch(self, quantizer: VectorQuantizer, inputs: tuple[Tensor], output: tuple) -> None:

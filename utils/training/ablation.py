@@ -13,7 +13,9 @@ from threading import Event
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from utils.config import load_config
@@ -50,15 +52,21 @@ def read_arms(path: Path) -> dict[str, Any]:
     """The plan in a file of arms, checked for its keys."""
     try:
         plan = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a list of arms: {error}") from error
-    if not isinstance(plan, dict) or not KEYS <= set(plan) <= KEYS | OPTIONAL or not plan["arms"]:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a list of arms: {reason}") from error
+    if not isinstance(plan, dict) or not KEYS <= set(plan) <= KEYS | OPTIONAL:
         raise UserError(f"{path} must have the keys {', '.join(sorted(KEYS))}, see configs/ablations")
+    if not isinstance(plan["arms"], dict) or not plan["arms"]:
+        raise UserError(f"{path}: arms must be a mapping of names to arms, see configs/ablations")
     if ("generation" in plan) != ("num_generated_images" in plan):
         raise UserError(f"{path}: generation and num_generated_images belong together, see configs/ablations")
     for name, arm in plan["arms"].items():
-        if not {"title", "overrides"} <= set(arm) <= {"title", "overrides", "seeds", "train"}:
+        keys = set(arm) if isinstance(arm, dict) else set()
+        if not {"title", "overrides"} <= keys <= {"title", "overrides", "seeds", "train"}:
             raise UserError(f"{path}: arm {name} must have a title and overrides, and may have seeds and train")
+        if not isinstance(arm["overrides"], dict):
+            raise UserError(f"{path}: overrides of arm {name} must be a mapping of keys to values, or {{}}")
     return dict(plan)
 
 
@@ -66,7 +74,7 @@ def trials_of(plan: Mapping[str, Any], output_dir: Path) -> Iterator[Trial]:
     for name, arm in plan["arms"].items():
         for seed in arm.get("seeds", plan["seeds"]):
             values = {**arm["overrides"], "training.seed": seed}
-            overrides = tuple(f"{key}={value}" for key, value in values.items())
+            overrides = tuple(f"{key}={'null' if value is None else value}" for key, value in values.items())
             train = arm.get("train", plan["train"])
             yield Trial(name, arm["title"], seed, overrides, output_dir / f"{name}-{seed}", train)
 

@@ -65,7 +65,7 @@ def train(
 def train_steps(run: Run, report: Report, stream: Iterable[Batch]) -> None:
     """Update until the last step, or until time is up, with everything that is due in between."""
     experiment, batches = run.config.experiment, iter(stream)
-    while not run.processes.called_off:
+    while not run.processes.called_off or run.step == run.total_steps:
         if run.step == run.total_steps:
             leave_weights(run)
         if run.owes_evaluation:  # only now, because it may take long: its step is saved
