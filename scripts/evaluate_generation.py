@@ -106,8 +106,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
     if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
         raise UserError("--samples are there already: --precision and --compile are for a generator")
-    if (arguments.sweep.values or arguments.num_tokens) and arguments.lengths:
-        raise UserError("--sweep and --num_tokens score all sampled tokens: leave out either them or --lengths")
+    if (arguments.sweep.values or arguments.recipes or arguments.num_tokens) and arguments.lengths:
+        raise UserError(
+            "--sweep, --recipes and --num_tokens score all sampled tokens: leave out either them or --lengths"
+        )
     if arguments.features == "none":
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:

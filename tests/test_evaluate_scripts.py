@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -480,6 +481,21 @@ def test_generation_says_what_is_wrong(world, evaluate):
         status, _, err, results = evaluate(evaluate_generation, *flags)
         assert (status, results) == (1, None)
         assert re.search(message, err), err
+
+
+RECIPES = ROOT / "configs/samplers/fashion.yaml"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lengths", "1", "--recipes", RECIPES), "--recipes and .*: leave out either them or --lengths"),
+    ],
+)
+def test_flags_of_generation_that_would_do_nothing_are_refused(monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["evaluate_generation.py", "--reference", "b.npz", *map(str, flags)])
+    with pytest.raises(UserError, match=message):
+        evaluate_generation.parse_arguments()
 
 
 @pytest.mark.parametrize(
