@@ -489,6 +489,9 @@ RECIPES = ROOT / "configs/samplers/fashion.yaml"
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--samples", "a.npz", "--guidance_scale", 2), "leave out .* what says how to sample"),
+        (("--samples", "a.npz", "--recipes", RECIPES), "leave out .* what says how to sample"),
+        (("--samples", "a.npz", "--tokenizer_checkpoint", "mine"), "leave out --tokenizer_checkpoint"),
         (("--lengths", "1", "--recipes", RECIPES), "--recipes and .*: leave out either them or --lengths"),
     ],
 )
