@@ -30,6 +30,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.paths import ROOT
+from utils.sampling_record import read_record
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -499,6 +500,16 @@ def test_flags_of_generation_that_would_do_nothing_are_refused(monkeypatch, flag
     monkeypatch.setattr(sys, "argv", ["evaluate_generation.py", "--reference", "b.npz", *map(str, flags)])
     with pytest.raises(UserError, match=message):
         evaluate_generation.parse_arguments()
+
+
+def test_results_of_recipes_are_no_settings_to_sample_with_again(tmp_path):
+    samples = {"seed": 1, "sampler": {"guidance_scale": 3.0}}
+    for name, value in (("recipes", {"mine": {"guidance_scale": 5.0}}), ("sweep", {"guidance_scale": [3.0, 5.0]})):
+        (tmp_path / "metrics.json").write_text(json.dumps({"protocol": {"samples": samples, name: value}}))
+        with pytest.raises(UserError, match="holds results of several settings"):
+            read_record(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text(json.dumps({"protocol": {"samples": samples, "recipes": None}}))
+    assert read_record(tmp_path / "metrics.json") == samples
 
 
 @pytest.mark.parametrize(
