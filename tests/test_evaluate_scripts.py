@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_proces
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
+from utils.evaluation.generation import report
+from utils.evaluation.sweep import Sweep
 from utils.paths import ROOT
 from utils.sampling_record import read_record
 
@@ -405,6 +408,18 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
     for row in results["rows"]:
         assert row["system"] == "another"
         assert row["fd_efficientnet_lite0"] == rows["choose", row["passes"], 43]["fd_efficientnet_lite0"]
+
+
+def test_a_sweep_of_drafts_of_one_length_is_drawn_over_what_it_changes():
+    told = {}
+    session = SimpleNamespace(processes=SimpleNamespace(is_main=False), report=lambda *_, **given: told.update(given))
+    network = SimpleNamespace(key="fd_mine", title="FD-MINE")
+    for name, figures in (("guidance_scale", ["sweep.png"]), ("num_tokens", ["curves.png"])):
+        rows = [{"name": f"{name} {value}", "passes": 2, name: value, "fd_mine": value} for value in (1, 2)]
+        rows = [row | {"tokens": row.get("num_tokens", 4)} for row in rows]
+        report(session, rows, [], {"samples": {"seen": 12}}, network, Sweep([f"{name}=1,2"]))
+        assert list(told["figures"]) == figures
+        assert told["notes"] == (["lowest FD-MINE: 1 at guidance_scale 1"] if name == "guidance_scale" else [])
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": {}, "rows": 1}'])
