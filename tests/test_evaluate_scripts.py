@@ -181,6 +181,17 @@ def test_other_results_are_shown_beside_if_they_are_of_the_same_images(world, ev
     assert [row["psnr"] for row in again["rows"]] == [row["psnr"] for row in baselines["rows"]]
 
 
+@pytest.mark.parametrize("script", [evaluate_reconstruction, evaluate_image_formats])
+def test_results_are_kept_where_those_to_show_beside_are_of_other_images(world, evaluate, tmp_path, script):
+    other = {"rows": [{"name": "other", "psnr": 20.0}], "protocol": {"originals": {"sha256": "0" * 64}}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    flags = ("--config", world / "config.yaml", "--num_images", 2, "--features", "none")
+    flags += ("--lengths", "1,8") if script is evaluate_reconstruction else ("--formats", "jpeg", "--budgets", 2000)
+    status, out, err, results = evaluate(script, *flags, "--beside", tmp_path / "other.json")
+    assert status == 1 and "other.json was made with other images" in err
+    assert results["rows"][0]["psnr"] > 0 and "2 images scored" in out and (tmp_path / "out/curves.png").is_file()
+
+
 def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_few():
     assert [patch_grid(count, 32) for count in (1, 8, 16, 32)] == [(1, 1), (4, 2), (4, 4), (8, 4)]
     generator = np.random.default_rng(0)
