@@ -192,6 +192,12 @@ def test_results_are_kept_where_those_to_show_beside_are_of_other_images(world, 
     assert results["rows"][0]["psnr"] > 0 and "2 images scored" in out and (tmp_path / "out/curves.png").is_file()
 
 
+@pytest.mark.parametrize(("flag", "smallest"), [("--seed", 0), ("--num_components", 1), ("--num_codes", 1)])
+def test_numbers_that_no_baseline_can_have_are_refused_before_the_work(world, evaluate, flag, smallest):
+    status, _, err, _ = evaluate(evaluate_baselines, "--config", world / "config.yaml", flag, smallest - 1)
+    assert status == 1 and err == f"error: {flag} must be {smallest} or more, got {smallest - 1}\n"
+
+
 def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_few():
     assert [patch_grid(count, 32) for count in (1, 8, 16, 32)] == [(1, 1), (4, 2), (4, 4), (8, 4)]
     generator = np.random.default_rng(0)
