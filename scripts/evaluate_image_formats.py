@@ -85,7 +85,10 @@ def parse_arguments() -> argparse.Namespace:
     add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_image_formats", features="efficientnet_lite0")
     add_overrides(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.codec and (arguments.effort != [0] or arguments.fit != "crop"):
+        raise UserError("--effort and --fit go with --codec, whose files they are about")
+    return arguments
 
 
 def main() -> None:

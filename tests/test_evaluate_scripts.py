@@ -633,6 +633,19 @@ def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
             assert row[name] == pytest.approx(other[name], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--effort", 2), "--effort and --fit go with --codec"),
+        (("--fit", "tile"), "--effort and --fit go with --codec"),
+    ],
+)
+def test_flags_of_formats_are_checked_before_the_work(monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["evaluate_image_formats.py", *map(str, flags)])
+    with pytest.raises(UserError, match=message):
+        evaluate_image_formats.parse_arguments()
+
+
 def test_default_budgets_are_those_of_the_tokenizer(world):
     budgets = evaluate_image_formats.budgets_of(load_config(ROOT / "configs/fashion/eval.yaml"))
     assert budgets == [2, 3, 5, 10, 20, 40, 80, 160, 320, 640]
