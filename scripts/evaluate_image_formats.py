@@ -86,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     add_arguments(parser, output_dir="output/evaluate_image_formats", features="efficientnet_lite0")
     add_overrides(parser)
     arguments = parser.parse_args()
+    arguments.psnr = parse_levels(arguments.psnr) if arguments.psnr else []
     if not arguments.codec and (arguments.effort != [0] or arguments.fit != "crop"):
         raise UserError("--effort and --fit go with --codec, whose files they are about")
     return arguments
@@ -155,7 +156,7 @@ def evaluate(
     written = {IMAGES: lambda path: write_images(path, files)}
     for name, system in bench(rows, files).items():
         written[name] = partial(write_json, value=system)
-    notes = lines_at_psnr(bytes_at_psnr(rows, parse_levels(arguments.psnr))) if arguments.psnr else []
+    notes = lines_at_psnr(bytes_at_psnr(rows, arguments.psnr))
     earlier = [path.name for path in session.output_dir.glob("bench_*.json")]
     results = {"rows": rows, "protocol": record}
     try:

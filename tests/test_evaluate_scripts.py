@@ -638,6 +638,7 @@ def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
     [
         (("--effort", 2), "--effort and --fit go with --codec"),
         (("--fit", "tile"), "--effort and --fit go with --codec"),
+        (("--psnr", "20dB"), "--psnr takes numbers such as 18,20.5,22, got 20dB"),
     ],
 )
 def test_flags_of_formats_are_checked_before_the_work(monkeypatch, flags, message):
