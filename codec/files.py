@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -345,7 +346,9 @@ class Codec:
         return squares
 
 
-def load_codec(config: str | None = None, checkpoint: str | None = None, device: str | torch.device = "cpu") -> Codec:
+def load_codec(
+    config: str | DictConfig | None = None, checkpoint: str | None = None, device: str | torch.device = "cpu"
+) -> Codec:
     """The codec of the tokenizer that --config and --checkpoint mean; arguments and errors as of `load_tokenizer`."""
     exact_arithmetic()
     tokenizer, located = load_tokenizer(config, checkpoint, device=device)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import DataError
 from data.batches import Example, Fault, FaultLog, SampleError, seeded
-from data.image_folder import load, open_folder
+from data.image_folder import kind_of_images, load, open_folder
 from data.image_shards import decode, read_shards
 from data.image_sources import FolderSource
 from data.shard_files import read_manifest
@@ -85,8 +85,8 @@ class Part(NamedTuple):
 class Catalogue:
     """One split of the data set that a config names, in parts.
 
-    `dataset.type` says where the images are; of a config with type tokens it is the shards, or the folder where no
-    shards are named.
+    `dataset.type` says where the images are; of a config with type tokens it is a folder where one is named, or else
+    the shards.
 
     Args:
         split: "train" or "eval".
@@ -100,9 +100,7 @@ class Catalogue:
     """
 
     def __init__(self, config: DictConfig, split: str, transform: Variants | CentreCrop):
-        params, kind = config.dataset.params, config.dataset.get("type", "shards")
-        if kind == "tokens":
-            kind = "shards" if params.get(f"{split}_shards_path_or_url") else "folder"
+        kind = kind_of_images(config)
         self.transform, self.folder = transform, None
         jobs = self._of_folder(config, split) if kind == "folder" else self._of_shards(config, split)
         self.decoding = AS_SHOWN if kind == "folder" else AS_PUBLISHED

@@ -137,5 +137,12 @@ def open_folder(config: DictConfig, split: str) -> FolderSource:
 
 def num_eval_examples(config: DictConfig) -> int | None:
     """`dataset.params.num_eval_examples`; None for a folder, which counts itself, whatever another set's file says."""
-    params = config.dataset.params
-    return None if config.dataset.get("type") == "folder" else params.get("num_eval_examples")
+    return None if kind_of_images(config) == "folder" else config.dataset.params.get("num_eval_examples")
+
+
+def kind_of_images(config: DictConfig) -> str:
+    """`dataset.type` of the images: with tokens a folder where one is named, or else shards, which any set inherits."""
+    params, kind = config.dataset.params, config.dataset.get("type", "shards")
+    if kind == "tokens":
+        return "folder" if params.get("train_folder") or params.get("eval_folder") else "shards"
+    return kind

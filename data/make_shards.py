@@ -65,8 +65,8 @@ def make_shards(
         DataError: The folder holds shards of another plan, or the source cannot be read.
         UserError: Another process writes into the folder.
     """
-    order = np.random.default_rng(seed).permutation(len(source))
     plan = _plan(source, max_samples_per_shard, seed)
+    order = np.random.default_rng(seed).permutation(len(source))
     with FolderLock(output_dir):
         book = Book(output_dir, prefix, plan, source.classes, extension)
         jobs = {}
@@ -110,6 +110,8 @@ def _write_in_order(stream: HubStream, book: "Book", max_samples_per_shard: int)
 def _plan(source: Source | HubStream, max_samples_per_shard: int, seed: int | None) -> dict[str, Any]:
     if max_samples_per_shard < 1:
         raise DataError(f"the number of samples per shard must be at least 1, got {max_samples_per_shard}")
+    if seed is not None and seed < 0:
+        raise DataError(f"the seed must be at least 0, got {seed}")
     return {"source": source.fingerprint(), "seed": seed, "max_samples_per_shard": max_samples_per_shard}
 
 

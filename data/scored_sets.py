@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from data import DataError
 from data.batches import Loader, check_count
 from data.evaluation_images import first_of
+from data.image_folder import kind_of_images
 from data.image_sets import AS_GIVEN, open_images, paired, read_statistics
 from data.loaders import evaluation_loader
 from utils.config import load_config
@@ -103,8 +104,8 @@ def reference_images(source: str, size: tuple[int, int], **share: int) -> Loader
         config = OmegaConf.create({"dataset": dataset, "training": {}})
     else:
         config = load_config(source)
-    if config.dataset.type == "tokens":  # a generator's configuration: its images are in shards
-        config.dataset.type = "shards"
+    if config.dataset.type == "tokens":  # a generator's configuration
+        config.dataset.type = kind_of_images(config)
     check_size(size, (config.dataset.preprocessing.crop_size,) * 2, source)
     return evaluation_loader(config, **share)
 

@@ -80,6 +80,8 @@ def analyze(arguments: argparse.Namespace, results: ResultPaths) -> None:
         print(f"\n{class_table(classes)}")
     if arguments.bits:
         result["bits"] = rows_of_bits(arguments, saved, labels, results.place(out / BITS))
+    else:
+        results.remove(out / BITS)  # of an earlier run, maybe of other tokens
     table, *figures = (results.place(out / name) for name in RESULTS)
     write_json(table, result | {"positions": positions, "classes": classes})
     write_figure(draw(positions, classes, len(tokens)), figures[0].with_suffix(""))

@@ -49,7 +49,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=42, help="of the k-means clusters (default: %(default)s)")
     add_arguments(parser, output_dir="output/evaluate_baselines", features="efficientnet_lite0")
     add_overrides(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name, smallest in {"num_components": 1, "num_codes": 1, "seed": 0}.items():
+        if getattr(arguments, name) < smallest:
+            raise UserError(f"--{name} must be {smallest} or more, got {getattr(arguments, name)}")
+    return arguments
 
 
 def main() -> None:

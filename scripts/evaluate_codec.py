@@ -41,7 +41,7 @@ def main() -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     with Session(arguments.device, arguments.output_dir) as session:
-        codec = load_codec(arguments.config, arguments.checkpoint, session.device)
+        codec = load_codec(config, arguments.checkpoint, session.device)
         images = NumberedImages(config, codec.side, session.processes)
         numbers = choose(len(images), images.most(arguments.num_images), config.training.seed)
         plan = {

@@ -104,10 +104,18 @@ def check(arguments: argparse.Namespace) -> None:
         parse_lengths(arguments.lengths)  # what is wrong for any tokenizer, before one is loaded
     if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep.values or arguments.lengths):
         raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
+    is_told_how = arguments.recipes or given_fields(arguments, SamplerSettings)  # --like gives such fields, too
+    if arguments.samples and (is_told_how or arguments.tokenizer_checkpoint):
+        raise UserError(
+            "--samples are there already: leave out --tokenizer_checkpoint and what says how to sample (--recipes, "
+            "--like, settings of a sampler)"
+        )
     if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
         raise UserError("--samples are there already: --precision and --compile are for a generator")
-    if (arguments.sweep.values or arguments.num_tokens) and arguments.lengths:
-        raise UserError("--sweep and --num_tokens score all sampled tokens: leave out either them or --lengths")
+    if (arguments.sweep.values or arguments.recipes or arguments.num_tokens) and arguments.lengths:
+        raise UserError(
+            "--sweep, --recipes and --num_tokens score all sampled tokens: leave out either them or --lengths"
+        )
     if arguments.features == "none":
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:

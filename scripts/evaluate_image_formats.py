@@ -85,7 +85,11 @@ def parse_arguments() -> argparse.Namespace:
     add_beside_argument(parser)
     add_arguments(parser, output_dir="output/evaluate_image_formats", features="efficientnet_lite0")
     add_overrides(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.psnr = parse_levels(arguments.psnr) if arguments.psnr else []
+    if not arguments.codec and (arguments.effort != [0] or arguments.fit != "crop"):
+        raise UserError("--effort and --fit go with --codec, whose files they are about")
+    return arguments
 
 
 def main() -> None:
@@ -144,8 +148,7 @@ def evaluate(
         **judges.record(),
     )
     rows = scores.rows(size)
-    fitting = without_repeats(rows)
-    shown = read_beside(arguments.beside, record["originals"]["sha256"]) + fitting
+    shown = without_repeats(rows)
     for line in describe(list(formats.values()), rows, size):
         session.say(line)
     seen = f"{record['originals']['seen']:,} images"
@@ -153,12 +156,15 @@ def evaluate(
     written = {IMAGES: lambda path: write_images(path, files)}
     for name, system in bench(rows, files).items():
         written[name] = partial(write_json, value=system)
-    if shown:
-        written["curves.png"] = lambda path: plot_curves(path, shown, seen)
-    notes = lines_at_psnr(bytes_at_psnr(rows, parse_levels(arguments.psnr))) if arguments.psnr else []
+    notes = lines_at_psnr(bytes_at_psnr(rows, arguments.psnr))
     earlier = [path.name for path in session.output_dir.glob("bench_*.json")]
     results = {"rows": rows, "protocol": record}
-    session.report(f"{seen} scored", results, shown, notes=notes, figures=written, earlier=earlier)
+    try:
+        shown = read_beside(arguments.beside, record["originals"]["sha256"]) + shown
+    finally:  # results that may have taken hours are written even where others do not fit beside them
+        if shown:
+            written["curves.png"] = lambda path: plot_curves(path, shown, seen)
+        session.report(f"{seen} scored", results, shown, notes=notes, figures=written, earlier=earlier)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,12 @@ def main() -> None:
         score = score_images if arguments.config is None else score_tokenizer
         results, notes = score(arguments, session)
         rows, seen = results["rows"], f"{results['protocol']['originals']['seen']:,} images"
-        shown = rows + read_beside(arguments.beside, results["protocol"]["originals"]["sha256"])
-        curves = {"curves.png": lambda path: plot_curves(path, shown, seen)} if len(rows) > 1 else {}
-        session.report(f"{seen} scored", results, shown, notes=notes, figures=curves)
+        shown = list(rows)
+        try:
+            shown += read_beside(arguments.beside, results["protocol"]["originals"]["sha256"])
+        finally:  # results that may have taken hours are written even where others do not fit beside them
+            curves = {"curves.png": lambda path: plot_curves(path, shown, seen)} if len(rows) > 1 else {}
+            session.report(f"{seen} scored", results, shown, notes=notes, figures=curves)
 
 
 def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[dict, list[str]]:

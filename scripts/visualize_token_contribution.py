@@ -32,8 +32,8 @@ from utils.evaluation.contribution_figures import (
     draw_rows,
     read_contributions,
 )
+from utils.evaluation.report import write_results
 from utils.figures import FORMATS, write_figure
-from utils.files import write_json
 from utils.result_folder import ResultPaths
 
 
@@ -73,7 +73,7 @@ def visualize(arguments: argparse.Namespace, results: ResultPaths) -> None:
         f"half of a token's absolute change lies on {areas['l1'][:eighth].mean():.1%} of the pixels, mean of the first "
         f"eighth of the tokens; {areas['l1'][num_tokens // 2 :].mean():.1%}, mean of the second half"
     )
-    write_json(out / "summary.json", summary | {"count": int(data["count"]), "protocol": protocol})
+    write_results(out / "summary.json", summary | {"count": int(data["count"]), "protocol": protocol})
     print(f"wrote heatmaps_l1, heatmaps_l2, contributions, contribution_row (PNG, PDF) and summary.json into {out}")
 
 

@@ -246,6 +246,9 @@ def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypa
     assert everything["mean"] == pytest.approx(bits.mean())
     assert f"strangest: image-{bits.argmax()}, " in printed
     assert (tmp_path / "bits.png").is_file()
+    monkeypatch.setattr(sys, "argv", [word for word in sys.argv if word != "--bits"])
+    analyze_tokens.main()
+    assert not (tmp_path / "bits.png").exists()  # of tokens that may be others by now
 
 
 def test_input_that_does_not_fit_is_refused(call, setup, tmp_path):

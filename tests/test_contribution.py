@@ -373,6 +373,17 @@ def test_figures_are_not_blank_and_have_their_size(draw, tmp_path):
     assert f"{shares['2']:.1%}" in printed
 
 
+def test_the_summary_of_one_image_which_has_no_standard_errors_is_json(draw, tmp_path):
+    write_data(tmp_path / "data", 2)
+    with np.load(tmp_path / "data/diffs.npz") as stored:
+        unknown = {name: np.full(2, np.nan) for name in ("standard_error_l1", "standard_error_l2")}
+        np.savez(tmp_path / "data/diffs.npz", **{**stored, **unknown})
+    assert draw(input=tmp_path / "data")[0] == 0
+    text = (tmp_path / "data/summary.json").read_text()
+    summary = json.loads(text, parse_constant=lambda word: pytest.fail(f"JSON has no {word}"))
+    assert summary["standard_error_l1"] == ["nan", "nan"]
+
+
 @pytest.mark.parametrize(("num_maps", "rows", "columns"), [(1, 1, 1), (6, 2, 4), (256, 16, 16)])
 def test_the_grid_fits_any_number_of_maps(num_maps, rows, columns):
     maps = np.random.default_rng(0).random((256, 4, 4))

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,10 @@ from tests.evaluation_data import NUM_IMAGES, command, make_world, on_two_proces
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
+from utils.evaluation.generation import report
+from utils.evaluation.sweep import Sweep
 from utils.paths import ROOT
+from utils.sampling_record import read_record
 
 FEATURES = ("--features", "efficientnet_lite0", "--device", "cpu")
 MEASURES = ("psnr", "ssim", "perceptual_efficientnet_lite0", "fd_efficientnet_lite0")
@@ -174,6 +179,23 @@ def test_other_results_are_shown_beside_if_they_are_of_the_same_images(world, ev
     fit += ("--features", "none")
     again = evaluate(evaluate_baselines, "--config", world / "config.yaml", *fit, name="baselines.json")[-1]
     assert [row["psnr"] for row in again["rows"]] == [row["psnr"] for row in baselines["rows"]]
+
+
+@pytest.mark.parametrize("script", [evaluate_reconstruction, evaluate_image_formats])
+def test_results_are_kept_where_those_to_show_beside_are_of_other_images(world, evaluate, tmp_path, script):
+    other = {"rows": [{"name": "other", "psnr": 20.0}], "protocol": {"originals": {"sha256": "0" * 64}}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    flags = ("--config", world / "config.yaml", "--num_images", 2, "--features", "none")
+    flags += ("--lengths", "1,8") if script is evaluate_reconstruction else ("--formats", "jpeg", "--budgets", 2000)
+    status, out, err, results = evaluate(script, *flags, "--beside", tmp_path / "other.json")
+    assert status == 1 and "other.json was made with other images" in err
+    assert results["rows"][0]["psnr"] > 0 and "2 images scored" in out and (tmp_path / "out/curves.png").is_file()
+
+
+@pytest.mark.parametrize(("flag", "smallest"), [("--seed", 0), ("--num_components", 1), ("--num_codes", 1)])
+def test_numbers_that_no_baseline_can_have_are_refused_before_the_work(world, evaluate, flag, smallest):
+    status, _, err, _ = evaluate(evaluate_baselines, "--config", world / "config.yaml", flag, smallest - 1)
+    assert status == 1 and err == f"error: {flag} must be {smallest} or more, got {smallest - 1}\n"
 
 
 def test_patches_as_near_to_squares_as_can_be_come_back_exactly_where_there_are_few():
@@ -405,6 +427,18 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
         assert row["fd_efficientnet_lite0"] == rows["choose", row["passes"], 43]["fd_efficientnet_lite0"]
 
 
+def test_a_sweep_of_drafts_of_one_length_is_drawn_over_what_it_changes():
+    told = {}
+    session = SimpleNamespace(processes=SimpleNamespace(is_main=False), report=lambda *_, **given: told.update(given))
+    network = SimpleNamespace(key="fd_mine", title="FD-MINE")
+    for name, figures in (("guidance_scale", ["sweep.png"]), ("num_tokens", ["curves.png"])):
+        rows = [{"name": f"{name} {value}", "passes": 2, name: value, "fd_mine": value} for value in (1, 2)]
+        rows = [row | {"tokens": row.get("num_tokens", 4)} for row in rows]
+        report(session, rows, [], {"samples": {"seen": 12}}, network, Sweep([f"{name}=1,2"]))
+        assert list(told["figures"]) == figures
+        assert told["notes"] == (["lowest FD-MINE: 1 at guidance_scale 1"] if name == "guidance_scale" else [])
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": {}, "rows": 1}'])
 def test_another_program_s_sweep_points_are_explained_in_one_sentence(world, evaluate, tmp_path, monkeypatch, text):
     monkeypatch.setattr("data.scored_sets.load_reference", None)  # before the reference is looked at, for minutes
@@ -480,6 +514,34 @@ def test_generation_says_what_is_wrong(world, evaluate):
         status, _, err, results = evaluate(evaluate_generation, *flags)
         assert (status, results) == (1, None)
         assert re.search(message, err), err
+
+
+RECIPES = ROOT / "configs/samplers/fashion.yaml"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--samples", "a.npz", "--guidance_scale", 2), "leave out .* what says how to sample"),
+        (("--samples", "a.npz", "--recipes", RECIPES), "leave out .* what says how to sample"),
+        (("--samples", "a.npz", "--tokenizer_checkpoint", "mine"), "leave out --tokenizer_checkpoint"),
+        (("--lengths", "1", "--recipes", RECIPES), "--recipes and .*: leave out either them or --lengths"),
+    ],
+)
+def test_flags_of_generation_that_would_do_nothing_are_refused(monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["evaluate_generation.py", "--reference", "b.npz", *map(str, flags)])
+    with pytest.raises(UserError, match=message):
+        evaluate_generation.parse_arguments()
+
+
+def test_results_of_recipes_are_no_settings_to_sample_with_again(tmp_path):
+    samples = {"seed": 1, "sampler": {"guidance_scale": 3.0}}
+    for name, value in (("recipes", {"mine": {"guidance_scale": 5.0}}), ("sweep", {"guidance_scale": [3.0, 5.0]})):
+        (tmp_path / "metrics.json").write_text(json.dumps({"protocol": {"samples": samples, name: value}}))
+        with pytest.raises(UserError, match="holds results of several settings"):
+            read_record(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text(json.dumps({"protocol": {"samples": samples, "recipes": None}}))
+    assert read_record(tmp_path / "metrics.json") == samples
 
 
 @pytest.mark.parametrize(
@@ -569,6 +631,20 @@ def test_formats_on_two_processes_are_those_of_one(world, evaluate, tmp_path):
         assert row.keys() == other.keys()
         for name in row.keys() - {"name", "system"}:
             assert row[name] == pytest.approx(other[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--effort", 2), "--effort and --fit go with --codec"),
+        (("--fit", "tile"), "--effort and --fit go with --codec"),
+        (("--psnr", "20dB"), "--psnr takes numbers such as 18,20.5,22, got 20dB"),
+    ],
+)
+def test_flags_of_formats_are_checked_before_the_work(monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["evaluate_image_formats.py", *map(str, flags)])
+    with pytest.raises(UserError, match=message):
+        evaluate_image_formats.parse_arguments()
 
 
 def test_default_budgets_are_those_of_the_tokenizer(world):

@@ -150,6 +150,8 @@ def test_another_plan_in_the_same_folder_is_an_error(images, tmp_path):
         make(FolderSource(images / "ant"), tmp_path, prefix="val")
     with pytest.raises(DataError, match="number of samples per shard must be at least 1, got 0"):
         make(FolderSource(images), tmp_path, max_samples_per_shard=0)
+    with pytest.raises(DataError, match="the seed must be at least 0, got -1"):
+        make(FolderSource(images), tmp_path, seed=-1)
 
 
 def test_a_manifest_that_is_something_else_is_an_error(tmp_path):

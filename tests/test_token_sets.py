@@ -12,10 +12,12 @@ from PIL import Image
 
 import scripts.pretokenize
 from data import DataError
-from data.catalogue import Variants
+from data.catalogue import Catalogue, CentreCrop, Variants
+from data.image_folder import num_eval_examples
 from data.labels import Labelled
 from data.loaders import evaluation_loader, loaders
 from data.pretokenizing import Split
+from data.scored_sets import reference_images
 from data.shard_files import Sample, write_manifest, write_shard
 from data.tar_samples import fingerprint_of
 from data.token_loader import check_token_sets, evaluation_tokens, training_tokens
@@ -25,8 +27,8 @@ from modeling.identity import identities, identity
 from modeling.one_d_piece import OneDPiece
 from modeling.tokenizers import encode_tokens
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
-from tests.shard_data import png
-from utils.config import save_config
+from tests.shard_data import SIDE, png
+from utils.config import load_config, save_config
 from utils.errors import UserError
 
 FILES = ("tokens.npy", "labels.npy", "keys.txt", "manifest.json")
@@ -168,6 +170,20 @@ def test_a_folder_of_images_gives_the_same_tokens(world, folder_world, monkeypat
     assert made.keys[:2] == ["0/00000.png", "0/00010.png"] and made.labels.tolist() == sorted(expected.labels)
     numbers = [int(key[2:7]) for key in made.keys]
     assert np.array_equal(made.tokens, expected.tokens[numbers])
+
+
+def test_a_folder_that_is_named_goes_before_shards_that_are_inherited(folder_world):
+    images, path = folder_world / "images", folder_world / "generator.yaml"
+    changes = ["dataset.type=tokens", f"dataset.params.eval_folder={images}", "dataset.params.num_eval_examples=7"]
+    config = load_config(path, changes)
+    for split in ("train", "eval"):
+        assert Catalogue(config, split, CentreCrop(config.dataset.preprocessing)).folder == images
+    assert num_eval_examples(config) is None  # 7 is of the shards
+    save_config(config, path)
+    assert reference_images(str(path), (SIDE, SIDE), rank=0, world_size=1, batch_size=4).expected == 20
+    config.dataset.params.eval_folder = None
+    with pytest.raises(DataError, match="eval_folder must name a folder of images"):
+        Catalogue(config, "eval", CentreCrop(config.dataset.preprocessing))
 
 
 def add_an_image(images):

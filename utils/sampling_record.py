@@ -66,8 +66,8 @@ def read_record(path: Path) -> Mapping[str, Any]:
         ) from error
     for part in (found.get("protocol", {}).get("samples"), found.get("plan"), found):
         if isinstance(part, dict) and isinstance(part.get("sampler"), dict) and "seed" in part:
-            if found.get("protocol", {}).get("sweep"):
-                raise UserError(f"--like {path} holds a sweep of settings: name those of one point as flags")
+            if any(found.get("protocol", {}).get(name) for name in ("sweep", "recipes")):
+                raise UserError(f"--like {path} holds results of several settings: name those of one as flags")
             return part
     raise UserError(f"--like {path} does not say how it was sampled: give a file that a sampling command has written")
 

@@ -123,7 +123,8 @@ def report(
     shown = [*rows, *({name: value for name, value in row.items() if name in shared} for row in beside)]
     seen = record["samples"]["seen"]
     figures, notes = {}, []
-    if "tokens" in rows[0]:
+    lengths = {row.get("tokens") for row in rows}
+    if None not in lengths and (len(lengths) > 1 or len(rows) == 1):
         figures["curves.png"] = lambda path: plot_curves(path, shown, f"{seen:,} samples", over="tokens")
     elif len(rows) > 1:
         figures |= sweep.figures(rows, shown, network.key)
