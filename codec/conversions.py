@@ -47,7 +47,7 @@ def place_of(written: Sequence[Conversion]) -> str:
         return "the standard output"
     if len(written) == 1:
         return str(written[0].target)
-    return os.path.commonpath([one.target.parent for one in written])
+    return os.path.commonpath([one.target.parent for one in written]) or "."
 
 
 def conversions(

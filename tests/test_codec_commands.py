@@ -75,6 +75,13 @@ def test_the_tree_of_a_folder_is_kept(folder, command):
     assert sorted(path.name for path in (folder / "back").rglob("*.png")) == ["one.png", "two.png"]
 
 
+def test_the_working_directory_is_named_too(folder, command, monkeypatch):
+    monkeypatch.chdir(folder / "images")
+    photo(SIDE, SIDE).save("two.png")
+    assert command(compress.main, ".")[2].endswith(" bytes in all, in .\n")
+    assert command(decompress.main, ".", "--force")[2] == "wrote 3 images into .\n"
+
+
 def test_streams_carry_the_file_and_nothing_else(command):
     status, file, err = command(compress.main, "-", "--tokens", 3, stdin=png())
     assert status == 0 and unpack(file).header.num_tokens <= 3 and "bytes" in err
