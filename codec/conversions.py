@@ -117,7 +117,8 @@ def _check_targets(found: list[Conversion], force: bool) -> None:
 
 def list_compressed(folder: Path) -> list[str]:
     """Paths of compressed files below a folder, relative to it, sorted; hidden ones are left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() == EXTENSION)
+    named = (path for path in folder.rglob("*") if path.suffix.lower() == EXTENSION and not path.is_dir())
+    found = (path.relative_to(folder) for path in named)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 

@@ -121,6 +121,14 @@ def test_nothing_is_replaced_unless_forced(folder, command):
     assert status == 1 and "are there already" in err
 
 
+def test_a_folder_that_is_called_as_a_file_is_no_file(folder, command):
+    small = folder / "small.1dp"
+    assert command(compress.main, folder / "images", "-o", small)[0] == 0
+    assert command(inspect_compressed.main, folder)[::2] == (0, "")
+    status, _, err = command(decompress.main, folder, "-o", folder / "back")
+    assert status == 0 and err.startswith("wrote 2 images into ")
+
+
 def test_two_images_never_become_one_file(folder, command):
     photo(SIDE, SIDE).save(folder / "images/one.jpg")
     status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
