@@ -133,4 +133,5 @@ def report_failures(failures: list[tuple[Conversion, str]], total: int) -> None:
     if total == 1:
         raise UserError(f"{failures[0][0].name}: {failures[0][1]}")
     named = with_reasons([(one.name, reason) for one, reason in failures])
-    raise UserError(f"{len(failures)} of {total} files failed: {named}; the others are done")
+    others = "; the others are done" if len(failures) < total else ""
+    raise UserError(f"{len(failures)} of {total} files failed: {named}{others}")

@@ -152,6 +152,8 @@ def test_broken_files_are_named_and_the_others_done(folder, command):
     assert status == 1 and "1 of 3 files failed: " in err and "ends within its header" in err
     assert len(list((folder / "back").rglob("*.png"))) == 2
     assert not list(folder.rglob(".*"))
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "none", "--budget", 3)
+    assert status == 1 and "4 of 4 files failed: " in err and "others" not in err
 
 
 @pytest.mark.parametrize(
