@@ -228,6 +228,15 @@ def test_either_bundled_model_opens_its_files(bundled):
         assert opened.model == name
 
 
+def test_a_target_is_for_an_image_and_not_for_the_one_before_a_file(tiny, codec):
+    page = pytest.importorskip("playground.page", reason="Gradio is not installed")
+    before = prepare(codec, photo(SIDE, SIDE), "before")
+    file = open_file(tiny, before.files[-1], "file")
+    with pytest.raises(UserError, match="a .1dp file is shown"):
+        page.Compress(tiny).find(before, file, next(iter(page.TARGETS)), 5)
+    assert page.Compress(tiny).find(before, None, next(iter(page.TARGETS)), 5)[0] in before.lengths
+
+
 # Uploads
 
 
