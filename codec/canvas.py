@@ -65,6 +65,7 @@ def to_canvas(image: Image.Image, fit: Fit, side: int) -> Canvas:
     from data.transforms import EvalTransform, as_shown  # torch is slow to import, too slow to tell a file's size
 
     check_size(*image.size)
+    image.load()  # which turns a TIFF: only then its size and orientation agree
     stored, orientation, image = image.size, orientation_of(image), as_shown(image)
     if image.size == (side, side):
         return _single(np.asarray(image), side * side, None)

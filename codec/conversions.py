@@ -47,7 +47,7 @@ def place_of(written: Sequence[Conversion]) -> str:
         return "the standard output"
     if len(written) == 1:
         return str(written[0].target)
-    return os.path.commonpath([one.target.parent for one in written])
+    return os.path.commonpath([one.target.parent for one in written]) or "."
 
 
 def conversions(
@@ -117,7 +117,8 @@ def _check_targets(found: list[Conversion], force: bool) -> None:
 
 def list_compressed(folder: Path) -> list[str]:
     """Paths of compressed files below a folder, relative to it, sorted; hidden ones are left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() == EXTENSION)
+    named = (path for path in folder.rglob("*") if path.suffix.lower() == EXTENSION and not path.is_dir())
+    found = (path.relative_to(folder) for path in named)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 
@@ -132,4 +133,5 @@ def report_failures(failures: list[tuple[Conversion, str]], total: int) -> None:
     if total == 1:
         raise UserError(f"{failures[0][0].name}: {failures[0][1]}")
     named = with_reasons([(one.name, reason) for one, reason in failures])
-    raise UserError(f"{len(failures)} of {total} files failed: {named}; the others are done")
+    others = "; the others are done" if len(failures) < total else ""
+    raise UserError(f"{len(failures)} of {total} files failed: {named}{others}")

@@ -134,10 +134,15 @@ export function withinSide(image, most) {
   return resized(image, width, height);
 }
 
-/** {squares, geometry} of an image cut into tiles, row by row; neighbours share an eighth of their side at least. */
+/**
+ * {squares, geometry} of an image cut into tiles, row by row; neighbours share an eighth of their side at least.
+ *
+ * geometry is null where the image is one square as it is.
+ */
 export function toTiles(image, side) {
   const { width, height } = image,
     overlap = Math.floor(side / 8);
+  if (width === side && height === side) return { squares: [image.pixels], geometry: null };
   const [columns, rows] = [width, height].map((length) =>
     Math.max(1, Math.ceil((length - overlap) / (side - overlap))),
   );

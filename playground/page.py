@@ -151,7 +151,7 @@ class Compress:
         page.load(self.first_example, None, [source, *shown], **computing)
         for control in controls:
             control.input(said(self.again), [source, *how], shown, **computing)
-        gr.on([find.click, value.submit], said(self.find), [prepared, target, value], [tokens, stage], **QUIET)
+        gr.on([find.click, value.submit], said(self.find), [prepared, opened, target, value], [tokens, stage], **QUIET)
         tokens.input(self.show, [prepared, tokens], stage, **SHOWING)
         end.input(said(self.show_cut), [opened, end], stage, **SHOWING)
         complete.click(said(self.show_completed), [opened, end], stage, **computing)
@@ -221,7 +221,9 @@ class Compress:
         slider = gr.Slider(maximum=size, value=size, visible=True)
         return gr.skip(), file, gr.Slider(visible=False), slider, gr.Button(visible=True), self.show_cut(file, size)
 
-    def find(self, result: Prepared | None, target: str, value: float | None) -> tuple:
+    def find(self, result: Prepared | None, file: Opened | None, target: str, value: float | None) -> tuple:
+        if file is not None:  # `prepared` is what was shown before it
+            raise UserError("a .1dp file is shown, and a target is for an image: choose one first")
         if result is None:
             raise UserError("there is no image yet: choose one first")
         num_tokens, is_reached = result.reaching(TARGETS[target], value)

@@ -20,6 +20,7 @@ from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends thi
 import argparse
 import os
 import signal
+import socket
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def main() -> None:
         except OSError as error:
             if "port" not in str(error).lower():
                 raise
-            raise UserError(f"port {arguments.port} is taken: name another one as --port") from error
+            what = "every port that was tried is" if arguments.port is None else f"port {arguments.port} is"
+            raise UserError(f"{what} taken: name another one as --port") from error
     sys.stdout.flush()
     os._exit(status)  # the server's threads have kept Python from ending for minutes
 
@@ -59,7 +61,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on, or GRADIO_SERVER_PORT")
     parser.add_argument("--share", action="store_true", help="open a public address through Gradio's relay")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise UserError(f"--port must be 1 to 65535, got {arguments.port}")
+    if arguments.host is not None:
+        check_host(arguments.host)
+    return arguments
+
+
+def check_host(name: str) -> None:
+    """Refuse an address where no server of this computer can listen: Gradio would find all ports taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(name.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"--host {name} is no address of this computer ({error.strerror}): leave it out, or give 0.0.0.0 for all"
+        ) from error
 
 
 def prepared(arguments: argparse.Namespace, uploads: str) -> tuple["gradio.Blocks", dict]:

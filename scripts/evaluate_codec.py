@@ -150,7 +150,8 @@ def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:
         f"({gain['at_equal_bytes'][place]:+.2f} at equal bytes)"
         for place in places
     )
-    return f"effort {effort}: {gain['seconds']:.2f} s an image, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
+    beside = f"effort {effort} beside effort {plain.effort}"
+    return f"{beside}: {gain['seconds']:.2f} s an image, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
 
 
 if __name__ == "__main__":

@@ -109,6 +109,15 @@ def test_where_no_tile_is_known_the_image_is_grey():
     assert (image[:, 16:] == UNKNOWN_GREY).all()
 
 
+@FITS
+def test_a_tiff_that_pillow_turns_as_it_loads_comes_back_upright(fit):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    noise(40, 24).save(file, "TIFF", exif=exif)
+    canvas = to_canvas(Image.open(file), fit, SIDE)
+    assert back(canvas).size == ((24, 24) if fit == Fit.CROP else (24, 40))
+
+
 def test_orientation_is_applied_and_noted():
     image = photo(40, 24)
     exif = Image.Exif()

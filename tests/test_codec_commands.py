@@ -75,6 +75,13 @@ def test_the_tree_of_a_folder_is_kept(folder, command):
     assert sorted(path.name for path in (folder / "back").rglob("*.png")) == ["one.png", "two.png"]
 
 
+def test_the_working_directory_is_named_too(folder, command, monkeypatch):
+    monkeypatch.chdir(folder / "images")
+    photo(SIDE, SIDE).save("two.png")
+    assert command(compress.main, ".")[2].endswith(" bytes in all, in .\n")
+    assert command(decompress.main, ".", "--force")[2] == "wrote 3 images into .\n"
+
+
 def test_streams_carry_the_file_and_nothing_else(command):
     status, file, err = command(compress.main, "-", "--tokens", 3, stdin=png())
     assert status == 0 and unpack(file).header.num_tokens <= 3 and "bytes" in err
@@ -114,6 +121,14 @@ def test_nothing_is_replaced_unless_forced(folder, command):
     assert status == 1 and "are there already" in err
 
 
+def test_a_folder_that_is_called_as_a_file_is_no_file(folder, command):
+    small = folder / "small.1dp"
+    assert command(compress.main, folder / "images", "-o", small)[0] == 0
+    assert command(inspect_compressed.main, folder)[::2] == (0, "")
+    status, _, err = command(decompress.main, folder, "-o", folder / "back")
+    assert status == 0 and err.startswith("wrote 2 images into ")
+
+
 def test_two_images_never_become_one_file(folder, command):
     photo(SIDE, SIDE).save(folder / "images/one.jpg")
     status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
@@ -137,6 +152,8 @@ def test_broken_files_are_named_and_the_others_done(folder, command):
     assert status == 1 and "1 of 3 files failed: " in err and "ends within its header" in err
     assert len(list((folder / "back").rglob("*.png"))) == 2
     assert not list(folder.rglob(".*"))
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "none", "--budget", 3)
+    assert status == 1 and "4 of 4 files failed: " in err and "others" not in err
 
 
 @pytest.mark.parametrize(

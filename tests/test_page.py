@@ -212,7 +212,7 @@ def test_an_image_becomes_the_square_that_python_makes(in_page, size):
         assert canvas.shares[0, top:bottom, left:right].all()
 
 
-@pytest.mark.parametrize("size", [(256, 100), (33, 61), (20, 64), (32, 33)])
+@pytest.mark.parametrize("size", [(256, 100), (33, 61), (20, 64), (32, 33), (32, 32)])
 def test_an_image_is_cut_into_the_tiles_that_python_makes(in_page, size):
     width, height = size
     rgba = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)

@@ -22,6 +22,7 @@ from playground.compressing import MAX_TILES, bounded, cut, open_file, prepare
 from playground.exploring import alike, codebook_colours, decode, explore, first_tokens, replacements, with_code
 from playground.generating import generate
 from playground.models import PHOTOGRAPHS, TOKENIZERS, Models
+from scripts import demo
 from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -227,6 +228,15 @@ def test_either_bundled_model_opens_its_files(bundled):
         assert opened.model == name
 
 
+def test_a_target_is_for_an_image_and_not_for_the_one_before_a_file(tiny, codec):
+    page = pytest.importorskip("playground.page", reason="Gradio is not installed")
+    before = prepare(codec, photo(SIDE, SIDE), "before")
+    file = open_file(tiny, before.files[-1], "file")
+    with pytest.raises(UserError, match="a .1dp file is shown"):
+        page.Compress(tiny).find(before, file, next(iter(page.TARGETS)), 5)
+    assert page.Compress(tiny).find(before, None, next(iter(page.TARGETS)), 5)[0] in before.lengths
+
+
 # Uploads
 
 
@@ -392,6 +402,26 @@ def test_without_gradio_the_command_says_what_to_install():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
     assert "error: the page needs Gradio" in result.stderr and "pip install -c constraints.txt" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--port", "70000"), "--port must be 1 to 65535, got 70000"),
+        (("--host", "192.0.2.1"), "--host 192.0.2.1 is no address of this computer ("),
+        (("--host", "no host"), "--host no host is no address of this computer ("),
+    ],
+)
+def test_a_place_where_no_server_can_listen_is_said_before_models_are_loaded(monkeypatch, words, message):
+    monkeypatch.setattr(sys, "argv", ["demo.py", *words])
+    with pytest.raises(UserError, match=re.escape(message)):
+        demo.parse_arguments()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_a_place_where_a_server_can_listen_is_taken(monkeypatch, host):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--host", host])
+    assert demo.parse_arguments().host == host
 
 
 def test_decoding_one_row_of_tokens_gives_one_image(codec):

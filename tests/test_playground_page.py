@@ -170,6 +170,16 @@ def test_a_photograph_becomes_a_file_that_decodes_and_comes_back(visit, tmp_path
     assert page.locator("text=invented by").count() == 0
 
 
+def test_an_example_is_shown_by_a_click(visit, tmp_path):
+    """Draws the page: pytest -k by_a_click --basetemp FOLDER leaves it there."""
+    page = visit()
+    page.set_viewport_size({"width": 1240, "height": 1000})
+    page.click("#examples button[title=pizza]")
+    page.wait_for_selector("a[download='pizza_12.1dp']")
+    page.screenshot(path=tmp_path / "demo.png", full_page=True)
+    assert Image.open(tmp_path / "demo.png").width == 1240
+
+
 def test_the_slider_answers_at_once(visit):
     """Prints the time from a move to the image on the page: pytest -s -k answers_at_once."""
     page = visit()
