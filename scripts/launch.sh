@@ -3,9 +3,9 @@
 #
 #   scripts/launch.sh SCRIPT [ARGUMENT ...]
 #
-# Inside a Slurm job (sbatch, salloc) it starts one launcher a node with srun; elsewhere it uses the GPUs at hand.
-# Without a GPU there is one process. A script that ends with status 75 has saved its work because time is up: its job
-# is queued again. From the environment, all optional:
+# Inside a Slurm job (sbatch, salloc, srun --pty bash) it starts one launcher a node with srun; elsewhere it uses the
+# GPUs at hand. Without a GPU there is one process. A script that ends with status 75 has saved its work because time is
+# up: its job is queued again. From the environment, all optional:
 #   NUM_PROCESSES              processes on each machine
 #   MASTER_ADDR, MASTER_PORT   where the processes meet: the first node, and a port in 20000..29999 made of the job's id
 #   ODP_ENV                    the virtual environment (.venv of the repository)
@@ -38,10 +38,12 @@ if [[ $LAUNCHED_NODES -gt 1 ]]; then
     export MASTER_ADDR=${MASTER_ADDR:-${address:-$first}}
     export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 fi
-# srun does not take over the job's --cpus-per-task by itself.
+# srun does not take over the job's --cpus-per-task by itself, and waits for ever for what the step of a shell
+# (srun --pty bash) holds, where it may not share it.
 # shellcheck disable=SC2086
 srun --nodes="$LAUNCHED_NODES" --ntasks="$LAUNCHED_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
-    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${ODP_SRUN:-} "${BASH_SOURCE[0]}" "$@" &
+    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${SLURM_STEP_ID:+--overlap} ${ODP_SRUN:-} \
+    "${BASH_SOURCE[0]}" "$@" &
 srun=$!
 # sbatch's --signal goes to the steps; with its B:, or by scancel --full, it comes here, and srun hands it on.
 trap 'kill -USR1 "$srun" 2> /dev/null || true' TERM USR1

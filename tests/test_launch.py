@@ -141,6 +141,14 @@ def test_a_slurm_job_has_one_launcher_a_node(launch, greet):
     assert result.stdout.count("here 2 of 2") == 2
 
 
+@pytest.mark.parametrize(("step", "shared"), [({}, False), ({"SLURM_STEP_ID": "0"}, True)])
+def test_a_shell_that_is_a_step_of_its_job_shares_what_it_holds(launch, greet, step, shared):
+    """Or srun would wait for ever."""
+    result = launch(ROOT / "scripts/launch.sh", greet, programs={"srun": "echo $@"}, SLURM_JOB_ID="7", **step)
+    assert result.returncode == 0, result.stderr
+    assert ("--overlap" in result.stdout.split()) == shared
+
+
 @pytest.mark.parametrize(
     ("state", "said"),
     [

@@ -126,6 +126,15 @@ def test_a_cancelled_job_saves_and_does_not_come_back(jobs):
     assert "was cancelled, and has saved" in jobs.log("cancelled")
 
 
+def test_a_shell_that_is_a_step_of_its_job_trains(jobs):
+    """As `srun --pty bash` gives one."""
+    settings = [*job_overrides("teacher", jobs.folder, jobs.folder / "shell"), *SETTINGS, "training.max_train_steps=2"]
+    train = [str(ROOT / "train_tokenizer.sh"), str(ROOT / "configs/fashion/teacher.yaml"), *settings]
+    environment = jobs.cluster.environment | {"ODP_ENV": sys.prefix}
+    subprocess.run(["srun", "--nodes=1", "bash", *train], env=environment, cwd=jobs.folder, timeout=600, check=True)
+    assert (jobs.folder / "shell/model.safetensors").is_file()
+
+
 def test_a_mistake_in_the_configuration_ends_the_job_before_any_step(jobs):
     job = jobs.submit("mistake", "training.sed=3")
     jobs.wait_for_state(job, "FAILED", "mistake")
