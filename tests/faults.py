@@ -327,6 +327,18 @@ def _(folder: Path) -> str:
     return trained_from(folder, "experiment.resume=False")
 
 
+@in_training("weights of an end whose checkpoints are gone", "^stops: .* holds model.safetensors but no checkpoint")
+def _(folder: Path) -> str:
+    (folder / "model.safetensors").write_bytes(b"of an earlier run")
+    return trained_from(folder)
+
+
+@in_training("a model of another program in the output folder", "^stops: .* holds config.json but no checkpoint")
+def _(folder: Path) -> str:
+    (folder / "config.json").write_text('{"architectures": ["Other"]}')
+    return trained_from(folder)
+
+
 @in_training("a warm-up of the codebook as long as the run", r"^stops: .*warmup_steps \(6\) must be fewer than")
 def _(folder: Path) -> str:
     return trained_from(folder, "training.codebook.warmup_steps=6")

@@ -393,7 +393,7 @@ def test_a_run_that_goes_on_after_its_end_means_its_newest_checkpoint(trained, t
 def test_a_run_that_is_not_to_continue_wants_a_folder_without_checkpoints(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "old/checkpoint-3")
     afresh = ["experiment.resume=False", "experiment.eval_every=0", "experiment.generate_every=0"]
-    with pytest.raises(UserError, match="experiment.resume is False, and .*old holds checkpoints: delete them"):
+    with pytest.raises(UserError, match="experiment.resume is False, and .*old holds checkpoints: delete what"):
         run_job("teacher", trained, tmp_path / "old", *afresh)
     # Nor is its job queued again when its time is up: the same command would not go on.
     update = loop.update

@@ -16,6 +16,7 @@ from utils.processes import Processes
 
 METADATA_FILE = "metadata.json"
 WEIGHTS_FILE = "model.safetensors"  # in a run's output folder from its end on
+CONFIG_FILE = "config.json"  # of the model, beside its weights
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 
 from modeling.checkpoints import WeightsError
 from modeling.checkpoints.published import BUNDLED, PUBLISHED, TITOK_FILES, TITOK_REPOSITORY
-from utils.checkpoint import WEIGHTS_FILE, checkpoints
+from utils.checkpoint import CONFIG_FILE, WEIGHTS_FILE, checkpoints
 from utils.config import RUN_CONFIG, lenient_config, load_config, to_plain, value_of
 from utils.paths import ROOT
 
 log = logging.getLogger(__name__)
-CONFIG = "config.json"
+CONFIG = CONFIG_FILE
 CARD = "README.md"
 SAFETENSORS = WEIGHTS_FILE
 PICKLE = "pytorch_model.bin"

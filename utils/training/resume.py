@@ -10,7 +10,15 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from utils.checkpoint import WEIGHTS_FILE, checkpoints, latest_checkpoint, prune, write_checkpoint, writing
+from utils.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    checkpoints,
+    latest_checkpoint,
+    prune,
+    write_checkpoint,
+    writing,
+)
 from utils.errors import UserError
 from utils.files import write_json
 from utils.processes import INTERRUPTED, TIME_IS_UP
@@ -126,14 +134,18 @@ def find_checkpoint(run: Run) -> tuple[int, Path] | None:
         if run.processes.is_main:
             if not continues(run) and checkpoints(run.output_dir):
                 raise UserError(
-                    f"experiment.resume is False, and {run.output_dir} holds checkpoints: delete them to start from "
-                    "scratch, give another experiment.output_dir, or leave experiment.resume out to continue"
+                    f"experiment.resume is False, and {run.output_dir} holds checkpoints: delete what it holds "
+                    "to start from scratch, give another experiment.output_dir, or leave experiment.resume out "
+                    "to continue"
                 )
             found = latest_checkpoint(run.output_dir, run.say)
             if found is None and checkpoints(run.output_dir):
                 raise UserError(
-                    f"no checkpoint in {run.output_dir} is whole: restore one, or delete them to start from scratch"
+                    f"no checkpoint in {run.output_dir} is whole: restore one, or delete what it holds to start "
+                    "from scratch"
                 )
+            if found is None:
+                refuse_a_model(run.output_dir)
             if found is not None and found[0] > run.total_steps:
                 raise UserError(
                     f"{found[1]} is farther than training.max_train_steps {run.total_steps}: raise that, or give "
@@ -141,6 +153,16 @@ def find_checkpoint(run: Run) -> tuple[int, Path] | None:
                 )
     run.processes.meet()
     return run.processes.gather(found)[0]
+
+
+def refuse_a_model(folder: Path) -> None:
+    """Raise where a new run would end by replacing a model, which until then would count as the run's own."""
+    there = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if (folder / name).exists()]
+    if there:
+        raise UserError(
+            f"{folder} holds {' and '.join(there)} but no checkpoint to continue from: give another "
+            "experiment.output_dir, or delete what it holds to start from scratch"
+        )
 
 
 def check_sources(run: Run, begun: dict[str, str]) -> None:
