@@ -1,7 +1,7 @@
 """The tokens of an image: what one of them changes, and which images begin with the same one."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,9 @@ from codec.rate import encode
 from data.transforms import EvalTransform, decode_as_shown, decode_image
 from modeling.contribution import NORMS, images_of, other_codes
 from modeling.titok import TiTok
+from playground.compressing import Opened
 from playground.models import TOKENIZERS
+from utils.errors import UserError
 from utils.images import to_array
 from utils.paths import ROOT
 
@@ -31,7 +33,7 @@ class Explored:
 
     Args:
         about: What they are of.
-        tokens, original: (N,), as they are and as the encoder gave them.
+        tokens, original: (n,) of 1 to N, as they are and as the encoder, or a file, gave them.
         image: (P, P, 3) uint8, decoded from `tokens`.
     """
 
@@ -75,12 +77,25 @@ class Alike:
     total: int
 
 
-def explore(codec: Codec, tokens: np.ndarray, about: str) -> Explored:
-    """Begin with the tokens (T, N) of an image; of several tiles with those of the middle one."""
+def explore(codec: Codec, tokens: Sequence[np.ndarray], about: str) -> Explored:
+    """Begin with the tokens, T arrays of 1 to N, of an image; of several tiles with those of the middle one."""
     middle = len(tokens) // 2
     if len(tokens) > 1:
         about = f"{about}, its middle tile of {len(tokens)}"
     return Explored(codec.name, about, tokens[middle], tokens[middle], decode(codec, tokens[middle][None])[0])
+
+
+def explore_file(codec: Codec, opened: Opened) -> Explored:
+    """Begin with the tokens that a compressed file holds.
+
+    Raises:
+        UserError: It was cut before the first token of its middle tile.
+    """
+    read = codec.read(opened.data)
+    if not read.certain[len(read.certain) // 2]:
+        raise UserError("the file was cut before its middle tile, whose tokens would be shown: choose another one")
+    tiles = [tile[:count] for tile, count in zip(read.tokens, read.certain, strict=True)]
+    return explore(codec, tiles, opened.name)
 
 
 def with_code(codec: Codec, explored: Explored, place: int, code: int) -> Explored:
@@ -147,7 +162,7 @@ def first_tokens(codec: Codec) -> FirstTokens:
 
 
 def alike(codec: Codec, tokens: np.ndarray) -> Alike:
-    """The test images whose first token is nearest to that of `tokens` (N,), by the distance in the codebook."""
+    """The test images whose first token is nearest to that of `tokens` (n,), by the distance in the codebook."""
     known = first_tokens(codec)
     lookup = codec.tokenizer.quantize.lookup
     device = codec.tokenizer.latent_tokens.device

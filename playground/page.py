@@ -64,14 +64,14 @@ def build(models: Models) -> gr.Blocks:
     deleted = KEPT_SECONDS, KEPT_SECONDS
     with gr.Blocks(title="One-D-Piece", analytics_enabled=False, delete_cache=deleted, fill_width=True) as page:
         html(TITLE)
-        prepared = kept()
+        prepared, opened = kept(), kept()
         with gr.Tabs():
             with gr.Tab("Compress"):
-                Compress(models).build(page, prepared)
+                Compress(models).build(page, prepared, opened)
             with gr.Tab("Generate"):
                 Generate(models).build()
             with gr.Tab("Tokens") as tab:
-                Tokens(models).build(tab, prepared)
+                Tokens(models).build(tab, prepared, opened)
     return page
 
 
@@ -128,8 +128,8 @@ class Compress:
         self.examples = models.examples()
         self.prepared_example = cache(self.prepare_example)  # shared by all visitors
 
-    def build(self, page: gr.Blocks, prepared: gr.State) -> None:
-        source, opened = kept(), kept()
+    def build(self, page: gr.Blocks, prepared: gr.State, opened: gr.State) -> None:
+        source = kept()
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 endings = [*IMAGE_ENDINGS, EXTENSION]
@@ -323,31 +323,34 @@ class Tokens:
     def __init__(self, models: Models):
         self.models = models
 
-    def build(self, tab: gr.Tab, prepared: gr.State) -> None:
+    def build(self, tab: gr.Tab, prepared: gr.State, opened: gr.State) -> None:
         explored, begun, draws = kept(), kept(), kept(0)
-        html("<p>The image of the first tab, token by token. Alike codes have alike colours.</p>")
+        html("<p>The image or the file of the first tab, token by token. Alike codes have alike colours.</p>")
         row = html(js_on_load=CLICK, elem_id="row")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 image = html(elem_id="explored")
-                reset = gr.Button("As the encoder gave them", elem_id="reset")
+                reset = gr.Button("As they were", elem_id="reset")
             with gr.Column(scale=2, min_width=420):
                 changes = html(js_on_load=CLICK, elem_id="changes")
         alike = html(elem_id="alike")
         outputs = [explored, row, image, changes]
-        begins = tab.select(said(self.begin), [prepared, begun], [begun, *outputs], **COMPUTING)
+        begins = tab.select(said(self.begin), [prepared, opened, begun], [begun, *outputs], **COMPUTING)
         row.select(said(self.look), [explored, draws], [draws, *outputs], **COMPUTING)
         takes = changes.select(said(self.take), explored, outputs, **COMPUTING)
         resets = reset.click(said(self.undo), explored, outputs, **COMPUTING)
         for event in (begins, takes, resets):
             event.then(said(self.show_alike), explored, alike, **COMPUTING)
 
-    def begin(self, result: Prepared | None, begun: Prepared | None) -> tuple:
-        """Another image than last time; the same one stays as it was left."""
-        if result is None or result is begun:
+    def begin(self, result: Prepared | None, file: Opened | None, begun: Prepared | Opened | None) -> tuple:
+        """Another image or file than last time; the same one stays as it was left."""
+        shown = result if file is None else file  # `result` is what was shown before the file
+        if shown is None or shown is begun:
             return (gr.skip(),) * 5
-        found = exploring.explore(self.models.codec(result.model), result.tokens, result.name)
-        return result, *self.show(found)
+        codec = self.models.codec(shown.model)
+        if file is None:
+            return result, *self.show(exploring.explore(codec, result.tokens, result.name))
+        return file, *self.show(exploring.explore_file(codec, file))
 
     def look(self, found: Explored | None, num_draws: int, event: gr.EventData) -> tuple:
         """A token was clicked: other codes are drawn for its place, others each time."""

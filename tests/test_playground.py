@@ -1,6 +1,7 @@
 """What the page with a slider does, as functions: compressing, cutting, generating, looking at tokens."""
 
 import ast
+import contextlib
 import io
 import re
 import subprocess
@@ -19,7 +20,16 @@ from modeling.generators import sample
 from modeling.samplers.settings import SamplerSettings
 from playground import drawing, uploads
 from playground.compressing import MAX_TILES, bounded, cut, open_file, prepare
-from playground.exploring import alike, codebook_colours, decode, explore, first_tokens, replacements, with_code
+from playground.exploring import (
+    alike,
+    codebook_colours,
+    decode,
+    explore,
+    explore_file,
+    first_tokens,
+    replacements,
+    with_code,
+)
 from playground.generating import generate
 from playground.models import PHOTOGRAPHS, TOKENIZERS, Models
 from scripts import demo
@@ -341,6 +351,27 @@ def test_of_tiles_the_middle_one_is_looked_at(codec):
     explored = explore(codec, prepared.tokens, "photo")
     assert "its middle tile of" in explored.about
     np.testing.assert_array_equal(explored.tokens, prepared.tokens[len(prepared.tokens) // 2])
+
+
+def test_a_file_is_looked_at_as_far_as_it_goes(tiny, codec):
+    prepared = prepare(codec, photo(SIDE, SIDE), "photo")
+    data = prepared.files[-1]
+    explored = explore_file(codec, open_file(tiny, data, "photo"))
+    np.testing.assert_array_equal(explored.tokens, prepared.tokens[0])
+    few = explore_file(codec, open_file(tiny, data[:-1], "photo"))
+    assert 0 < len(few.tokens) < NUM_TOKENS
+    np.testing.assert_array_equal(few.tokens, prepared.tokens[0, : len(few.tokens)])
+    assert replacements(codec, few, len(few.tokens) - 1).mean > 0
+    tiles = prepare(codec, photo(40, 30), "photo", "tile").files[-1]
+    assert "its middle tile of" in explore_file(codec, open_file(tiny, tiles, "photo")).about
+    cut = next(size for size in range(len(tiles)) if (read := read_of(codec, tiles[:size])) and read.certain[0])
+    with pytest.raises(UserError, match="was cut before its middle tile"):
+        explore_file(codec, open_file(tiny, tiles[:cut], "photo"))
+
+
+def read_of(codec, data):
+    with contextlib.suppress(UserError):  # nothing of it is certain
+        return codec.read(data)
 
 
 def test_a_test_image_is_first_among_those_like_it(bundled):

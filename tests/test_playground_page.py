@@ -168,6 +168,9 @@ def test_a_photograph_becomes_a_file_that_decodes_and_comes_back(visit, tmp_path
     move(page, "end", 3)
     page.wait_for_selector("text=Not one token is left")
     assert page.locator("text=invented by").count() == 0
+    page.click("button[role=tab]:has-text('Tokens')")
+    page.wait_for_selector("#row button")
+    assert page.locator("#row button").count() == 20, "the file's own tokens, not those of the image before it"
 
 
 def test_an_example_is_shown_by_a_click(visit, tmp_path):
