@@ -102,13 +102,17 @@ def test_a_command_that_fails_is_named_with_its_log(world, monkeypatch, capsys, 
     assert status == 1 and "no_such_command.py of plain-2" in error and str(tmp_path / "plain-2" / "log.txt") in error
 
 
-def test_a_command_that_is_killed_before_it_prints_is_named_too(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "prints, told",
+    [("", "without a word"), ("time is up\n\n\r 13%|#  | 3/24 [00:57<12:46, 2.8step/s]\r 13%|#  | 3/24", "time is up")],
+)
+def test_a_command_that_is_killed_is_named_with_what_it_last_said(prints, told, monkeypatch, tmp_path):
     killed = tmp_path / "scripts/killed.py"
     killed.parent.mkdir()
-    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    killed.write_text(f"import os, signal\nprint({prints!r}, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.setattr(ablation, "ROOT", tmp_path)
     trial = ablation.Trial("arm", "arm", 1, (), tmp_path / "arm-1", "")
-    with pytest.raises(UserError, match=r"killed.py of arm-1 ended with status -9 \(without a word\)"):
+    with pytest.raises(UserError, match=rf"killed.py of arm-1 ended with status -9 \({told}\)"):
         ablation.execute(trial, ["killed.py"], {})
 
 

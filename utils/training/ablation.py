@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ SETTINGS = "settings.json"
 KEYS = {"train", "finish", "evaluate", "num_contribution_images", "seeds", "arms"}
 # A generator's configuration and changes: whose images' tokens an entropy model is fitted to; that is trained on them.
 OPTIONAL = {"entropy", "generation", "num_generated_images"}
+BAR = re.compile(r"\d%\|")  # in a line of a log: of a progress bar
 FEATURES = "efficientnet_lite0"  # of Frechet distances, where a list has `generation`
 
 
@@ -221,7 +223,8 @@ def execute(trial: Trial, command: Sequence[str], environ: Mapping[str, str]) ->
             env=environ,
         )
     if done.returncode:
-        last = (log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines() or ["without a word"])[-1]
+        lines = (line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines())
+        last = next((line for line in reversed([*lines]) if line and not BAR.search(line)), "without a word")
         raise UserError(f"{command[0]} of {trial.folder.name} ended with status {done.returncode} ({last}); see {log}")
 
 
