@@ -54,9 +54,11 @@ def test_the_rows_say_how_the_run_is_getting_on(folder):
 
 
 def test_a_run_that_stopped_at_an_unsound_step_says_where_its_samples_are(folder):
-    (folder / "unsound_step-77.json").write_text("{}")
-    rows = summary(folder, read_metrics(folder), total=200, now=1e6)
-    assert rows.endswith(f"unsound step   its losses and samples are in {folder}/unsound_step-77.json")
+    for step, told in ((77, "77, passed since: "), (104, "104: ")):  # the newest counts, and 104 is newer than 77
+        path = folder / f"unsound_step-{step}.json"
+        path.write_text("{}")
+        rows = summary(folder, read_metrics(folder), total=200, now=1e6)
+        assert rows.endswith(f"unsound step   {told}its losses and samples are in {path}")
 
 
 def test_once_shows_and_draws_once(folder, monkeypatch, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """What the metrics.jsonl of a run says of it: a summary of a few rows, and curves over the steps."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from utils.errors import UserError
 from utils.figures import plotting
 from utils.log import METRICS_FILE
 
+UNSOUND = re.compile(r"unsound_step-(\d+)\.json")
 Line = dict[str, Any]  # what was logged at a step; None where a number was not finite
 
 
@@ -61,8 +63,10 @@ def summary(folder: Path, lines: list[Line], total: int, now: float) -> str:
         shown = {name: value for name, value in evaluation.items() if name not in ("eval/bad", "eval/seconds")}
         rows["evaluation"] = f"step {evaluation['step']:,}: {group(shown, 'eval/')}"
     rows["checkpoint"] = last_checkpoint(folder, now)
-    for path in sorted(folder.glob("unsound_step-*.json")):
-        rows["unsound step"] = f"its losses and samples are in {path}"
+    if unsound := [(int(match[1]), path) for path in folder.iterdir() if (match := UNSOUND.fullmatch(path.name))]:
+        number, path = max(unsound)
+        passed = ", passed since" if step >= number else ""
+        rows["unsound step"] = f"{number:,}{passed}: its losses and samples are in {path}"
     return "\n".join(f"{name:<14} {text}" for name, text in rows.items())
 
 
