@@ -144,6 +144,10 @@ def comparison(row: dict[str, Any], one_length: dict[str, float]) -> str:
 
 
 def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:
+    """What an effort costs, and what it gains on the first of those that are compared."""
+    seconds = f"{gain['seconds']:.2f} s an image"
+    if effort == plain.effort:
+        return f"effort {effort}: {seconds}"
     places = [int(np.flatnonzero(plain.lengths == length)[0]) for length in (8, 32) if length in plain.lengths]
     at = ", ".join(
         f"{gain['at_equal_tokens'][place]:+.2f} dB at {plain.lengths[place]} tokens "
@@ -151,7 +155,7 @@ def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:
         for place in places
     )
     beside = f"effort {effort} beside effort {plain.effort}"
-    return f"{beside}: {gain['seconds']:.2f} s an image, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
+    return f"{beside}: {seconds}, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
 
 
 if __name__ == "__main__":
