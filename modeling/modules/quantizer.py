@@ -40,6 +40,7 @@ class VectorQuantizer(nn.Module):
         self.use_l2_norm = use_l2_norm
         self.bypass = False
         self.choices = choices
+        self._barred: dict[torch.device, Tensor] = {}
         self.embedding = nn.Embedding(codebook_size, token_size)
         self.embedding.weight.data.uniform_(-1.0 / codebook_size, 1.0 / codebook_size)
 
@@ -79,10 +80,15 @@ class VectorQuantizer(nn.Module):
         # |z|^2 is the same for every code and left out.
         distance = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)
         if self.choices is not None:
-            choices = torch.tensor(self.choices, device=z.device)
-            barred = torch.arange(self.codebook_size, device=z.device) >= choices[:, None]  # (W, V)
-            distance = distance.view(*z.shape[:-1], -1).masked_fill(barred, float("inf"))
+            distance = distance.view(*z.shape[:-1], -1).masked_fill(self.barred(z.device), float("inf"))
         return distance.argmin(dim=-1).view(z.shape[:-1])
+
+    def barred(self, device: torch.device) -> Tensor:
+        """(W, V), which codes each position may not have; made once a device, as a GPU is waited for meanwhile."""
+        if device not in self._barred:
+            choices = torch.tensor(self.choices, device=device)
+            self._barred[device] = torch.arange(self.codebook_size, device=device) >= choices[:, None]
+        return self._barred[device]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(normalised) codebook entries (..., C) of codes (...)."""
