@@ -1,5 +1,6 @@
 """What the arms of an ablation came to: the numbers of each run, tables and curves."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,9 @@ def draw(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Any:
     pyplot = plotting()
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 5), layout="constrained")
     curves = dict(zip(("psnr", "perceptual_efficientnet_lite0"), axes, strict=False))
-    colours = pyplot.get_cmap("tab10").colors
-    for seeds, colour in zip(arms.values(), colours * len(arms), strict=False):
-        look = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1.2}
+    looks = itertools.cycle(itertools.product(("-", "--", ":"), pyplot.get_cmap("tab10").colors))
+    for seeds, (line, colour) in zip(arms.values(), looks, strict=False):
+        look = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3, "linewidth": 1.2}
         for place, seed in enumerate(seeds):
             tokens = [row["tokens"] for row in seed["curves"]]
             label = seed["title"] if place == 0 else None
@@ -184,7 +185,7 @@ def draw(arms: Arms, baselines: Sequence[Mapping[str, Any]]) -> Any:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set(xlabel="tokens", title=title_of(name))
     axes[2].plot([0, len(share)], [0, 100], color="grey", linewidth=0.8, linestyle="--")
-    axes[2].set(xlabel="first tokens", ylabel="%", title="Share of the contribution (dashed: equal shares)")
+    axes[2].set(xlabel="first tokens", ylabel="%", title="Share of the contribution (thin dashes: equal shares)")
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
