@@ -78,13 +78,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Square:
-    """What the prefixes of one square come to.
+    """What the prefixes of one square come to, with W choices of its tokens: searched ones, the encoder's.
 
     Args:
-        tokens: (N,).
+        tokens: (W, N).
         lengths: (L,), the prefixes that were looked at.
-        errors: (L,), mean squared errors of values in [0, 1].
-        scores: (L,), of the measure that was asked for, higher is better.
+        errors: (W, L), mean squared errors of values in [0, 1].
+        scores: (W, L), of the measure that was asked for, higher is better.
     """
 
     tokens: np.ndarray
@@ -98,13 +98,16 @@ class Draft:
     """An image as tokens, before it is chosen how many of them are kept.
 
     Args:
-        tokens: (T, N) of its tiles, (1, N) where there are none.
+        tokens: (W, T, N), W choices of the tokens of its T tiles; one tile where there are none.
+        options: O of them.
+        choices: (O,), whose tokens each option means.
         area: Pixels of the image at the model's scale.
         geometry: That of tiles lacks their lengths.
     """
 
     tokens: np.ndarray
     options: Options
+    choices: np.ndarray
     area: int
     geometry: Geometry | None
 
@@ -177,7 +180,7 @@ class Codec:
     def write(self, draft: Draft, choice: Choice, settings: Settings) -> Written:
         """The file of one option of an image."""
         lengths, geometry = tuple(draft.options.lengths[choice.option].tolist()), draft.geometry
-        tokens = draft.tokens[:, : max(lengths)]
+        tokens = draft.tokens[draft.choices[choice.option], :, : max(lengths)]
         if geometry is not None and geometry.tiles is not None:
             geometry = replace(geometry, tiles=replace(geometry.tiles, lengths=lengths))
         if settings.is_bare:
@@ -198,15 +201,19 @@ class Codec:
 
     def _prefixes(self, encoded: Encoded, weights: Tensor, settings: Settings) -> Iterator[Square]:
         goal, lengths = settings.goal, self._lengths(settings)
-        encoded = self.searched(encoded, lengths, settings.effort, weights)
-        tokens = encoded.tokens.cpu().numpy()
+        searched = self.searched(encoded, lengths, settings.effort, weights)
         if settings.is_fast:
-            fitting, errors, _ = lengths_reaching(self.tokenizer, encoded, self.predictor, goal.value, weights)
-            yield from map(Square, tokens, fitting[:, None], errors[:, None])
+            fitting, errors, _ = lengths_reaching(self.tokenizer, searched, self.predictor, goal.value, weights)
+            yield from map(Square, searched.tokens.cpu().numpy()[:, None], fitting[:, None], errors[:, None, None])
             return
-        errors, scores = curves(self.tokenizer, encoded, lengths.tolist(), weights, self._score(goal))
+        # A search serves several prefixes at once: the one that is wanted may be nearer as the encoder gave it.
+        choices = [searched, encoded] if settings.effort else [encoded]
+        tokens = np.stack([choice.tokens.cpu().numpy() for choice in choices], axis=1)  # (B, W, N)
+        found = [curves(self.tokenizer, choice, lengths.tolist(), weights, self._score(goal)) for choice in choices]
+        errors, scores = ([of[part] for of in found] for part in (0, 1))
         for row in range(len(tokens)):
-            yield Square(tokens[row], lengths, errors[row], None if scores is None else scores[row])
+            of_row = None if scores[0] is None else np.stack(scores, axis=1)[row]
+            yield Square(tokens[row], lengths, np.stack(errors, axis=1)[row], of_row)
 
     def _lengths(self, settings: Settings) -> np.ndarray:
         """The prefixes that are looked at."""
@@ -250,7 +257,14 @@ class Codec:
         return self.models.best() if mode is None else self.models.by_mode[mode]
 
     def _draft(self, canvas: Canvas, squares: Sequence[Square], settings: Settings) -> Draft:
-        tokens, lengths = np.stack([square.tokens for square in squares]), squares[0].lengths
+        tokens = np.stack([square.tokens for square in squares], axis=1)  # (W, T, N)
+        options = [self._options(canvas, squares, choice, settings) for choice in range(len(tokens))]
+        choices = np.repeat(np.arange(len(options)), [len(some.sizes) for some in options])
+        return Draft(tokens, Options.joined(options), choices, canvas.area, canvas.geometry)
+
+    def _options(self, canvas: Canvas, squares: Sequence[Square], choice: int, settings: Settings) -> Options:
+        """The ways to write one choice of tokens."""
+        tokens, lengths = np.stack([square.tokens[choice] for square in squares]), squares[0].lengths
         is_single = settings.is_bare or settings.mode is not None
         models = [self.bare_model(settings.mode)] if is_single else self.models.by_mode.values()
         geometry = canvas.geometry
@@ -260,17 +274,21 @@ class Codec:
                 0 if settings.is_bare else header_bytes(length, payload, geometry)
                 for length, payload in zip(lengths.tolist(), payloads.tolist(), strict=True)
             ]
-            options = Options(lengths[:, None], payloads + headers, squares[0].errors, squares[0].scores)
-            return Draft(tokens, options, canvas.area, geometry)
+            scores = squares[0].scores
+            return Options(
+                lengths[:, None],
+                payloads + headers,
+                squares[0].errors[choice],
+                None if scores is None else scores[choice],
+            )
         last = lengths[-1]
         bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, last - 1].sum())
         parts = canvas.shares.sum(axis=(1, 2)) / canvas.area
-        errors = np.stack([square.errors for square in squares]) * parts[:, None]
+        errors = np.stack([square.errors[choice] for square in squares]) * parts[:, None]
         longest = (int(last),) * len(squares)
         uniform = replace(geometry, tiles=replace(geometry.tiles, lengths=longest))
         overhead = header_bytes(longest[0], int(bits[:, last - 1].sum()) // 8 + 1, uniform)
-        options = tile_options(errors, bits[:, lengths - 1], lengths, overhead)
-        return Draft(tokens, options, canvas.area, geometry)
+        return tile_options(errors, bits[:, lengths - 1], lengths, overhead)
 
     # Reading
 

@@ -172,6 +172,13 @@ class Options:
     errors: np.ndarray
     scores: np.ndarray | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence["Options"]) -> "Options":
+        """Those of all parts, in turn."""
+        joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "sizes", "errors"))
+        scores = [part.scores for part in parts if part.scores is not None]
+        return cls(*joined, np.concatenate(scores) if scores else None)
+
 
 @dataclass(frozen=True)
 class Choice:

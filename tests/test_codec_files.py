@@ -12,7 +12,17 @@ from PIL import Image
 from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, Tiles, pack, unpack
 from codec.canvas import UNKNOWN_GREY, to_canvas
 from codec.entropy import FILE
-from codec.files import Codec, Settings, chosen, codec_for, compress, decompress, header_bytes, load_codec
+from codec.files import (
+    Codec,
+    Settings,
+    chosen,
+    codec_for,
+    codec_named,
+    compress,
+    decompress,
+    header_bytes,
+    load_codec,
+)
 from codec.image_format import as_format
 from codec.length import FILE as LENGTH_FILE
 from codec.length import fit
@@ -22,6 +32,7 @@ from tests.codec_images import CODEBOOK, NUM_TOKENS, SIDE, photo, pixels, save_c
 from utils.errors import UserError
 from utils.evaluation.image_formats import candidates
 from utils.evaluation.metrics import psnr, to_uint8
+from utils.paths import ROOT
 
 FITS = pytest.mark.parametrize("fit", list(Fit), ids=[fit.name.lower() for fit in Fit])
 
@@ -117,6 +128,24 @@ def test_a_batch_gives_the_files_of_each_alone(codec, images):
 def test_effort_brings_the_image_nearer(codec, images):
     plain, searched = (np.mean([one.psnr for one in codec.compress(images, Settings(effort=n))]) for n in (0, 3))
     assert searched > plain
+
+
+@pytest.mark.parametrize("fit", [Fit.CROP, Fit.TILE])
+@pytest.mark.parametrize("goal", [Goal("tokens", 3), Goal("max_bytes", 120), Goal("psnr", 10.0)])
+def test_no_effort_is_worse_than_none_for_what_is_asked(codec, images, goal, fit):
+    given = [*images, photo(41, 27)]
+    plain, searched = (codec.compress(given, Settings(goal, fit, effort)) for effort in (0, 1))
+    for before, after in zip(plain, searched, strict=True):
+        if goal.measure == "psnr" and before.is_reached:
+            assert after.is_reached and len(after.data) <= len(before.data)
+        else:
+            assert after.psnr >= before.psnr
+
+
+def test_tokens_of_the_encoder_stay_where_a_search_loses_at_the_length_that_is_wanted():
+    codec, image = codec_named("one-d-piece_fashion"), Image.open(ROOT / "assets/fashion/shirt.png").convert("RGB")
+    plain, searched = (codec.compress([image], Settings(Goal("max_bytes", 14), effort=effort))[0] for effort in (0, 3))
+    assert len(searched.data) <= 14 and searched.psnr >= plain.psnr
 
 
 @FITS
@@ -339,7 +368,7 @@ def test_what_makes_no_sense_is_said_in_one_sentence(codec, images, asked, messa
 def test_a_canvas_may_hold_squares_and_tiles_at_once(codec):
     settings = Settings(fit=Fit.TILE)
     drafts = codec.drafts([to_canvas(image, Fit.TILE, SIDE) for image in (photo(SIDE, SIDE), photo(20, 20))], settings)
-    assert [draft.tokens.shape for draft in drafts] == [(1, NUM_TOKENS), (4, NUM_TOKENS)]
+    assert [draft.tokens.shape for draft in drafts] == [(1, 1, NUM_TOKENS), (1, 4, NUM_TOKENS)]
     assert drafts[0].geometry is None
 
 
