@@ -315,3 +315,10 @@ def test_a_bar_has_a_total_and_the_last_words_say_where_the_results_are(monkeypa
     assert status == 0, said
     assert re.search(r"\| \d+/[1-9]\d* \[\d+:\d+<", said), said
     assert str(tmp_path / "out") in "".join((said + printed).splitlines()[-3:]), printed
+
+
+def test_a_python_without_the_libraries_is_told_in_one_sentence():
+    command = [sys.executable, "-S", "scripts/inspect_compressed.py", "none.1dp"]  # as outside of its environment
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert re.search(r"error: \w+ is not installed for .*: activate the environment", done.stderr)

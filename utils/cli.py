@@ -24,8 +24,20 @@ if TYPE_CHECKING:
 def _unhandled(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif missing := _missing_library(error):
+        print(
+            f"error: {missing} is not installed for {sys.executable}: activate the environment (source "
+            ".venv/bin/activate), or install what the README says",
+            file=sys.stderr,
+        )
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def _missing_library(error: BaseException) -> str | None:
+    """The library whose absence ended a command; None where a library lacks a part of itself, or for other errors."""
+    library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return library if library and library not in sys.modules else None
 
 
 sys.excepthook = _unhandled
