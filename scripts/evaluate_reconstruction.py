@@ -77,6 +77,7 @@ def score_tokenizer(arguments: argparse.Namespace, session: Session) -> tuple[di
     lengths = parse_lengths(arguments.lengths, num_tokens) if arguments.lengths else None  # before the work
     judges = Judges(arguments.features, arguments.weights, arguments.perceptual, session.processes)
     model, located = load_scored(config, arguments.checkpoint, session.device)
+    session.say(f"scoring {located.name}")
     scores = ReconstructionScores(model, lengths or default_lengths(model), prepared(arguments, model), judges)
     asked = arguments.batch_size or config.training.per_gpu_batch_size
     batch_size = choose_batch_size(asked, scores.try_batch, session.device)

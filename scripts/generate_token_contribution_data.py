@@ -96,6 +96,7 @@ def measure(arguments: argparse.Namespace, session: Session) -> None:
             f"--mode prefix needs a tokenizer that decodes prefixes, and {located.description} takes all of its "
             f"{tokenizer.num_latent_tokens} tokens or none: take --mode replace"
         )
+    session.say(f"measuring {located.name}")
     arithmetic = prepared(arguments, tokenizer)
     images = NumberedImages(config, tokenizer.image_size, session.processes)
     chosen = choose(len(images), images.most(arguments.num_images), arguments.seed)
