@@ -41,7 +41,7 @@ from utils.processes import INTERRUPTED, Processes
 from utils.training import loop
 from utils.training.loop import make_accelerator
 from utils.training.optimizer import EMA, ema_decay, learning_rate, parameter_groups
-from utils.training.report import worker_advice
+from utils.training.report import add_up, worker_advice
 from utils.training.run import Run
 
 JOBS = ("teacher", "stage1", "stage2")
@@ -732,3 +732,8 @@ with processes.Processes("cpu").noticing_signals():
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "True True\n", done.stderr
+
+
+def test_scores_are_in_the_order_of_their_lengths():
+    sums = dict.fromkeys(("psnr@16", "ssim@8", "psnr@1", "psnr@8"), 1.0)
+    assert list(add_up([(sums, {"images": 2})])) == ["psnr@1", "psnr@8", "psnr@16", "ssim@8", "images"]

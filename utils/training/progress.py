@@ -100,6 +100,7 @@ def draw(lines: list[Line], title: str) -> Any:
             kind, _, rest = name.partition("/")
             if kind == "eval" and rest not in ("images", "bad", "seconds"):
                 kind, _, rest = rest.partition("@")
+                rest = f"{rest} token{'s' * (rest != '1')}" if rest else ""
             elif kind not in ("loss", "grad_norm"):
                 continue
             if value is not None:

@@ -322,8 +322,14 @@ class Report:
 def add_up(shares: list[Share]) -> dict[str, float]:
     """Means over all ranks' images, and counts; a rank without a batch has no sums."""
     totals = {name: sum(counts[name] for _, counts in shares) for name in shares[0][1]}
-    names = sorted({name for sums, _ in shares for name in sums})
+    names = sorted({name for sums, _ in shares for name in sums}, key=_by_length)
     return {name: sum(sums.get(name, 0.0) for sums, _ in shares) / totals["images"] for name in names} | totals
+
+
+def _by_length(name: str) -> tuple[str, int]:
+    """To sort psnr@8 before psnr@16."""
+    measure, _, length = name.partition("@")
+    return measure, int(length) if length.isdecimal() else 0
 
 
 def worker_advice(data_time_share: float, num_workers: int, num_cores: int) -> str | None:
