@@ -32,7 +32,7 @@ class Completer:
     def __str__(self) -> str:
         names = " and ".join(sorted(completion.name for completion in self.completions.values()))
         files = "1 image is" if self.num_completed == 1 else f"{self.num_completed} images are"
-        return f"{files} invented beyond the tokens in the file, by {names}, {self.way}, seed {self.seed}"
+        return f"{files} invented beyond the tokens that were read, by {names}, {self.way}, seed {self.seed}"
 
     def name_for(self, codec: Codec) -> str:
         """Of the generator that continues a tokenizer's tokens."""

@@ -90,8 +90,10 @@ def _decoded(data: bytes, to_rgb: Callable[[Image.Image], Image.Image]) -> Image
         raise
     except Exception as error:  # Pillow's plugins raise errors of any class for broken bytes
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):  # before we could look at its size
+            raise DataError(f"expected an image of at most {MAX_PIXELS} pixels, got far more: scale it down") from error
         if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
-            reason = "neither the format nor the depth of the samples is known"
+            reason = "it is in none of these formats, or its samples have another depth"
         raise DataError(
             f"expected a whole image ({', '.join(FORMATS)}), got bytes that do not decode: {reason}"
         ) from error

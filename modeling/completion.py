@@ -34,7 +34,7 @@ class Completion:
 
     def label(self, text: str) -> int:
         """The class that a number or name means."""
-        return parse_labels([text], class_names(self.generator.config))[0]
+        return parse_labels([text], class_names(self.generator.config), "--label")[0]
 
     def tokens(self, prefix: Tensor, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Tensor:
         """All tokens (B, N) of images whose first ones are known, (B, K); the known ones stay.

@@ -132,6 +132,7 @@ def opened(file: Opened, shown: Shown) -> str:
         f" All tokens beyond those of the file are invented by {shown.inventor}: this is not what was compressed."
     )
     picture = missing if shown.image is None else figure(shown.image, "", f"{file.name}, decoded")
+    cut = "_cut" * (shown.num_bytes < len(file.data))
     return f"""
 <div class="stage"><div class="single">{picture}</div></div>
 {
@@ -145,7 +146,7 @@ def opened(file: Opened, shown: Shown) -> str:
     }
 {written_out(file, shown.num_bytes)}
 {note(about + was_cut * (len(file.data) < file.whole_size) + invented * bool(shown.inventor))}
-<div class="below">{download(file.data[: shown.num_bytes], f"{file.name}_cut.1dp")}</div>"""
+<div class="below">{download(file.data[: shown.num_bytes], f"{file.name}{cut}.1dp")}</div>"""
 
 
 def written_out(file: Opened, kept: int) -> str:
@@ -270,7 +271,8 @@ def same_first(found: Alike) -> str:
         figure(picture, "same" if place < found.num_same else "near", "a test image")
         for place, picture in enumerate(found.images)
     )
-    title = f"Of {found.total:,} test images {same} with the same token; first those, then the ones with a near code"
+    order = "; first those, then" if found.num_same else ":"
+    title = f"Of {found.total:,} test images {same} with the same token{order} the ones with a near code"
     return f'<h4>{title}</h4><div class="strip">{figures}</div>'
 
 

@@ -56,7 +56,7 @@ def test_a_short_file_is_completed_and_it_is_said_that_the_rest_is_invented(fold
     plain, said = shown("two.1dp")
     assert "invented" not in said
     faithful, said = shown("two.1dp", "--complete", "faithful", *own)
-    assert "\n1 image is invented beyond the tokens in the file, by " in said
+    assert "\n1 image is invented beyond the tokens that were read, by " in said
     assert said.endswith("generator, faithful, seed 42: not what was compressed\n")
     assert not np.array_equal(plain, faithful)
     assert np.array_equal(faithful, shown("two.1dp", "--complete", "faithful", "--seed", 7, *own)[0])

@@ -70,6 +70,8 @@ def test_a_class_is_meant_by_its_name_before_its_number():
     assert parse_labels(["0"], names) == [0]
     assert parse_labels(["Cat", "cat"], ["Cat", "cat"]) == [0, 1]
     assert parse_labels(["DOG", "1"], ["cat", "dog"]) == [1]
+    with pytest.raises(UserError, match="^--label takes a class, a number in 0..1 or one of cat, dog, got 'cow'"):
+        parse_labels(["cow"], ["cat", "dog"], "--label")
 
 
 def test_images_are_sampled_without_float64_on_the_device(generate, sample):

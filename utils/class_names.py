@@ -8,13 +8,14 @@ from utils.errors import UserError
 DEFAULT_CLASSES = 10  # shown where none are asked for, evenly spread over all
 
 
-def parse_labels(texts: Sequence[str] | None, names: Sequence[str]) -> list[int]:
+def parse_labels(texts: Sequence[str] | None, names: Sequence[str], flag: str = "--labels") -> list[int]:
     """Class ids of numbers and names ("Ankle boot"; case does not matter), each once, in the order given.
 
     Where classes are called by numbers, such as 2 or 10, a number that is a name means the class of that name.
 
     Args:
         names: Of all classes.
+        flag: Where they were given.
     """
     if texts is None:
         count = min(DEFAULT_CLASSES, len(names))
@@ -29,7 +30,7 @@ def parse_labels(texts: Sequence[str] | None, names: Sequence[str]) -> list[int]
         if label is None or label >= len(names):
             numbers_only = list(names) == [str(number) for number in range(len(names))]
             known = "" if numbers_only else f" or one of {', '.join(names)}"
-            raise UserError(f"--labels takes classes, a number in 0..{len(names) - 1}{known}, got {text!r}")
+            raise UserError(f"{flag} takes a class, a number in 0..{len(names) - 1}{known}, got {text!r}")
         labels.append(label)
     return list(dict.fromkeys(labels))
 

@@ -181,7 +181,7 @@ def check_lengths(lengths: Sequence[int], num_tokens: int | None, flag: str) -> 
         allowed = "1 or more" if num_tokens is None else f"in 1..{num_tokens}"
         raise UserError(
             f"{flag} must be {allowed}, got {', '.join(map(str, wrong))}"
-            + ("" if num_tokens is None else f": the tokenizer has {num_tokens} tokens")
+            + ("" if num_tokens is None else f": there are {num_tokens} tokens")
         )
 
 

@@ -226,9 +226,9 @@ def _cached(repository: str, names: list[str], error: Exception) -> tuple[str, s
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if weights is None:
         raise WeightsError(
-            f"{' or '.join(names)} of {repository} could not be fetched from the hub ({reason}) and is not in its "
-            f"cache ({constants.HF_HUB_CACHE}): connect to the network, or copy its files into a folder and give that "
-            "folder as the checkpoint"
+            f"there is no {repository} here, and {' or '.join(names)} of {repository} could not be fetched from the "
+            f"hub ({reason}) and is not in its cache ({constants.HF_HUB_CACHE}): connect to the network, or copy its "
+            "files into a folder and give that folder as the checkpoint"
         ) from error
     log.warning("The hub could not be reached (%s): using the cached copy of %s.", reason, repository)
     return weights, cached.get(CONFIG)
