@@ -32,6 +32,11 @@ def found(tmp_path_factory):
     return disturb(tmp_path_factory.mktemp("disturbed"), 2, *SCENARIOS)
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="for tests that run side by side")
+def test_the_tests_of_a_group_are_kept_together(request):
+    assert request.node.nodeid.endswith("@disturbed"), "else each worker sets up what they share"
+
+
 def check_kills(found: dict, number: int) -> None:
     assert found["kills"] == number
     assert found["lost"] == []
