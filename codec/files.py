@@ -210,10 +210,10 @@ class Codec:
         choices = [searched, encoded] if settings.effort else [encoded]
         tokens = np.stack([choice.tokens.cpu().numpy() for choice in choices], axis=1)  # (B, W, N)
         found = [curves(self.tokenizer, choice, lengths.tolist(), weights, self._score(goal)) for choice in choices]
-        errors, scores = ([of[part] for of in found] for part in (0, 1))
+        errors = np.stack([of_choice for of_choice, _ in found], axis=1)  # (B, W, L)
+        scores = None if found[0][1] is None else np.stack([of_choice for _, of_choice in found], axis=1)
         for row in range(len(tokens)):
-            of_row = None if scores[0] is None else np.stack(scores, axis=1)[row]
-            yield Square(tokens[row], lengths, np.stack(errors, axis=1)[row], of_row)
+            yield Square(tokens[row], lengths, errors[row], None if scores is None else scores[row])
 
     def _lengths(self, settings: Settings) -> np.ndarray:
         """The prefixes that are looked at."""
