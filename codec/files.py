@@ -1,6 +1,6 @@
 """From images to compressed files and back: a tokenizer, its entropy models, and the choice between prefixes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -172,9 +172,15 @@ class Codec:
         """The squares of an image as it was opened."""
         return to_canvas(image, settings.fit, self.side)
 
-    def drafts(self, canvases: Sequence[Canvas], settings: Settings) -> list[Draft]:
-        """Encode images, and look what their prefixes come to."""
-        squares = self._squares(canvases, settings)
+    def drafts(
+        self, canvases: Sequence[Canvas], settings: Settings, progress: Callable[[int], object] | None = None
+    ) -> list[Draft]:
+        """Encode images, and look what their prefixes come to.
+
+        Args:
+            progress: Called with the number of squares of each batch that is done.
+        """
+        squares = self._squares(canvases, settings, progress)
         return [self._draft(canvas, [next(squares) for _ in canvas.squares], settings) for canvas in canvases]
 
     def write(self, draft: Draft, choice: Choice, settings: Settings) -> Written:
@@ -190,14 +196,19 @@ class Codec:
         psnr = float(psnr_of(draft.options.errors[choice.option]))
         return Written(data, sum(lengths), psnr, draft.area, choice.is_reached)
 
-    def _squares(self, canvases: Sequence[Canvas], settings: Settings) -> Iterator[Square]:
+    def _squares(
+        self, canvases: Sequence[Canvas], settings: Settings, progress: Callable[[int], object] | None
+    ) -> Iterator[Square]:
         """All squares of the canvases, a batch at a time."""
         pixels = np.concatenate([canvas.squares for canvas in canvases])
         shares = np.concatenate([canvas.shares for canvas in canvases])
         for first in range(0, len(pixels), BATCH):
             encoded = encode(self.tokenizer, torch.from_numpy(pixels[first : first + BATCH]).permute(0, 3, 1, 2))
             weights = torch.from_numpy(shares[first : first + BATCH]).unsqueeze(1).to(encoded.tokens.device)
-            yield from self._prefixes(encoded, weights, settings)
+            batch = list(self._prefixes(encoded, weights, settings))
+            if progress is not None:
+                progress(len(batch))
+            yield from batch
 
     def _prefixes(self, encoded: Encoded, weights: Tensor, settings: Settings) -> Iterator[Square]:
         goal, lengths = settings.goal, self._lengths(settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
 
-from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+from utils.cli import Parser, counted, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
@@ -234,9 +234,8 @@ def _is_usable(image: bytes) -> bool:
 
 def report(split: dict[str, Any], output_dir: Path, prefix: str) -> None:
     """Print what was written, and what was not."""
-    num_samples, num_shards = split["num_samples"], len(split["shards"])
-    samples, shards = "sample" + "s" * (num_samples != 1), "shard" + "s" * (num_shards != 1)
-    print(f"{num_samples} {samples} in {num_shards} {shards}: {output_dir / prefix}-*")
+    samples, shards = counted(split["num_samples"], "sample"), counted(len(split["shards"]), "shard")
+    print(f"{samples} in {shards}: {output_dir / prefix}-*")
     skipped = [name for record in split["shards"].values() for name in record["skipped"]]
     if skipped:
         shown = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
 
-from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+from utils.cli import Parser, counted, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
@@ -71,10 +71,17 @@ def main() -> None:
             failures += [(one, str(error)) for one, _ in group]
             continue
         for (one, draft), choice in zip(group, choices, strict=True):
-            written.append(codec.write(draft, choice, settings))
-            one.write(written[-1].data)
+            file = codec.write(draft, choice, settings)
+            try:
+                one.write(file.data)
+            except BrokenPipeError:  # nobody reads the standard output any more
+                raise
+            except OSError as error:
+                failures.append((one, reason(error)))
+                continue
+            written.append(file)
             done.append(one)
-    report(written, done, settings)
+    report(written, done, settings, codec.models.num_tokens)
     if note := note_on(codec.name, unlike):
         print(note, file=sys.stderr)
     report_failures(failures, len(plan))
@@ -124,44 +131,59 @@ def drafted(
     from data.transforms import as_shown, decode_as_stored
 
     waiting, domain = [], DOMAINS.get(codec.name)
-    # disable=None: no bar where nobody watches, in files and pipes.
-    for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
-        try:
-            image = decode_as_stored(one.read())
-            waiting.append((one, codec.canvas(image, settings)))
-            if domain is not None and domain.is_unlike(as_shown(image)):
-                unlike.append(one.name)
-        except (UserError, OSError) as error:
-            failures.append((one, reason(error)))
-        if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:
-            yield from encoded(waiting, codec, settings)
-            waiting = []
-    yield from encoded(waiting, codec, settings)
+    with progress(len(plan), "image") as bar:
+        for one in plan:
+            try:
+                image = decode_as_stored(one.read())
+                waiting.append((one, codec.canvas(image, settings)))
+                if domain is not None and domain.is_unlike(as_shown(image)):
+                    unlike.append(one.name)
+            except (UserError, OSError) as error:
+                failures.append((one, reason(error)))
+                bar.update()
+            if sum(len(canvas.squares) for _, canvas in waiting) >= BATCH:
+                yield from encoded(waiting, codec, settings)
+                bar.update(len(waiting))
+                waiting = []
+        yield from encoded(waiting, codec, settings)
 
 
 def encoded(waiting: list, codec: "Codec", settings: "Settings") -> Iterator[tuple["Conversion", "Draft"]]:
     if waiting:
         files, canvases = zip(*waiting, strict=True)
-        yield from zip(files, codec.drafts(canvases, settings), strict=True)
+        # Several images are quick enough for the bar of images.
+        with progress(len(canvases[0].squares) if len(canvases) == 1 else 0, "tile") as bar:
+            drafts = codec.drafts(canvases, settings, bar.update)
+        yield from zip(files, drafts, strict=True)
 
 
-def report(written: Sequence["Written"], done: Sequence["Conversion"], settings: "Settings") -> None:
-    """What came out and where, on the standard error."""
+def progress(total: int, unit: str) -> tqdm:
+    """A bar, of two or more; none where nobody watches, in files and pipes."""
+    return tqdm(total=total, unit=unit, leave=False, dynamic_ncols=True, disable=None if total > 1 else True)
+
+
+def report(written: Sequence["Written"], done: Sequence["Conversion"], settings: "Settings", most: int) -> None:
+    """What came out and where, on the standard error; `most` are the model's tokens."""
+    from codec.bitstream import Fit
     from codec.conversions import place_of
 
     if not written:
         return
-    sizes = [len(one.data) for one in written]
-    images = "1 image" if len(written) == 1 else f"{len(written)} images, on average"
-    tokens = np.mean([one.num_tokens for one in written])
-    decimals = int(len(written) > 1)  # one image's counts are whole
+    sizes, tokens = [len(one.data) for one in written], [one.num_tokens for one in written]
+    if len(written) == 1:
+        images, size, length = "1 image", counted(sizes[0], "byte"), counted(tokens[0], "token")
+    else:
+        images = f"{len(written):,} images, on average"
+        size, length = f"{np.mean(sizes):,.1f} bytes", f"{np.mean(tokens):,.1f} tokens"
     bits_per_pixel = 8 * sum(sizes) / sum(one.area for one in written)
     print(
-        f"{images}: {np.mean(sizes):,.{decimals}f} bytes, {bits_per_pixel:.4f} bits per pixel, "
-        f"{tokens:,.{decimals}f} tokens, {np.mean([one.psnr for one in written]):.2f} dB; "
-        f"{sum(sizes):,} bytes in all, in {place_of(done)}",
+        f"{images}: {size}, {bits_per_pixel:.4f} bits per pixel, {length}, "
+        f"{np.mean([one.psnr for one in written]):.2f} dB; {counted(sum(sizes), 'byte')} in all, in {place_of(done)}",
         file=sys.stderr,
     )
+    if settings.goal.measure == "tokens" and settings.goal.value and settings.goal.value > most:
+        a_tile = " a tile" if settings.fit == Fit.TILE else ""
+        print(f"the model makes {most}{a_tile}, fewer than the {settings.goal.value:g} of --tokens", file=sys.stderr)
     if missed := sum(not one.is_reached for one in written):
         print(
             f"{missed} of {len(written)} do not reach {settings.goal.measure} {settings.goal.value:g} with all tokens: "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
 
-from utils.cli import Parser, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
+from utils.cli import Parser, counted, pick_device, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 import argparse
@@ -58,14 +58,14 @@ def main() -> None:
     for one in tqdm(plan, unit="image", leave=False, dynamic_ncols=True, disable=None if len(plan) > 1 else True):
         try:
             data = one.read()
-            image, num_tokens, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
+            image, kept, is_cut = decoded(data, codec or codec_for(data, device), completer, arguments)
             one.write(in_format(image, one.target))
         except BrokenPipeError:  # nobody reads the standard output any more
             raise
         except (UserError, OSError) as error:
             failures.append((one, reason(error)))
             continue
-        done.append((one, image.size, num_tokens))
+        done.append((one, image.size, kept))
         num_cut += is_cut
     report(done, arguments.tokens)
     if num_cut:
@@ -116,31 +116,31 @@ def parse_arguments() -> argparse.Namespace:
 
 def decoded(
     data: bytes, codec: "Codec", completer: "Completer | None", arguments: argparse.Namespace
-) -> tuple["Image.Image", int, bool]:
-    """The image of a file, how many tokens it (of tiles, the one with most) is made of, and whether the file is cut."""
+) -> tuple["Image.Image", list[int], bool]:
+    """The image of a file, how many tokens each of its tiles, or it, is made of, and whether the file is cut."""
     if arguments.bare:
         from codec.files import MODES
 
-        return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), arguments.tokens, False
+        return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), [arguments.tokens], False
     read = codec.read(data, arguments.tokens)
     shown = completer(read, codec) if completer else read
-    return codec.images([shown])[0], int(read.certain.max()), read.is_cut and arguments.tokens is None
+    return codec.images([shown])[0], read.certain.tolist(), read.is_cut and arguments.tokens is None
 
 
-def report(shown: Sequence[tuple["Conversion", tuple[int, int], int]], asked: int | None) -> None:
+def report(shown: Sequence[tuple["Conversion", tuple[int, int], list[int]]], asked: int | None) -> None:
     """What was written and where, on the standard error."""
     from codec.conversions import place_of
 
     if not shown:
         return
-    one, (width, height), num_tokens = shown[0]
+    one, (width, height), kept = shown[0]
     if len(shown) == 1:
-        tokens = f"{num_tokens} token{'s' * (num_tokens != 1)}"
+        tokens = counted(sum(kept), "token") + (f" in {len(kept):,} tiles" if len(kept) > 1 else "")
         what = f"{one.target or 'the standard output'}: {width} x {height} pixels from {tokens}"
     else:
         what = f"{len(shown)} images into {place_of([one for one, _, _ in shown])}"
     print(f"wrote {what}", file=sys.stderr)
-    if fewer := sum(num < (asked or 0) for _, _, num in shown):
+    if fewer := sum(max(kept) < (asked or 0) for _, _, kept in shown):
         where = "the file has" if len(shown) == 1 else f"{fewer} of {len(shown)} files have"
         print(f"{where} fewer tokens than the {asked} of --tokens: all that are there were read", file=sys.stderr)
 

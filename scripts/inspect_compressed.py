@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before other projects' packages of our names
 
-from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly from here on
+from utils.cli import Parser, counted, run  # first, so that Ctrl-C ends this quietly from here on
 
 # isort: split
 
@@ -79,7 +79,7 @@ def facts(data: bytes) -> dict[str, str]:
         "model": described(header.tokenizer),
         "image": in_words(header.geometry) if header.geometry else f"{side} pixels",
         "tokens": f"{num_tokens:,}",
-        "payload": f"{header.payload_size:,} bytes, {8 * header.payload_size / num_tokens:.2f} bits a token",
+        "payload": f"{counted(header.payload_size, 'byte')}, {8 * header.payload_size / num_tokens:.2f} bits a token",
         "file": f"{len(data):,} bytes, {file.header_size} of them header",
         "check": "sound",
     }
@@ -102,7 +102,7 @@ def certain_tokens(data: bytes, known: KnownModel | None) -> str:
     if known is None:
         return ""
     read = read_tokens(data, load_entropy_models(known.folder / FILE))
-    return f", and {read.certain.sum():,} tokens"
+    return f", and {counted(read.certain.sum(), 'token')}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """scripts/compress.py, decompress.py and inspect_compressed.py: files, folders, streams, exit status, and faults."""
 
 import dataclasses
+import errno
 import io
 import os
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from codec.bitstream import Fit, Geometry, Mode, pack, unpack
-from codec.files import Settings, load_codec
+from codec.conversions import Conversion
+from codec.files import BATCH, Settings, load_codec
 from scripts import compress, decompress, inspect_compressed
 from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec
 from utils.cli import run
@@ -96,6 +98,49 @@ def test_more_tokens_than_a_file_has_are_said(folder, command):
     assert "the file has fewer tokens than the 77 of --tokens" in err
     _, _, err = command(decompress.main, folder / "small", "-o", folder / "back", "--tokens", 77)
     assert err.startswith(f"wrote 2 images into {folder / 'back'}\n2 of 2 files have fewer tokens than the 77")
+
+
+def test_more_tokens_than_the_model_makes_are_said(folder, command):
+    for flags, said in (((), ""), (("--fit", "tile"), " a tile")):
+        status, _, err = command(compress.main, folder / "images/one.png", "--force", "--tokens", 77, *flags)
+        assert status == 0 and f"the model makes {NUM_TOKENS}{said}, fewer than the 77 of --tokens\n" in err
+    assert "fewer" not in command(compress.main, folder / "images/one.png", "--force", "--tokens", NUM_TOKENS)[2]
+
+
+def test_tokens_of_tiles_are_counted_together(folder, command):
+    photo(2 * SIDE, SIDE).save(folder / "wide.png")  # tiles overlap
+    command(compress.main, folder / "wide.png", "--fit", "tile")
+    assert command(decompress.main, folder / "wide.1dp", "-o", folder / "back.png", "--tokens", 1)[2].endswith(
+        f"{2 * SIDE} x {SIDE} pixels from 3 tokens in 3 tiles\n"
+    )
+
+
+def test_one_is_not_written_in_the_plural(folder, command):
+    flags = ("--tokens", 1, "--mode", "fixed", "--bare")
+    _, payload, err = command(compress.main, folder / "images/one.png", "-o", "-", *flags)
+    assert len(payload) == 1 and err.startswith("1 image: 1 byte, ") and ", 1 token, " in err and "; 1 byte in" in err
+
+
+def test_progress_is_that_of_encoding(folder, model):
+    """One batch of squares at a time, and nothing before the first is encoded."""
+    codec, settings, seen = load_codec(checkpoint=str(model)), Settings(fit=Fit.TILE), []
+    canvas = codec.canvas(photo(9 * SIDE, 8 * SIDE), settings)
+    assert len(codec.drafts([canvas], settings, seen.append)) == 1
+    assert len(canvas.squares) > BATCH and seen == [BATCH, len(canvas.squares) - BATCH]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_others(folder, command, monkeypatch):
+    written = Conversion.write
+
+    def write(self, data):
+        if self.target.name == "two.1dp":
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.target))
+        written(self, data)
+
+    monkeypatch.setattr(Conversion, "write", write)
+    status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
+    assert status == 1 and err.startswith("1 image: ") and (folder / "small/one.1dp").is_file()
+    assert "1 of 2 files failed: " in err and "deep/two.png" in err and "free space there" in err
 
 
 def test_an_image_of_another_kind_than_the_model_has_seen_is_said(folder, command):

@@ -170,6 +170,11 @@ def checked(arguments: Sequence[str]) -> list[str]:
     return [expanded(word) for word in arguments]
 
 
+def counted(number: int, noun: str) -> str:
+    """How many, in words: "1 token", "1,024 tokens"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def pick_device(name: "str | torch.device" = "auto") -> "torch.device":
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU, whichever is there first."""
     import torch
