@@ -16,6 +16,7 @@ from codec.files import BATCH, FITS, Codec, Settings
 from codec.rate import best_within, decoded, encode, psnr_of, smallest_reaching, squared_error, tried_lengths
 from data.transforms import as_shown
 from playground.models import Models
+from utils.domains import DOMAINS, warning
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim
 
@@ -88,10 +89,13 @@ class Prepared:
 
 def prepare(codec: Codec, image: Image.Image, name: str, fit: str = "crop", effort: int = 0) -> Prepared:
     """Encode an image as it was opened, decode it at every length, and write the file of each."""
-    image, note = bounded(image, codec.side, effort) if fit == "tile" else (image, "")
+    domain = DOMAINS.get(codec.name)
+    notes = [warning(codec.name, "this image is")] if domain and domain.is_unlike(as_shown(image)) else []
+    image, reduced = bounded(image, codec.side, effort) if fit == "tile" else (image, "")
     canvas = codec.canvas(image, Settings(fit=FITS[fit], effort=effort))
     if fit != "tile" and canvas.geometry is not None:
-        note = _reduced(*_upright_size(canvas.geometry), codec.side)
+        reduced = _reduced(*_upright_size(canvas.geometry), fit, codec.side)
+    note = "; ".join([*notes, *filter(None, [reduced])])
     tokens = _tokens(codec, canvas, effort)
     lengths = _lengths(codec, canvas)
     original = _whole(iter([canvas.squares]), canvas, codec.side)
@@ -117,11 +121,13 @@ def bounded(image: Image.Image, side: int, effort: int = 0) -> tuple[Image.Image
     return image.resize(size, Image.Resampling.BICUBIC), note
 
 
-def _reduced(width: int, height: int, side: int) -> str:
+def _reduced(width: int, height: int, fit: str, side: int) -> str:
     """What is said of an image that loses most of its pixels."""
-    if min(width, height) < 4 * side:
-        return ""
-    return f"{width:,} x {height:,} pixels, of which the model sees {side} x {side}: the fit tile keeps them all"
+    if min(width, height) >= 4 * side:
+        return f"{width:,} x {height:,} pixels, of which the model sees {side} x {side}: the fit tile keeps them all"
+    if fit == "crop" and max(width, height) >= 2 * min(width, height):
+        return f"{width:,} x {height:,} pixels, of which the middle square is kept: the fits pad and tile keep the rest"
+    return ""
 
 
 def _num_tiles(width: int, height: int, side: int) -> int:

@@ -208,6 +208,20 @@ def test_a_turned_photograph_is_spoken_of_as_it_is_seen(codec):
     assert prepare(codec, image, "photo").note.startswith("160 x 320 pixels")
 
 
+def test_what_a_panorama_loses_is_said(codec):
+    said = "40 x 20 pixels, of which the middle square is kept"
+    for fit, width, is_said in (("crop", 40, True), ("crop", 39, False), ("pad", 40, False), ("tile", 40, False)):
+        assert prepare(codec, photo(width, 20), "panorama", fit).note.startswith(said) == is_said
+
+
+def test_a_photograph_is_noted_where_a_bundled_model_sees_it(codec, monkeypatch):
+    monkeypatch.setattr(codec, "name", "one-d-piece_fashion")
+    image = photo(40, 20)
+    first, second = prepare(codec, image, "photo").note.split("; ")
+    assert "grey garments, and this image is in colour: expect a poor image" in first and "40 x 20 pixels" in second
+    assert "colour" not in prepare(codec, image.convert("L"), "photo").note
+
+
 def test_the_square_of_a_huge_image_is_shown_small(tiny, codec):
     prepared = prepare(codec, Image.new("RGB", (4000, 30)), "strip", "stretch")
     shown = cut(codec, open_file(tiny, prepared.files[-1], "strip"), 10**6)

@@ -46,7 +46,12 @@ def note_on(model: str, unlike: Sequence[str]) -> str:
     others = len(unlike) - 1
     are = f" and {others} more are" if others else " is"
     return (
-        f"note: {model} has seen nothing but {DOMAINS[model].kind}, and {unlike[0]}{are} "
-        f"{DOMAINS[model].difference}: expect a poor image. For photographs take --config "
-        "configs/eval/one-d-piece_s256.yaml (from the hub)."
+        f"note: {warning(model, unlike[0] + are)}. For photographs take --config configs/eval/one-d-piece_s256.yaml "
+        "(from the hub)."
     )
+
+
+def warning(model: str, images_are: str) -> str:
+    """What to expect of images such as a model of `DOMAINS` has not seen, and which ones: "this image is"."""
+    domain = DOMAINS[model]
+    return f"{model} has seen nothing but {domain.kind}, and {images_are} {domain.difference}: expect a poor image"
