@@ -71,6 +71,7 @@ def watch(arguments: argparse.Namespace, results: ResultPaths) -> None:
                 for path in figures:
                     results.place(path)
             write_figure(draw(lines, title=str(arguments.folder)), figures[0].with_suffix(""))
+            print(f"wrote {figures[0]} and {figures[1].name}", flush=True)
         if arguments.once or lines[-1]["step"] >= total:
             return
         time.sleep(arguments.interval)

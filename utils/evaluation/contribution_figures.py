@@ -126,7 +126,7 @@ def draw_rows(data: Mapping[str, np.ndarray], tokens: np.ndarray, title: str) ->
         axis.set_xticks(places, [str(tokens[place]) for place in places], fontsize=8)
         axis.set_yticks([])
         axis.set_title(name, fontsize=10, loc="left")
-        add_bar(figure, image, ax=axis, fraction=0.03, pad=0.015)
+        add_bar(figure, image, ax=axis, fraction=0.03, pad=0.015, label="mean change")
     axes[-1].set_xlabel("token")
     figure.suptitle(title, fontsize=11)
     return figure
