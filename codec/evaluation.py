@@ -179,12 +179,17 @@ def gains(better: Results, plain: Results) -> dict[str, Any]:
 
     Returns:
         "at_equal_tokens", dB at each length; "at_equal_bytes", dB at each length, beside the plain curve between its
-        lengths; "more_bytes" there; all on average.
+        lengths, None beyond them; "at_most_bytes", dB where the shorter of the two curves ends; "more_bytes" at each
+        length; all on average.
     """
-    mean = plain.psnr.mean(axis=0)
-    beside = np.interp(np.log(better.mean_bytes), np.log(plain.mean_bytes), mean)
+    means = [results.psnr.mean(axis=0) for results in (better, plain)]
+    curves = [(np.log(results.mean_bytes), mean) for results, mean in zip((better, plain), means, strict=True)]
+    beside = np.interp(curves[0][0], *curves[1], left=np.nan, right=np.nan)
+    end = min(sizes.max() for sizes, _ in curves)
+    last = [float(np.interp(end, *curve)) for curve in curves]
     return {
-        "at_equal_tokens": (better.psnr.mean(axis=0) - mean).tolist(),
-        "at_equal_bytes": (better.psnr.mean(axis=0) - beside).tolist(),
+        "at_equal_tokens": (means[0] - means[1]).tolist(),
+        "at_equal_bytes": [None if np.isnan(gain) else float(gain) for gain in means[0] - beside],
+        "at_most_bytes": last[0] - last[1],
         "more_bytes": (better.mean_bytes - plain.mean_bytes).tolist(),
     }

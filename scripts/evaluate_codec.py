@@ -149,13 +149,14 @@ def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:
     if effort == plain.effort:
         return f"effort {effort}: {seconds}"
     places = [int(np.flatnonzero(plain.lengths == length)[0]) for length in (8, 32) if length in plain.lengths]
-    at = ", ".join(
-        f"{gain['at_equal_tokens'][place]:+.2f} dB at {plain.lengths[place]} tokens "
-        f"({gain['at_equal_bytes'][place]:+.2f} at equal bytes)"
-        for place in places
-    )
-    beside = f"effort {effort} beside effort {plain.effort}"
-    return f"{beside}: {seconds}, {at}, least gain {min(gain['at_equal_tokens']):+.2f} dB"
+    facts = [seconds]
+    for place in places:
+        at_bytes = gain["at_equal_bytes"][place]
+        beside = f"more bytes than effort {plain.effort}" if at_bytes is None else f"{at_bytes:+.2f} at equal bytes"
+        facts.append(f"{gain['at_equal_tokens'][place]:+.2f} dB at {plain.lengths[place]} tokens ({beside})")
+    facts.append(f"{gain['at_most_bytes']:+.2f} at the most bytes that both have")
+    facts.append(f"least gain {min(gain['at_equal_tokens']):+.2f} dB")
+    return f"effort {effort} beside effort {plain.effort}: {', '.join(facts)}"
 
 
 if __name__ == "__main__":

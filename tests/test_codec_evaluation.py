@@ -75,6 +75,15 @@ def test_gains_are_those_of_equal_tokens_and_of_equal_bytes():
     assert found["at_equal_bytes"][0] < 1 - 1.5
 
 
+def test_where_one_curve_has_no_so_many_bytes_nothing_is_said_to_be_gained():
+    plain, better = results(), results(PSNR + 1, SIZES + 1, effort=1)
+    found = gains(better, plain)
+    assert found["at_equal_bytes"][3] is None and None not in found["at_equal_bytes"][:3]
+    between = np.interp(np.log(7), np.log(better.mean_bytes), better.psnr.mean(axis=0))
+    assert found["at_most_bytes"] == pytest.approx(between - 20.5)
+    assert gains(plain, better)["at_equal_bytes"][0] is None and gains(plain, better)["at_most_bytes"] < 0
+
+
 def test_prefixes_have_the_sizes_and_errors_of_the_files(tmp_path):
     codec = load_codec(checkpoint=str(save_codec(tmp_path)))
     prefixes = measured(codec, pixels(3), effort=1)
