@@ -47,9 +47,16 @@ class GlobalBatches(Sampler):
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
 
 
-def evaluation_batches(num_samples: int, batch_size: int, *, rank: int, world_size: int) -> list[list[int]]:
-    """Every sample once over all ranks, in order; the last batch may be smaller."""
-    mine = list(range(rank, num_samples, world_size))
+def evaluation_batches(
+    num_samples: int, batch_size: int, *, rank: int, world_size: int, num_taken: int | None = None
+) -> list[list[int]]:
+    """Every sample once over all ranks, in order; the last batch may be smaller.
+
+    Args:
+        num_taken: Only so many, evenly spaced: in a folder classes follow one another.
+    """
+    num_taken = num_samples if num_taken is None else num_taken
+    mine = [place * num_samples // num_taken for place in range(rank, num_taken, world_size)]
     return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
 
 

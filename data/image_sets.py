@@ -117,6 +117,9 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return self.count
 
+    def label(self, index: int) -> str:
+        return self.key(index) if self.names is None else self.names[index]
+
     def read(self, first: int, end: int) -> np.ndarray:
         size = self.height * self.width * 3
         self._file.seek(self._start + first * size)

@@ -117,8 +117,8 @@ def evaluation_loader(
 ) -> Loader:
     """Every evaluation sample once, over all ranks and workers; it may be iterated again and again.
 
-    `dataset.params.max_eval_examples` takes so many of them: the first ones of a folder, or of every shard alike. Which
-    ones does not depend on batches, ranks and workers.
+    `dataset.params.max_eval_examples` takes so many of them: evenly spaced ones of a folder, or the first ones of every
+    shard alike. Which ones does not depend on batches, ranks and workers.
 
     Ranks can get different numbers of batches, or none: no collective operation belongs inside the loop. Sum what was
     seen over the ranks and give it to `check_count` with the loader's `expected`. Sorting by `__key__` restores the
@@ -147,7 +147,7 @@ def evaluation_loader(
         dataset = _evaluation_folder(config)
         found = len(dataset.source)
         taken = found if most is None else min(most, found)
-        batches = evaluation_batches(taken, batch_size, rank=rank, world_size=world_size)
+        batches = evaluation_batches(found, batch_size, rank=rank, world_size=world_size, num_taken=taken)
     else:
         dataset, found = _evaluation_shards(config, batch_size, most, rank=rank, world_size=world_size)
         num_workers = min(num_workers, len(dataset.shards))

@@ -74,13 +74,13 @@ def training_tokens(config: DictConfig, start_batch: int, *, rank: int, world_si
 def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> TokenBatches:
     """This rank's share of the evaluation split, every image once, in its first variant (the centre crop).
 
-    `dataset.params.max_eval_examples` takes the first ones alone.
+    `dataset.params.max_eval_examples` takes so many of them, evenly spaced.
     """
     token_set = TokenSet(token_folder(config, "eval"))
     batch_size = config.training.per_gpu_batch_size
     most = config.dataset.params.get("max_eval_examples")
     expected = len(token_set) if most is None else min(most, len(token_set))
-    batches = evaluation_batches(expected, batch_size, rank=rank, world_size=world_size)
+    batches = evaluation_batches(len(token_set), batch_size, rank=rank, world_size=world_size, num_taken=expected)
     return TokenBatches(token_set, batches, None, expected)
 
 

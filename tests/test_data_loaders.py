@@ -99,6 +99,16 @@ def test_the_same_images_are_evaluated_however_they_are_shared_and_batched(tmp_p
     assert len(chosen) == 1
 
 
+def test_few_images_of_a_folder_are_of_all_its_classes(tmp_path):
+    for label in "abcd":
+        (tmp_path / label).mkdir()
+        for number in range(5):
+            (tmp_path / label / f"{number}.png").write_bytes(png(number))
+    folders = {"train_folder": str(tmp_path), "eval_folder": str(tmp_path)}
+    loader = evaluation_loader(make_config(type="folder", **folders, max_eval_examples=8), rank=0, world_size=1)
+    assert sorted(torch.cat([batch["class_id"] for batch in loader]).tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_without_a_manifest_nothing_is_expected(tmp_path):
     make_shards(tmp_path, [4], manifest=False)
     loader = evaluation_loader(make_config(eval_shards_path_or_url=shard_spec(tmp_path, 1)), rank=0, world_size=1)

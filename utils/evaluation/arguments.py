@@ -74,7 +74,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, output_dir: str, auto_
 
 def add_num_images_argument(
     parser: argparse.ArgumentParser,
-    which: str = "the first N images, of every shard alike",
+    which: str = "N images, evenly spaced ones of a folder or the first of every shard alike",
     default: str = "dataset.params.max_eval_examples of the configuration, or all",
 ) -> None:
     parser.add_argument("--num_images", type=parse_batch_size, metavar="N", help=f"only {which} (default: {default})")
