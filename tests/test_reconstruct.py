@@ -10,6 +10,7 @@ from PIL import Image
 from modeling.tokenizers import load_tokenizer
 from scripts import reconstruct_tokenizer
 from tests.evaluation_data import NUM_IMAGES, NUM_TOKENS, command, make_world, on_two_processes, originals
+from utils.evaluation.reconstruction_files import ReconstructionFiles, recorded_keys
 from utils.images import to_array
 from utils.result_folder import LIST, ResultFolder
 
@@ -133,6 +134,27 @@ def test_files_of_another_run_do_not_stay_beside_the_new_record(reconstruct):
     }
     _, out, _, _ = reconstruct("--lengths", "5,8", "--tokens")
     assert "will be removed" not in out
+
+
+def test_images_that_were_replaced_do_not_keep_the_names_of_those_before(reconstruct, monkeypatch):
+    """A run that ends between its arrays and its record, which is written last."""
+    _, _, _, folder = reconstruct("--png", "--num_images", 2)
+    assert recorded_keys(folder / "images.npy", 2) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(ReconstructionFiles, "_write_share", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert reconstruct("--png", "--num_images", 2, "--length=2")[0] == 130
+    assert recorded_keys(folder / "images.npy", 2) is None
+    assert reconstruct("--png", "--num_images", 2, "--length=2")[0] == 0
+    assert recorded_keys(folder / "images.npy", 2) is not None
+
+
+def test_a_folder_called_as_one_of_several_lengths_has_its_own_names(reconstruct):
+    _, _, _, folder = reconstruct("--lengths", "2,5", "--num_images", 2)
+    names = recorded_keys(folder / "length_2/images.npy", 2)
+    assert names is not None
+    _, _, _, own = reconstruct("--original", "--num_images", 3, output="out/length_7")
+    assert len(recorded_keys(own / "images.npy", 3)) == 3 and recorded_keys(own / "images.npy", 2) is None
+    assert recorded_keys(folder / "length_2/images.npy", 2) == names
 
 
 def test_tokens_alone_need_no_images(reconstruct):

@@ -136,6 +136,7 @@ class ReconstructionFiles:
         written: list[Path | str] = []
         shares = self.processes.gather((self.labels, self.tokens))
         if self.processes.is_main:
+            self.results.remove(self.output_dir / RECORD)  # the names of images that are replaced from here on
             for length, folder in self.folders.items():
                 written += self._write_arrays(length, folder)
             if self.wanted.labels:
@@ -208,5 +209,7 @@ def recorded_keys(path: Path, count: int) -> list[str] | None:
     if path.name not in ("images.npy", "labels.npy", "png"):
         return None
     folder = path.parent
-    keys = read_keys((folder.parent if folder.name.startswith("length_") else folder) / RECORD)
+    if folder.name.startswith("length_") and not (folder / RECORD).exists():  # one of several lengths
+        folder = folder.parent
+    keys = read_keys(folder / RECORD)
     return keys if keys is not None and len(keys) == count else None
