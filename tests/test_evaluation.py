@@ -571,6 +571,20 @@ def test_timm_models_take_a_weights_file(tmp_path):
     assert features.title == f"FD-{name}" and features.key == f"fd_{name}"
 
 
+def test_dinov2_is_used_at_224_pixels_and_takes_the_file_that_is_published_for_518(tmp_path, monkeypatch):
+    import timm
+
+    name = "vit_small_patch14_dinov2.lvd142m"
+    monkeypatch.setattr("modeling.networks.frechet.DINOV2", name)
+    network = timm.create_model(name, pretrained=False)
+    torch.nn.init.normal_(network.pos_embed)
+    torch.save(network.state_dict(), tmp_path / "dino.pth")
+    features = set_features("dinov2", tmp_path / "dino.pth")
+    assert features.size == 224 and features.network.pos_embed.shape == (1, 1 + 16 * 16, 384)
+    assert torch.equal(features.network.pos_embed[:, 0], network.pos_embed[:, 0])
+    assert features(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[0].shape == (1, 384)
+
+
 def test_lpips_is_zero_for_equal_images_and_needs_64_pixels(monkeypatch):
     import torchvision
 

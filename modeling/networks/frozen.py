@@ -62,6 +62,7 @@ class TimmNetwork(ImageNetwork):
     def __init__(self, name: str, weights: str | os.PathLike | None = None, **options: Any):
         super().__init__()
         import timm
+        from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
         try:
             self.network = timm.create_model(name, pretrained=weights is None, **options)
@@ -73,6 +74,8 @@ class TimmNetwork(ImageNetwork):
             ) from error
         if weights is not None:
             state = read_state_dict(weights)
+            if isinstance(self.network, VisionTransformer):  # timm resamples positions only of what it downloads
+                state = checkpoint_filter_fn(state, self.network)
             if options.get("num_classes") == 0:  # timm's files hold the classifier too
                 wanted = self.network.state_dict()
                 state = {key: value for key, value in state.items() if key in wanted}
