@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from modeling.checkpoints.state import fingerprint
 from modeling.titok import TiTok
+from utils.errors import UserError
 
 FORMAT = "one-d-piece tokenizer identity 1"
 FLOAT16_INFINITY = 65520  # from here on float16 rounds to infinity
@@ -44,6 +46,21 @@ def identity(tokenizer: TiTok) -> str:
 def identities(tokenizer: TiTok) -> dict[str, str]:
     """What token sets know a tokenizer by: its `identity`, and in sets made before there was one the `fingerprint`."""
     return {"identity": identity(tokenizer), "fingerprint": former_fingerprint(tokenizer)}
+
+
+def tokens_record(tokenizer: TiTok, source: str) -> dict[str, str]:
+    """What a tokens file says of the tokenizer that made it, which `source` names as --checkpoint."""
+    return {"tokenizer": source, "tokenizer_identity": identity(tokenizer)}
+
+
+def check_tokens_record(about: Mapping[str, Any], tokenizer: TiTok, name: str) -> None:
+    """Refuse to look at tokens with another tokenizer than made them; older files do not tell.
+
+    Raises:
+        UserError: `about`, of the tokens file, names another one.
+    """
+    if about.get("tokenizer_identity", expected := identity(tokenizer)) != expected:
+        raise UserError(f"the tokens are of {about['tokenizer']}, and {name} is another tokenizer: name that one")
 
 
 def former_fingerprint(tokenizer: TiTok) -> str:

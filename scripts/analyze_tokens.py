@@ -55,7 +55,7 @@ def analyze(arguments: argparse.Namespace, results: ResultPaths) -> None:
     saved = read_tokens(arguments.data)
     tokens = saved.tokens
     labels = known_labels(arguments, saved)
-    codebook = read_codebook(arguments, tokens) if arguments.config or arguments.checkpoint else None
+    codebook = read_codebook(arguments, saved) if arguments.config or arguments.checkpoint else None
     draws = np.random.default_rng(arguments.seed)
     out = arguments.out or arguments.data.parent
     results.claim(*(out / name for name in (*RESULTS, BITS)))
@@ -116,9 +116,11 @@ def parse_arguments() -> argparse.Namespace:
 def rows_of_bits(arguments: argparse.Namespace, saved: Tokens, labels: np.ndarray | None, path: Path) -> list[dict]:
     """The bits of all images and of each class, printed; the sheet goes to `path`."""
     from codec.ordinariness import Ordinariness, bits_row, bits_table
+    from modeling.identity import check_tokens_record
 
     named = arguments.checkpoint or (None if arguments.config else saved.about.get("tokenizer"))
     scores = Ordinariness(arguments.config, named)
+    check_tokens_record(saved.about, scores.tokenizer, scores.name)
     bits = scores.bits(saved.tokens)
     rows = [bits_row("all", bits)]
     if labels is not None:
@@ -129,12 +131,14 @@ def rows_of_bits(arguments: argparse.Namespace, saved: Tokens, labels: np.ndarra
     return rows
 
 
-def read_codebook(arguments: argparse.Namespace, tokens: np.ndarray) -> np.ndarray:
+def read_codebook(arguments: argparse.Namespace, saved: Tokens) -> np.ndarray:
     """The code vectors (V, C) as the decoder sees them."""
     import torch
 
+    from modeling.identity import check_tokens_record
     from modeling.tokenizers import load_tokenizer
 
+    tokens = saved.tokens
     tokenizer, located = load_tokenizer(arguments.config, arguments.checkpoint)
     num_tokens, num_codes = tokenizer.num_latent_tokens, tokenizer.codebook_size
     if tokens.shape[1] != num_tokens or not 0 <= tokens.min() <= tokens.max() < num_codes:
@@ -142,6 +146,7 @@ def read_codebook(arguments: argparse.Namespace, tokens: np.ndarray) -> np.ndarr
             f"{located.description} makes {num_tokens} tokens in 0..{num_codes - 1}, but {arguments.data} holds "
             f"{tokens.shape[1]} in {tokens.min()}..{tokens.max()}: name the tokenizer that made them"
         )
+    check_tokens_record(saved.about, tokenizer, located.name)
     with torch.no_grad():
         codes = tokenizer.quantize.lookup(torch.arange(num_codes))
     return codes.numpy()

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling.generators import BUNDLED_GENERATOR, class_names, load_generator, load_its_tokenizer, sample
+from modeling.identity import tokens_record
 from modeling.prefixes import check_decodable, decode_prefixes
 from modeling.samplers.settings import SAMPLER_FLAGS, SamplerSettings, sampler_settings
 from utils.class_names import file_stem, parse_labels
@@ -86,7 +87,7 @@ def sample_images(arguments: argparse.Namespace, folder: ResultFolder) -> None:
         arguments.batch_size, lambda num: list(draw(wanted[:num], batch_size=num)), device, most=len(wanted)
     )
     tokens, images = write_all(draw(wanted, batch_size=batch_size), keys, folder)
-    about = {"tokenizer": its_located.source, "generator": located.source}
+    about = {**tokens_record(tokenizer, its_located.source), "generator": located.source}
     about |= sampling_record(settings, arguments.seed)
     ids, samples = np.array(wanted).T
     write_tokens(folder / TOKENS_FILE, tokens.numpy(), keys, labels=ids, samples=samples, **about)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from data.own_images import ImageBatches, ImageFile, describe, find_images
+from modeling.identity import tokens_record
 from modeling.prefixes import check_decodable, reconstructions, write_reconstructions
 from modeling.tokenizers import BUNDLED_TOKENIZER, default_lengths, load_tokenizer
 from utils.errors import UserError
@@ -79,7 +80,7 @@ def reconstruct_images(arguments: argparse.Namespace, folder: ResultFolder) -> N
     write_reconstructions(tokenizer, batches, kept, arithmetic, folder, order_to_show(files, arguments.seed))
     if not kept.keys:
         raise UserError(f"none of the {len(files)} images can be used; {describe(batches.broken)}")
-    about = {"tokenizer": located.source, "preparation": batches.preparation}
+    about = {**tokens_record(tokenizer, located.source), "preparation": batches.preparation}
     write_tokens(folder / TOKENS_FILE, np.stack(kept.tokens), kept.keys, **about)
     write_image(kept.sheet(), folder / SHEET)
     report(kept, arguments.output_dir)

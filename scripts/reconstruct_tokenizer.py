@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from modeling.checkpoints.locate import Located
+from modeling.identity import tokens_record
 from modeling.tokenizers import Reconstructor, load_tokenizer
 from utils.config import load_config
 from utils.errors import UserError
@@ -101,7 +102,7 @@ def main() -> None:
             storage,
             session,
             source=arguments.config,
-            about={"tokenizer": located.source} if located else {},
+            about=tokens_record(tokenizer.model, located.source) if located else {},
             **given,
         )
         report(arguments, tokenizer, located, storage, written, session)

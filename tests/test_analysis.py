@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from codec.files import load_codec
+from modeling.identity import tokens_record
 from modeling.one_d_piece import OneDPiece
 from scripts import analyze_tokens, visualize_first_token_clustering
 from tests.apple_gpu import AppleGPU
@@ -17,6 +19,7 @@ from tests.codec_images import CODEBOOK, NUM_TOKENS, save_codec
 from tests.fill import fill
 from tests.shard_data import SIDE, make_shards, shard_spec
 from tests.test_contribution import config_of
+from utils.errors import UserError
 from utils.evaluation.reconstruction_files import RECORD, keys_text
 from utils.token_statistics import (
     clusters,
@@ -249,6 +252,25 @@ def test_bits_tell_the_images_whose_tokens_the_entropy_model_seldom_saw(monkeypa
     monkeypatch.setattr(sys, "argv", [word for word in sys.argv if word != "--bits"])
     analyze_tokens.main()
     assert not (tmp_path / "bits.png").exists()  # of tokens that may be others by now
+
+
+def test_tokens_are_not_looked_at_with_another_tokenizer_of_their_size(monkeypatch, tmp_path):
+    for seed, name in enumerate(("mine", "other")):
+        save_codec(tmp_path / name, seed)
+    mine = load_codec(checkpoint=str(tmp_path / "mine")).tokenizer
+    tokens = np.random.default_rng(0).integers(0, CODEBOOK, (20, NUM_TOKENS))
+    about = tokens_record(mine, str(tmp_path / "mine"))
+    write_tokens(tmp_path / "tokens.npz", tokens, list(map(str, range(20))), labels=np.arange(20) % 2, **about)
+    for bits in ((), ("--bits",)):
+        for name in ("mine", "other"):
+            flags = "--data", tmp_path / "tokens.npz", "--checkpoint", tmp_path / name, *bits
+            monkeypatch.setattr(sys, "argv", ["analyze_tokens.py", *map(str, flags)])
+            with (
+                nullcontext() if name == "mine" else pytest.raises(UserError, match="mine, and .* is another tokenizer")
+            ):
+                analyze_tokens.main()
+    write_tokens(tmp_path / "tokens.npz", tokens, list(map(str, range(20))), tokenizer="of an older file")
+    analyze_tokens.main()
 
 
 def test_input_that_does_not_fit_is_refused(call, setup, tmp_path):
