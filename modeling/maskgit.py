@@ -36,6 +36,7 @@ class MaskGIT(Pretrained):
     role = "generator"
     pipeline_tag = "unconditional-image-generation"  # the hub has no class-conditional one
     tags = ("class-conditional-image-generation", "arxiv:2202.04200", "arxiv:2406.07550", "arxiv:2501.10064")
+    unseen = {"model.generator.num_attention_heads": 16}
 
     def __init__(self, config: dict | DictConfig):
         super().__init__()

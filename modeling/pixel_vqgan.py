@@ -53,6 +53,7 @@ class PixelVQGAN(Pretrained):
     """
 
     role = "teacher"
+    unseen = {"model.pixel_vqgan.norm_groups": PUBLISHED_SIZES["norm_groups"]}
 
     def __init__(self, config: dict | DictConfig):
         super().__init__()

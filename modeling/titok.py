@@ -11,7 +11,7 @@ from modeling.checkpoints.registry import TOKENIZER, register
 from modeling.modules.conv import ConvDecoder
 from modeling.modules.quantizer import VectorQuantizer, growing_choices
 from modeling.modules.vit import VIT_SIZES, ViTDecoder, ViTEncoder, learned_vectors
-from modeling.pixel_vqgan import ConvSizes, conv_sizes
+from modeling.pixel_vqgan import ConvSizes, PixelVQGAN, conv_sizes
 from utils.errors import UserError
 
 OVERSHOOT = 0.2  # beyond [0, 1] that pixels may have
@@ -33,6 +33,12 @@ class TiTok(Pretrained):
     role = "tokenizer"
 
     demands_full_length = True
+    unseen = {
+        "model.vq_model.is_legacy": True,
+        "model.vq_model.use_l2_norm": True,
+        "model.vq_model.first_codes": None,
+        **PixelVQGAN.unseen,  # of the pixel decoder
+    }
 
     def __init__(self, config: dict | DictConfig):
         super().__init__()

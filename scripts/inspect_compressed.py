@@ -102,7 +102,7 @@ def certain_tokens(data: bytes, known: KnownModel | None) -> str:
     if known is None:
         return ""
     read = read_tokens(data, load_entropy_models(known.folder / FILE))
-    return f", and {counted(read.certain.sum(), 'token')}"
+    return f", and {counted(int(read.certain.sum()), 'token')}"
 
 
 if __name__ == "__main__":

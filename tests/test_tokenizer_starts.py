@@ -65,6 +65,41 @@ def test_a_teacher_of_other_sizes_is_refused(tmp_path):
         load_teacher(config, tmp_path / "teacher")
 
 
+@pytest.mark.parametrize(("key", "value"), [("first_codes", 2), ("is_legacy", False), ("use_l2_norm", False)])
+def test_weights_that_mean_other_tokens_are_refused(tmp_path, key, value):
+    """No shape tells them apart."""
+    source = tokenizer_config(finetune_decoder=False)
+    source["model"]["vq_model"][key] = value
+    OneDPiece(source).save_pretrained(tmp_path / "stage1")
+    teacher().save_pretrained(tmp_path / "teacher")
+    for stage2 in (False, True):
+        config = tokenizer_config(finetune_decoder=stage2)
+        places = (tmp_path / "teacher",) * stage2
+        start = stage2_start if stage2 else stage1_start
+        with pytest.raises(
+            WeightsError, match=f"stage1.* was trained with model.vq_model.{key}={value}, and here it is"
+        ):
+            start(OneDPiece(config), tmp_path / "stage1", *places)
+        with pytest.raises(WeightsError, match=f"give model.vq_model.{key}={value}"):
+            OneDPiece.from_pretrained(tmp_path / "stage1", config=tokenizer_config(finetune_decoder=False))
+        config["model"]["vq_model"][key] = value
+        start(OneDPiece(config), tmp_path / "stage1", *places)
+
+
+def test_a_teacher_of_other_groups_is_refused(tmp_path):
+    OneDPiece(tokenizer_config(finetune_decoder=False)).save_pretrained(tmp_path / "stage1")
+    teacher().save_pretrained(tmp_path / "teacher")
+    config = tokenizer_config()
+    config["model"]["pixel_vqgan"]["norm_groups"] = 1
+    with pytest.raises(
+        WeightsError, match=r"teacher was trained with model.pixel_vqgan.norm_groups=\d+, and here it is 1"
+    ):
+        load_teacher(config, tmp_path / "teacher")
+    torch.save(OneDPiece(tokenizer_config(finetune_decoder=False)).state_dict(), tmp_path / "stage1.bin")
+    with pytest.raises(WeightsError, match=r"teacher was trained with model.pixel_vqgan.norm_groups"):
+        stage2_start(OneDPiece(config), tmp_path / "stage1.bin", tmp_path / "teacher")
+
+
 def test_a_teacher_is_frozen(tmp_path):
     source = teacher()
     source.save_pretrained(tmp_path / "teacher")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
@@ -48,6 +48,8 @@ class Pretrained(nn.Module):
     role: ClassVar[str] = "model"  # what it is called in errors: a tokenizer, teacher, generator
     pipeline_tag: ClassVar[str] = "image-to-image"
     tags: ClassVar[tuple[str, ...]] = ("image-tokenization", "arxiv:2501.10064", "arxiv:2406.07550")
+    # Settings that change what weights mean and that no shape of them shows, and what they are where none is named.
+    unseen: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def from_pretrained(
@@ -64,14 +66,15 @@ class Pretrained(nn.Module):
             config: Taken instead of the checkpoint's own configuration. Needed for a loose file that has none.
 
         Raises:
-            WeightsError: The checkpoint is missing, damaged, of another class or of other sizes, or there is no
-                configuration for it.
+            WeightsError: The checkpoint is missing, damaged, of another class, of other sizes or of other settings
+                that decide what its weights mean, or there is no configuration for it.
         """
         located = source if isinstance(source, Located) else locate(source)
         state = read_state_dict(located.weights)
         if config is not None:
             model = build_empty(cls, config)
             _check_role(model, located, state)
+            check_settings(model, located)
         elif located.config is not None:
             model = _build_as_saved(cls, located.config, located, state)
         else:
@@ -142,7 +145,36 @@ def load_weights(model: nn.Module, source: str | os.PathLike) -> None:
     located = locate(source)
     state = read_state_dict(located.weights)
     _check_role(model, located, state)
+    check_settings(model, located)
     load_strict(model, state, located.description)
+
+
+def check_settings(model: nn.Module, located: Located, kind: type[Pretrained] | None = None) -> None:
+    """Refuse weights whose own configuration gives them another meaning than `model` does.
+
+    Args:
+        kind: Whose settings are compared: the model's own, or those of a part of it.
+
+    Raises:
+        WeightsError: A setting of `Pretrained.unseen` is another one.
+    """
+    for key, default in (kind or model).unseen.items():
+        *sections, name = key.split(".")
+        theirs: Any = located.config
+        for section in sections:
+            theirs = theirs.get(section) if isinstance(theirs, Mapping) else None
+        if not isinstance(theirs, Mapping):
+            continue  # it has none, or that of something else
+        there, here = theirs.get(name, default), OmegaConf.select(model.config, key, default=default)
+        if there != here:
+            raise WeightsError(
+                f"{located.description} was trained with {key}={_as_written(there)}, and here it is "
+                f"{_as_written(here)}: give {key}={_as_written(there)}"
+            )
+
+
+def _as_written(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _check_role(model: nn.Module, located: Located, state: Mapping[str, Tensor]) -> None:

@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from modeling.checkpoints.locate import locate
+from modeling.checkpoints.pretrained import check_settings
 from modeling.checkpoints.state import fingerprint, load_strict, read_state_dict
 from modeling.generators import check_its_tokenizer, load_generator
 from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.lengths import LengthGains
 from modeling.modules.perturbation import Perturbation
-from modeling.pixel_vqgan import load_teacher
+from modeling.pixel_vqgan import PixelVQGAN, load_teacher
 from modeling.prefixes import check_decodable
 from modeling.tasks.reconstruction import ReconstructionTask
 from modeling.titok import TiTok
@@ -263,6 +264,7 @@ def stage1_start(model: nn.Module, source: str | os.PathLike) -> None:
         WeightsError: As `load_weights`.
     """
     located = locate(source)
+    check_settings(model, located)
     state = read_state_dict(located.weights)
     own = {name: value for name, value in state.items() if not name.startswith(("pixel_quantize.", "pixel_decoder."))}
     load_strict(model, own, located.description)
@@ -275,12 +277,14 @@ def stage2_start(model: nn.Module, source: str | os.PathLike, teacher_source: st
     has been through stage 2 has its own, to be trained further, for example on other images; no teacher is read then.
 
     Raises:
-        WeightsError: Either is missing or damaged, or they do not fill the model exactly.
+        WeightsError: Either is missing or damaged, or they do not fill the model exactly, or give other tokens there.
     """
     located = locate(source)
+    check_settings(model, located)
     state, description = read_state_dict(located.weights), located.description
     if not any(name.startswith("pixel_decoder.") for name in state):
         teacher = locate(teacher_source)
+        check_settings(model, teacher, PixelVQGAN)
         description = f"{description} with the teacher {teacher.description}"
         for name, value in read_state_dict(teacher.weights).items():
             if name.startswith(("quantize.", "decoder.")):
