@@ -457,6 +457,22 @@ def test_another_number_of_images_in_a_step_is_said_and_counted(trained, tmp_pat
     assert [json.loads(line).get("images_seen") for line in lines][-2] == 3 * 4 + 3 * 2
 
 
+def test_changed_settings_of_the_optimizer_count(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copy(trained / "teacher/config.yaml", tmp_path)
+    changed = ["optimizer.params.weight_decay=0.5", "optimizer.params.beta1=0.25", "training.max_train_steps=4"]
+    used, step = [], torch.optim.AdamW.step
+
+    def watched(optimizer, *arguments, **options):
+        used.extend((group["betas"], group["weight_decay"]) for group in optimizer.param_groups)
+        return step(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run_job("teacher", trained, tmp_path, *changed, "experiment.eval_every=0")
+    beta2 = load_config(tmp_path / "config.yaml").optimizer.params.beta2
+    assert set(used) == {((0.25, beta2), 0.5), ((0.25, beta2), 0.0)}
+
+
 def test_a_changed_configuration_is_told_and_the_old_one_kept(trained, tmp_path, capsys):
     shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
     shutil.copy(trained / "teacher/config.yaml", tmp_path)
@@ -692,6 +708,16 @@ def test_no_preview_is_made_of_no_images(trained, tmp_path):
 def test_a_training_that_would_be_none_is_refused(trained, tmp_path, change, complaint):
     with pytest.raises(UserError, match=complaint):
         run_job("teacher", trained, tmp_path, *change.split())
+
+
+def test_choices_among_the_codes_before_k_means_do_not_keep_those_after_it():
+    quantizer = VectorQuantizer(codebook_size=8, token_size=2).train()
+    care = CodebookCare(quantizer, 1000, warmup_steps=10, kmeans=True, restart_every=100)
+    for step in (0, 10):
+        care.begin(step)
+        assert not care.state["used"].any()
+        quantizer(torch.randn(64, 2, 1, 1))
+        assert care.state["used"].sum() == 64
 
 
 def test_codes_stay_where_a_resumed_run_is_the_first_to_restart_them():

@@ -62,6 +62,7 @@ class CodebookCare:
         self._done_at = step
         if self.kmeans and step == self.warmup_steps and int(self.state["filled"]):
             self._place(self._kmeans())
+            self.state["used"].zero_()  # choices among the codes before
         elif self.restart_every and step > self.warmup_steps and step % self.restart_every == 0:
             if int(self.state["filled"]):  # not where a run is resumed that had no restarts before
                 self._restart()

@@ -31,6 +31,17 @@ def make_optimizer(player: str, module: nn.Module, config: DictConfig) -> torch.
     )
 
 
+def take_settings(optimizer: torch.optim.Optimizer, module: nn.Module, config: DictConfig) -> None:
+    """Give an optimiser, whose state brought the settings of its checkpoint, those of the configuration.
+
+    The learning rate is set in every step.
+    """
+    params = config.optimizer.params
+    groups = parameter_groups([module], params.weight_decay)
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group |= {"weight_decay": own["weight_decay"], "betas": (params.beta1, params.beta2)}
+
+
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
     """Trainable parameters in two optimiser groups: decayed, and not.
 

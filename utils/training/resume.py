@@ -22,6 +22,7 @@ from utils.checkpoint import (
 from utils.errors import UserError
 from utils.files import write_json
 from utils.processes import INTERRUPTED, TIME_IS_UP
+from utils.training.optimizer import take_settings
 from utils.training.run import Run
 
 WORLD = "world.json"  # in a checkpoint: how far the run is, and on how many processes
@@ -79,6 +80,8 @@ def resume(run: Run) -> None:
         missing = players_to_come(run, folder)
         with without(run, missing):
             run.accelerator.load_state(str(folder))
+        for player, optimizer in run.optimizers.items():
+            take_settings(optimizer, run.task.modules[player], run.config)
         if run.ema is not None:
             run.ema.model.load_state_dict(load_file(folder / "ema_model" / WEIGHTS_FILE))
         same_world = world["num_processes"] == run.processes.world_size
