@@ -43,7 +43,7 @@ def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None 
     if tail_drop == "none":
         return torch.full((batch,), limit)
     if tail_drop == "powers_of_two":
-        powers = (2 ** torch.arange((limit - 1).bit_length() + 1)).clamp(max=limit)
+        powers = powers_of_two(limit)
         chosen = torch.randint(len(powers), (1,)) if weights is None else torch.multinomial(weights[powers - 1], 1)
         return powers[chosen].expand(batch)
     num_draws = 1 if tail_drop == "per_batch" else batch
@@ -54,6 +54,11 @@ def draw_lengths(tail_drop: str, batch: int, limit: int, weights: Tensor | None 
     if tail_drop == "half_full":
         lengths[torch.rand(batch) < 0.5] = limit
     return lengths.expand(batch)
+
+
+def powers_of_two(limit: int) -> Tensor:
+    """1, 2, 4, ... below the limit, and the limit: one of each doubling."""
+    return (2 ** torch.arange((limit - 1).bit_length() + 1)).clamp(max=limit)
 
 
 def alignment_loss(early: Tensor, lengths: Tensor, num_cells: int) -> Tensor:

@@ -13,9 +13,11 @@ from modeling.identity import identity
 from modeling.losses import code_prediction_loss
 from modeling.modules.lengths import LengthGains
 from modeling.modules.quantizer import VectorQuantizer, growing_choices
-from modeling.one_d_piece import OneDPiece, alignment_loss, draw_lengths
+from modeling.one_d_piece import OneDPiece, alignment_loss, draw_lengths, powers_of_two
 from modeling.pixel_vqgan import PixelVQGAN
+from modeling.tasks.tokenizer import gains_of
 from modeling.titok import TiTok
+from modeling.tokenizers import build_tokenizer
 from tests.fill import assert_close, fill, image, integers, tensor
 from utils.errors import UserError
 
@@ -404,6 +406,29 @@ def test_lengths_are_drawn_by_gain_under_every_rule():
     assert set(powers.flatten().tolist()) == {2} and (powers[:, 0] == powers[:, 1]).all()
     with pytest.raises(UserError, match="length_draw must be one of uniform, by_gain, got even"):
         OneDPiece(tiny_config(length_draw="even"))
+
+
+def test_powers_of_two_are_drawn_by_gain_each_as_a_whole_doubling():
+    drawn = torch.zeros(256, dtype=torch.bool)
+    drawn[powers_of_two(256) - 1] = True
+    gains = LengthGains(256, drawn)
+    torch.testing.assert_close(gains.weights(0)[drawn], torch.full((9,), 1 / 9))
+    lengths = torch.arange(1, 257)
+    gains.watch(lengths, 9.0 - torch.tensor([(length - 1).bit_length() for length in lengths.tolist()]))
+    weights = gains.weights(50)  # equal gains
+    torch.testing.assert_close(weights[drawn], torch.full((9,), 1 / 9))
+    assert not weights[~drawn].any()
+    gains.watch(lengths, 1000.0 * (lengths < 129))  # all is gained by the last doubling
+    weights = gains.weights(100)
+    assert float(weights[255]) > 0.5 and bool((weights[drawn] >= 0.5 / 9 - 1e-6).all())
+
+
+@pytest.mark.parametrize("settings", [{"type": "titok"}, {"tail_drop": "none"}])
+def test_lengths_by_gain_where_none_are_drawn_are_refused(settings):
+    config = OmegaConf.create(tiny_config(length_draw="by_gain", **{k: v for k, v in settings.items() if k != "type"}))
+    config.model.type = settings.get("type", "one_d_piece")
+    with pytest.raises(UserError, match="length_draw is for lengths that are drawn"):
+        gains_of(build_tokenizer(config))
 
 
 def test_stage_2_trains_the_decoding_half_only():

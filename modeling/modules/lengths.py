@@ -16,19 +16,23 @@ class LengthGains:
     before, averaged over images. Losses are kept by doublings of the length (1, 2, 3..4, 5..8, ...), because single
     lengths are seen too seldom. The first length has none before it and counts as the second.
 
+    Args:
+        drawn: (N,) bool, the lengths that can be drawn; all of them when not given.
+
     Attributes:
         state: What a resumed run needs: `length_losses` and `length_counts`, decaying sums for each doubling, and
             `length_weights` (N,), in use.
     """
 
-    def __init__(self, num_latent_tokens: int):
+    def __init__(self, num_latent_tokens: int, drawn: Tensor | None = None):
         lengths = torch.arange(1, num_latent_tokens + 1)
+        self.drawn = torch.ones(num_latent_tokens) if drawn is None else drawn.float()
         self.doubling = torch.tensor([(int(length) - 1).bit_length() for length in lengths])  # (N,)
         number = int(self.doubling[-1]) + 1
         self.state = {
             "length_losses": torch.zeros(number),
             "length_counts": torch.zeros(number),
-            "length_weights": torch.full((num_latent_tokens,), 1 / num_latent_tokens),
+            "length_weights": self.drawn / self.drawn.sum(),
         }
         self._weights: Tensor | None = None  # on the CPU, as long as they are those of the state
 
@@ -47,9 +51,9 @@ class LengthGains:
             return torch.ones(1)
         gains = (losses[:-1] - losses[1:]).clamp(min=0)
         gains = torch.cat([gains[:1], gains])
-        by_length = (gains / self.doubling.bincount())[self.doubling]
+        by_length = self.drawn * (gains / self.doubling.bincount(self.drawn))[self.doubling]
         total = by_length.sum()
-        uniform = torch.full_like(by_length, 1 / len(by_length))
+        uniform = self.drawn / self.drawn.sum()
         return UNIFORM * uniform + (1 - UNIFORM) * by_length / total if total > 0 else uniform
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from modeling.losses import code_prediction_loss, mean_of_decodings, repeat_like
 from modeling.modules.codebook import CodebookCare, codebook_summary
 from modeling.modules.lengths import LengthGains
 from modeling.modules.perturbation import Perturbation
+from modeling.one_d_piece import OneDPiece, powers_of_two
 from modeling.pixel_vqgan import PixelVQGAN, load_teacher
 from modeling.prefixes import check_decodable
 from modeling.tasks.reconstruction import ReconstructionTask
@@ -198,8 +199,23 @@ class Stage2Task(ReconstructionTask):
 
 
 def gains_of(model: TiTok) -> LengthGains | None:
-    """What looks after the draw of lengths where they are drawn by their gain."""
-    return LengthGains(model.num_latent_tokens) if getattr(model, "length_draw", None) == "by_gain" else None
+    """What looks after the draw of lengths where they are drawn by their gain.
+
+    Raises:
+        UserError: No lengths are drawn.
+    """
+    if model.config.model.vq_model.get("length_draw", "uniform") == "uniform":
+        return None
+    if not isinstance(model, OneDPiece) or model.tail_drop == "none":
+        raise UserError(
+            "model.vq_model.length_draw is for lengths that are drawn, and here every image keeps all of its tokens: "
+            "leave it out, or take model.type=one_d_piece and a model.vq_model.tail_drop other than none"
+        )
+    drawn = None
+    if model.tail_drop == "powers_of_two":
+        drawn = torch.zeros(model.num_latent_tokens, dtype=torch.bool)
+        drawn[powers_of_two(model.num_latent_tokens) - 1] = True
+    return LengthGains(model.num_latent_tokens, drawn)
 
 
 def share_state(gains: LengthGains | None, state: dict[str, Tensor]) -> None:
