@@ -23,6 +23,7 @@ from modeling.onnx import DECODER, ENCODER, OnnxTokenizer, as_halved, difference
 from modeling.tokenizers import load_tokenizer
 from utils.errors import UserError
 from utils.files import write_json
+from utils.inference import parse_batch_size
 from utils.lock import FolderLock
 from utils.result_folder import ResultFolder
 
@@ -77,7 +78,10 @@ def parse_arguments() -> argparse.Namespace:
         help="of the stored weights; arithmetic is float32 in both (default: both)",
     )
     parser.add_argument(
-        "--num_lengths", type=int, help="lengths that are checked, evenly spread over 1..N (default: all of them)"
+        "--num_lengths",
+        type=parse_batch_size,
+        metavar="N",
+        help="lengths that are checked, evenly spread over 1..N (default: all of them)",
     )
     arguments = parser.parse_args()
     arguments.precision.sort(key=PRECISIONS.index)  # fp16 rounds the weights that fp32 needs

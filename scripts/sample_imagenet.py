@@ -43,7 +43,7 @@ def main() -> None:
     num_images = arguments.num_images
     if arguments.num_images_per_class is not None:
         num_images = arguments.num_images_per_class * generator.num_classes
-    num_passes = num_images * settings.num_sample_steps // processes.world_size
+    num_passes = num_images * settings.num_sample_steps  # of all processes, for their number decides no image
     arithmetic = prepared(arguments, generator, tokenizer, num_passes=num_passes)
     drawing = {"settings": settings, "seed": arguments.seed, "arithmetic": arithmetic}
     plan = {

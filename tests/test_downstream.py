@@ -71,8 +71,9 @@ def test_intersection_over_union_is_over_all_images_and_leaves_void_pixels_out(a
         "miou": pytest.approx((1 / 2 + 1 / 2 + 1) / 3),  # class 3 occurs nowhere
         "miou_to_original": pytest.approx((2 / 4 + 0 + 1) / 3),
     }
-    with pytest.raises(UserError, match="0..3, or 255 .*, got 9"):
-        score.update(predicted, reference, np.full((1, 1, 4), 9))
+    for wrong in (9, -1):
+        with pytest.raises(UserError, match=f"0..3, or 255 .*, got {wrong}"):
+            score.update(predicted, reference, np.full((1, 1, 4), wrong))
 
 
 def boxes(*corners, scores=None):
@@ -93,6 +94,13 @@ def test_found_objects_give_a_precision_of_1_and_shifted_ones_less(alone):
     names = ("map", "map_50", "map_to_original", "map_50_to_original")
     assert same.finish(alone) == dict.fromkeys(names, pytest.approx(1))
     assert shifted.finish(alone) == dict(zip(names, [pytest.approx(0.4), pytest.approx(1)] * 2, strict=True))
+
+
+def test_where_originals_show_no_object_there_is_no_precision(alone, caplog):
+    score, square = Detection("install it"), (10, 10, 50, 50)
+    score.update([boxes(square)], [boxes(square, scores=[0.2])])
+    assert score.finish(alone) == {}
+    assert "there is no map_to_original and map_50_to_original" in caplog.text
 
 
 def test_detection_without_its_package_says_what_to_install(monkeypatch):

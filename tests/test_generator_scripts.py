@@ -131,6 +131,9 @@ def test_like_a_file_repeats_its_settings_and_seed(generate, sample):
     assert (about["sampler"]["order"], about["seed"]) == ("front", 8)
     with pytest.raises(UserError, match="does not say how it was sampled"):
         generate("--like", first / "3_dress_000.png", *same)
+    (first / "list.json").write_text("[1]")
+    with pytest.raises(UserError, match="does not say how it was sampled"):
+        generate("--like", first / "list.json", *same)
     for nothing, reason in ((first / "nothing.json", "No such file or directory"), (first, "Is a directory")):
         with pytest.raises(UserError, match=rf"cannot be read \({reason}\): name a file that a sampling command wrote"):
             generate("--like", nothing, *same)

@@ -64,15 +64,18 @@ def read_record(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"--like {path} cannot be read ({why_unread(error)}): name a file that a sampling command wrote"
         ) from error
-    for part in (found.get("protocol", {}).get("samples"), found.get("plan"), found):
+    found = found if isinstance(found, dict) else {}
+    protocol = found.get("protocol")
+    protocol = protocol if isinstance(protocol, dict) else {}
+    for part in (protocol.get("samples"), found.get("plan"), found):
         if isinstance(part, dict) and isinstance(part.get("sampler"), dict) and "seed" in part:
-            if any(found.get("protocol", {}).get(name) for name in ("sweep", "recipes")):
+            if any(protocol.get(name) for name in ("sweep", "recipes")):
                 raise UserError(f"--like {path} holds results of several settings: name those of one as flags")
             return part
     raise UserError(f"--like {path} does not say how it was sampled: give a file that a sampling command has written")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix == ".npz":

@@ -1,5 +1,6 @@
 """What is left for other networks to see in reconstructions: scores of their predictions, whatever made these."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.evaluation.statistics import Means
 from utils.processes import Processes
+
+logger = logging.getLogger(__name__)
 
 VOID = 255  # the value of mask pixels that do not count
 SURE = 0.5  # score from which an object seen in the original has to be found again
@@ -91,10 +94,11 @@ class Segmentation:
         self._count("miou_to_original", predicted.cpu(), reference.cpu())
         if masks is not None:
             masks = torch.from_numpy(masks.astype(np.int64))
-            if ((masks >= self.num_classes) & (masks != VOID)).any():
+            wrong = masks[((masks < 0) | (masks >= self.num_classes)) & (masks != VOID)]
+            if len(wrong):
                 raise UserError(
                     f"masks must hold classes of the network, 0..{self.num_classes - 1}, or {VOID} for pixels that do "
-                    f"not count, got {int(masks[masks != VOID].max())}"
+                    f"not count, got {int(wrong[0])}"
                 )
             self._count("miou", predicted.cpu(), masks)
 
@@ -159,4 +163,8 @@ class Detection:
         metric = self._metric()
         metric.update([boxes for boxes, _ in pairs], [goal for _, goal in pairs])
         result = metric.compute()
-        return {f"{name}{ending}": float(result[name]) for name in ("map", "map_50")}
+        scores = {f"{name}{ending}": float(result[name]) for name in ("map", "map_50")}
+        if min(scores.values()) < 0:  # torchmetrics' way to say so
+            logger.warning("no image has an object that should be found, so there is no %s", " and ".join(scores))
+            return {}
+        return scores
