@@ -22,6 +22,7 @@ from utils.evaluation.generation import Reference, reference_of, score, seen_by
 from utils.evaluation.report import Row
 from utils.evaluation.session import Session
 from utils.evaluation.statistics import Gaussian
+from utils.files import sha256_of
 from utils.inference import choose_batch_size
 
 INCEPTION = "fid"  # the `key` of its network
@@ -147,6 +148,7 @@ def load_reference(
         reference = Reference(None, None, {})
     if statistics is not None:
         facts["statistics"] = "mu and sigma of the file, of the Inception in TensorFlow"
+        facts["statistics_sha256"] = sha256_of(Path(source).expanduser())
         gaussian = Gaussian(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.covariance))
         reference = replace(reference, gaussian=gaussian)
     return reference.noting(**facts)

@@ -165,7 +165,12 @@ def rows_of_generator(
         "sampler_precision": arguments.precision,
         "compiled": arguments.compile,
     }
-    plan = {**facts, "features": arguments.features}
+    plan = {
+        **facts,
+        "features": arguments.features,
+        "features_sha256": network.weights_sha256,
+        "device": session.device.type,  # others draw other noise
+    }
     points = Points(session, plan)  # errors before the work
     size = (source.tokenizer.image_size,) * 2
     reference = load_reference(arguments.reference, size, network, batch_size, session)

@@ -411,6 +411,15 @@ def test_samplers_are_compared_over_their_passes_and_a_killed_sweep_goes_on(worl
     other = ("--checkpoint", world / "generator", "--reference", world / "original.npy", "--num_images", 12)
     status, _, err, _ = evaluate(evaluate_generation, *other, *sweep)
     assert status == 1 and "holds results of other settings: reference was" in err
+    with monkeypatch.context() as patch:
+        patch.setattr("modeling.networks.frechet.sha256_of", lambda path: "0" * 64)
+        status, _, err, _ = evaluate(evaluate_generation, *flags, *sweep)
+    assert status == 1 and "features_sha256 was" in err and f'is now "{"0" * 64}"' in err
+    points = (tmp_path / "out/sweep_points.json").read_text()
+    (tmp_path / "out/sweep_points.json").write_text(points.replace('"device": "cpu"', '"device": "cuda"'))
+    status, _, err, _ = evaluate(evaluate_generation, *flags, *sweep)
+    assert status == 1 and 'device was "cuda" and is now "cpu"' in err
+    (tmp_path / "out/sweep_points.json").write_text(points)
     status, _, _, results = evaluate(evaluate_generation, *flags, *sweep)
     assert status == 0 and measured == [42, 43, 42, 42, 43, 42, 43, 42, 43]
     rows = {(row["sampler"], row["passes"], row["seed"]): row for row in results["rows"]}

@@ -1,9 +1,11 @@
 """The measures behind every published number: distances of sets, codebooks, sets of images, formats, records."""
 
+import hashlib
 import json
 import math
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from data import DataError
 from data.image_sets import open_images, paired, read_statistics
+from data.scored_sets import load_reference
 from modeling.contribution import Contributions
 from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
@@ -376,6 +379,16 @@ def test_reference_statistics_of_the_adm_evaluator_are_read(tmp_path):
     np.savez(tmp_path / "nan.npz", mu=np.zeros(4), sigma=np.diag([1, 1, np.nan, 1]))
     with pytest.raises(DataError, match="nan.npz must hold numbers, and mu or sigma has NaN"):
         read_statistics(tmp_path / "nan.npz")
+
+
+def test_the_record_of_reference_statistics_tells_their_file(tmp_path):
+    network, session = SimpleNamespace(key="fid"), SimpleNamespace(share=lambda batch_size: {})
+    path, found = tmp_path / "reference.npz", []
+    for scale in (1, 2):
+        np.savez(path, mu=np.zeros(4), sigma=scale * np.eye(4))
+        found.append(load_reference(str(path), (8, 8), network, 4, session).record["statistics_sha256"])
+        assert found[-1] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found[0] != found[1]
 
 
 # Rows sorted by key
