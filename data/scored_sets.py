@@ -16,9 +16,9 @@ from data.image_folder import kind_of_images
 from data.image_sets import AS_GIVEN, open_images, paired, read_statistics
 from data.loaders import evaluation_loader
 from utils.config import load_config
-from utils.evaluation.comparison import Comparison
+from utils.evaluation.comparison import Comparison, Originals
 from utils.evaluation.feature_set import FeatureNetwork
-from utils.evaluation.generation import Reference, reference_of, score, seen_by
+from utils.evaluation.generation import Reference, noted, reference_of, score, seen_by
 from utils.evaluation.report import Row
 from utils.evaluation.session import Session
 from utils.evaluation.statistics import Gaussian
@@ -83,9 +83,10 @@ def score_samples(
     """
     samples = first_of(open_images(source), num_images)
     loaded = load_reference(reference, (samples.height, samples.width), network, batch_size, session)
-    found = seen_by(network, samples.batches(**session.share(batch_size)), len(samples), session, "samples")
+    seen, batches = Originals(session.processes), samples.batches(**session.share(batch_size))
+    found = seen_by(network, noted(batches, seen), len(samples), session, "samples")
     row = {"name": Path(source).stem, **score(found, loaded, session.processes)}
-    return row, loaded, {"samples": {"source": source, "expected": len(samples), "seen": found.count()}}
+    return row, loaded, {"samples": {"source": source, **seen.record(len(samples))}}
 
 
 def reference_images(source: str, size: tuple[int, int], **share: int) -> Loader:

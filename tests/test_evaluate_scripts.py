@@ -351,7 +351,9 @@ def test_samples_are_scored_against_arrays_shards_and_configurations_alike(world
         )
         assert status == 0
         rows.append(results["rows"][0])
-        assert results["protocol"]["reference"]["seen"] == NUM_IMAGES
+        samples, images = results["protocol"]["samples"], results["protocol"]["reference"]
+        assert samples["seen"] == images["seen"] == NUM_IMAGES
+        assert samples["sha256"] == images["sha256"]  # of a folder, an array and shards of the same images
     for row in rows:
         assert row["fd_efficientnet_lite0"] < 1e-4
         assert (row["precision"], row["recall"]) == (1, 1)

@@ -84,15 +84,16 @@ def reference_of(
         num_skipped: Gives, after the last batch, the images that this process has left out as broken.
     """
     originals = Originals(session.processes)
-
-    def noted() -> Batches:
-        for keys, images in batches:
-            originals.add(images, keys)
-            yield keys, images
-
-    found = seen_by(network, noted(), expected, session, "reference", with_logits=False)
+    found = seen_by(network, noted(batches, originals), expected, session, "reference", with_logits=False)
     record = session.counted(originals, check_count, expected, num_skipped())
     return Reference(found.gaussian(), found.features(), record)
+
+
+def noted(batches: Batches, seen: Originals) -> Batches:
+    """The batches, each added to `seen` on its way."""
+    for keys, images in batches:
+        seen.add(images, keys)
+        yield keys, images
 
 
 def score(found: FeatureSet, reference: Reference, processes: Processes) -> dict[str, float]:
