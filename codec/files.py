@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
 from utils.errors import UserError
 from utils.evaluation.metrics import ssim, to_uint8
 from utils.evaluation.protocol import exact_arithmetic
+from utils.files import sha256_of
 
 BATCH = 64  # squares at once
 PERCEPTUAL = "efficientnet_lite0"  # the perceptual distance that needs no download
@@ -135,14 +137,24 @@ class Codec:
     Args:
         name: Of the tokenizer, for messages.
         folder: Where its entropy models are; where there are none tokens take fixed bits.
+        weights: Its file, for records.
     """
 
-    def __init__(self, tokenizer: TiTok, name: str, folder: Path | None = None):
-        self.tokenizer, self.name, self.folder = tokenizer, name, folder
+    def __init__(self, tokenizer: TiTok, name: str, folder: Path | None = None, weights: Path | None = None):
+        self.tokenizer, self.name, self.folder, self.weights = tokenizer, name, folder, weights
         self.side = tokenizer.image_size
         self.identity = bytes.fromhex(identity(tokenizer))
         sizes = tokenizer.num_latent_tokens, tokenizer.codebook_size
         self.models = entropy_models_of(folder, self.identity, *sizes)
+
+    def record(self) -> dict[str, Any]:
+        """For a protocol."""
+        return {
+            "checkpoint": self.name,
+            "checkpoint_sha256": self.weights and sha256_of(self.weights),
+            "tokenizer": self.identity.hex(),
+            "entropy_model": self.models.best().identity.hex(),
+        }
 
     @property
     def has_predictor(self) -> bool:
@@ -381,7 +393,7 @@ def load_codec(
     """The codec of the tokenizer that --config and --checkpoint mean; arguments and errors as of `load_tokenizer`."""
     exact_arithmetic()
     tokenizer, located = load_tokenizer(config, checkpoint, device=device)
-    return Codec(tokenizer, located.name, located.weights.parent)
+    return Codec(tokenizer, located.name, located.weights.parent, located.weights)
 
 
 @cache

@@ -25,6 +25,7 @@ import numpy as np
 
 from utils.config import load_config
 from utils.evaluation.arguments import add_common_arguments, add_num_images_argument, add_tokenizer_arguments
+from utils.evaluation.comparison import Originals
 from utils.evaluation.report import plot_curves
 from utils.evaluation.session import Session
 from utils.parts import SOURCE, Parts
@@ -57,8 +58,9 @@ def main() -> None:
             "batch_size": arguments.batch_size or config.training.per_gpu_batch_size,
         }
         results = measured_results(arguments, session, codec, images, numbers, plan)
+        facts = {"originals": originals_of(session, images, numbers, plan["batch_size"]), **codec.record(), **plan}
         if results:
-            report(arguments, session, codec, results, plan | {"images": len(numbers)})
+            report(arguments, session, codec, results, facts | {"images": len(numbers)})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,9 +109,26 @@ def measured_results(
     ]
 
 
+def originals_of(session: Session, images: Any, numbers: np.ndarray, batch_size: int) -> dict[str, Any]:
+    """For the protocol: the images, read again, as an earlier run may have measured some of them."""
+    originals = Originals(session.processes)
+    mine = numbers[session.processes.rank :: session.processes.world_size]
+    with session.progress(len(numbers), "originals") as done:
+        for keys, pixels in images.batches(mine, batch_size):
+            originals.add(pixels, keys)
+            done(len(keys))
+    num_skipped = len(mine) - len(originals.keys)
+    return originals.record(len(numbers), session.sum(num_skipped))
+
+
 def report(
-    arguments: argparse.Namespace, session: Session, codec: Any, results: "list[Results]", plan: dict[str, Any]
+    arguments: argparse.Namespace, session: Session, codec: Any, results: "list[Results]", facts: dict[str, Any]
 ) -> None:
+    """Let the goals choose among the prefixes, and say what that comes to.
+
+    Args:
+        facts: For the protocol; `images` is their number.
+    """
     from codec.evaluation import BUDGETS, TARGETS, gains
 
     rows, asked = [], []
@@ -123,10 +142,10 @@ def report(
     plain = results[0]
     beside = [plain.at_equal_bytes(row["bytes_per_image"]) for row in asked]
     efforts = {one.effort: {"seconds": float(one.prefixes.seconds.mean()), **gains(one, plain)} for one in results}
-    record = session.record(config=arguments.config, checkpoint=codec.name, overrides=arguments.overrides, **plan)
+    record = session.record(config=arguments.config, overrides=arguments.overrides, **facts)
     told = {"rows": rows, "asked": asked, "one_length_at_equal_bytes": beside, "efforts": efforts, "protocol": record}
     notes = [*map(comparison, asked, beside), *(gain_of(effort, gain, plain) for effort, gain in efforts.items())]
-    seen = f"{plan['images']:,} images"
+    seen = f"{facts['images']:,} images"
     session.report(
         f"{seen} measured", told, rows, notes=notes, figures={"curves.png": lambda path: plot_curves(path, rows, seen)}
     )

@@ -24,6 +24,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 # isort: split
 import argparse
 from functools import partial
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -98,6 +99,7 @@ def main() -> None:
     budgets = parse_budgets(arguments.budgets) if arguments.budgets else budgets_of(config)
     formats = {name: placeholder(name) if name in PLACEHOLDERS else available(name) for name in arguments.formats}
     with Session(arguments.device, arguments.output_dir, (*RESULTS, IMAGES)) as session:
+        facts = {}
         if arguments.codec:
             from codec.files import FITS, load_codec  # slow to import, too slow for --help
             from codec.image_format import as_format
@@ -105,7 +107,8 @@ def main() -> None:
             codec, side = load_codec(None, arguments.codec, session.device), config.dataset.preprocessing.crop_size
             for effort in arguments.effort:
                 formats[f"1dp_{effort}"] = as_format(codec, budgets, side, effort=effort, fit=FITS[arguments.fit])
-        evaluate(arguments, config, formats, budgets, session)
+            facts["codec"] = codec.record() | {"efforts": arguments.effort, "fit": arguments.fit}
+        evaluate(arguments, config, formats, budgets, session, facts)
 
 
 def budgets_of(config: DictConfig) -> list[int]:
@@ -121,7 +124,13 @@ def evaluate(
     formats: dict[str, Format],
     budgets: list[int],
     session: Session,
+    facts: dict[str, Any],
 ) -> None:
+    """Score the formats and report.
+
+    Args:
+        facts: Further ones for the protocol.
+    """
     from data.batches import check_count
     from data.evaluation_images import evaluation_images  # torchvision is slow to import, too slow for --help
 
@@ -145,6 +154,7 @@ def evaluate(
         config=arguments.config,
         overrides=arguments.overrides,
         **record_of(formats, size),
+        **facts,
         **judges.record(),
     )
     rows = scores.rows(size)

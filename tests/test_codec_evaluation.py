@@ -13,13 +13,17 @@ from codec.evaluation import Prefixes, Results, gains, measured
 from codec.files import load_codec
 from codec.length import LengthPredictor
 from codec.rate import psnr_of
+from data.evaluation_images import NumberedImages
 from modeling.tokenizers import frozen_tokenizer
 from scripts import evaluate_codec
 from tests.codec_images import NUM_TOKENS, pixels, save_codec
-from tests.evaluation_data import make_world, small_config
+from tests.evaluation_data import NUM_IMAGES, make_world, originals, small_config
 from tests.generator_data import call
 from utils.config import save_config
 from utils.errors import UserError
+from utils.evaluation.comparison import Originals
+from utils.evaluation.session import Session
+from utils.files import sha256_of
 
 LENGTHS = np.arange(1, 5)
 SIZES = np.array([[2, 3, 4, 5], [2, 4, 6, 9]])
@@ -135,9 +139,22 @@ def test_the_command_measures_and_goes_on_where_it_was(world, tmp_path, monkeypa
             f"effort {effort}, {how}" for effort in (0, 1) for how in ("one length", "PSNR asked for", "budget")
         }
         assert report["efforts"]["1"]["at_equal_tokens"][-1] > 0 == report["efforts"]["0"]["at_equal_tokens"][-1]
+    record = report["protocol"]
+    assert record["originals"]["seen"] == 12 and record["checkpoint"].endswith("tokenizer")
+    assert record["checkpoint_sha256"] == sha256_of(world / "tokenizer/model.safetensors")
     assert (tmp_path / "curves.png").is_file()
     printed = capsys.readouterr().out
     assert "effort 1 beside effort 0: " in printed and "effort 0 beside" not in printed
+
+
+def test_the_images_that_were_measured_are_known_by_their_pixels(world, tmp_path):
+    keys, pixels, _ = originals(world)
+    with Session("cpu", tmp_path) as session:
+        images = NumberedImages(small_config(world), pixels.shape[1], session.processes)
+        record = evaluate_codec.originals_of(session, images, np.arange(NUM_IMAGES), batch_size=8)
+        same = Originals(session.processes)
+        same.add(torch.from_numpy(pixels).permute(0, 3, 1, 2), keys)
+        assert record == same.record(NUM_IMAGES)
 
 
 def test_values_that_are_changed_on_the_command_line_are_those_of_the_tokenizer_too(world, tmp_path, monkeypatch):

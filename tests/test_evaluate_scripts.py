@@ -17,7 +17,8 @@ from data.shard_files import Sample, write_shard
 from data.tar_samples import read_shard
 from modeling.checkpoints.published import BUNDLED
 from modeling.generation_scores import Source
-from modeling.tokenizers import BUNDLED_TOKENIZER
+from modeling.identity import identity
+from modeling.tokenizers import BUNDLED_TOKENIZER, frozen_tokenizer
 from scripts import (
     evaluate_baselines,
     evaluate_generation,
@@ -32,6 +33,7 @@ from utils.errors import UserError
 from utils.evaluation.baselines import fit_patch_vq, patch_grid
 from utils.evaluation.generation import report
 from utils.evaluation.sweep import Sweep
+from utils.files import sha256_of
 from utils.paths import ROOT
 from utils.sampling_record import read_record
 
@@ -618,6 +620,10 @@ def test_compressed_files_are_one_of_the_formats_and_every_file_is_listed(world,
     assert ours["fits"] == 1 and 9 <= ours["bytes_per_image"] < 40 and "psnr" in ours
     assert rows["One-D-Piece (.1dp), header free", 400]["bytes_per_image"] == ours["bytes_per_image"] - 8
     assert "| One-D-Piece (.1dp), 400 bytes" in out and "| One-D-Piece (.1dp), 800 bytes" not in out
+    record = results["protocol"]["codec"]
+    assert record["checkpoint_sha256"] == sha256_of(world / "tokenizer/model.safetensors")
+    assert record["tokenizer"] == identity(frozen_tokenizer(world / "tokenizer")) and len(record["entropy_model"]) == 64
+    assert (record["efforts"], record["fit"]) == ([0], "crop")
     assert f"| One-D-Piece (.1dp) | <= {rows['One-D-Piece (.1dp)', 10]['bytes_per_image']:.1f} |  |" in out
 
     with open(tmp_path / "out/images.csv", newline="") as file:
