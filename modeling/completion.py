@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,10 +28,11 @@ class Completion:
     Args:
         settings: With a class that is not known there is no guidance, whatever they say.
         name: Of the generator, for messages.
+        weights: Its file, for records.
     """
 
-    def __init__(self, generator: MaskGIT, settings: SamplerSettings, name: str):
-        self.generator, self.settings, self.name = generator, settings, name
+    def __init__(self, generator: MaskGIT, settings: SamplerSettings, name: str, weights: Path):
+        self.generator, self.settings, self.name, self.weights = generator, settings, name, weights
 
     def label(self, text: str) -> int:
         """The class that a number or name means."""
@@ -73,7 +75,7 @@ def load_completion(
     generator, located = load_generator(None, checkpoint or bundled_generator_of(name), device=device)
     check_its_tokenizer(generator, located, tokenizer, name)
     settings = replace(sampler_settings(generator.config, **changes), **WAYS[way])
-    return Completion(generator, settings, located.name)
+    return Completion(generator, settings, located.name, located.weights)
 
 
 def bundled_generator_of(tokenizer_name: str) -> str:

@@ -33,6 +33,7 @@ from utils.evaluation.arguments import add_arguments, add_tokenizer_arguments, t
 from utils.evaluation.metrics import to_uint8
 from utils.evaluation.report import Row, plot_curves, tokens_text
 from utils.evaluation.session import Session
+from utils.files import sha256_of
 from utils.inference import Arithmetic, add_speed_arguments, parse_lengths, prepared
 
 
@@ -63,6 +64,7 @@ def main() -> None:
             **record_of(batches, comparison, session),
             **tokenizer_facts(arguments, located.name, located.weights),
             generator=completions["vivid"].name,
+            generator_sha256=sha256_of(completions["vivid"].weights),
             samplers={way: asdict(completion.settings) for way, completion in completions.items()},
             labels=arguments.labels,
             lengths=lengths,

@@ -17,6 +17,7 @@ from tests.codec_images import CODEBOOK, NUM_TOKENS, photo, save_codec
 from tests.fill import fill
 from tests.generator_data import call, make_world, small_config
 from utils.errors import UserError
+from utils.files import sha256_of
 
 
 def tiny_generator(codebook_size=CODEBOOK):
@@ -151,7 +152,9 @@ def test_completed_images_are_scored_beside_their_prefixes(tmp_path, monkeypatch
     )
     place = ("--output_dir", tmp_path / "out", "--device", "cpu", "--features", "none")
     call(monkeypatch, evaluate_completion.main, *models, *place, "--lengths", "1,4", "--num_images", 6, "--labels")
-    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert results["protocol"]["generator_sha256"] == sha256_of(world / "generator/model.safetensors")
+    rows = results["rows"]
     assert [(row["tokens"], row["system"]) for row in rows] == [
         (length, system) for length in (1, 4) for system in ("prefix alone", "completed, faithful", "completed, vivid")
     ]
