@@ -69,7 +69,11 @@ def parse_arguments() -> argparse.Namespace:
         "--num_images", type=int, help="images to sample (default: 50000), or to take of --samples (all)"
     )
     parser.add_argument(
-        "--sweep", nargs="+", metavar="NAME=A,B,...", help="sampler settings and seeds to try, each with each"
+        "--sweep",
+        nargs="+",
+        action="extend",
+        metavar="NAME=A,B,...",
+        help="sampler settings and seeds to try, each with each",
     )
     parser.add_argument(
         "--lengths", help="token counts, such as 1,2,4,8: each image is sampled once and decoded at each (default: all)"

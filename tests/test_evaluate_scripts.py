@@ -547,6 +547,14 @@ def test_flags_of_generation_that_would_do_nothing_are_refused(monkeypatch, flag
         evaluate_generation.parse_arguments()
 
 
+def test_a_sweep_takes_all_of_its_flags_and_no_setting_twice(monkeypatch):
+    flags = ["--reference", "b.npz", "--sweep", "guidance_scale=2,4", "--sweep", "seed=1,2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_generation.py", *flags])
+    assert evaluate_generation.parse_arguments().sweep.values == {"guidance_scale": [2, 4], "seed": [1, 2]}
+    with pytest.raises(UserError, match="takes each setting once, got seed twice: list its values, seed=A,B"):
+        Sweep(["seed=1", "seed=2"])
+
+
 def test_results_of_recipes_are_no_settings_to_sample_with_again(tmp_path):
     samples = {"seed": 1, "sampler": {"guidance_scale": 3.0}}
     for name, value in (("recipes", {"mine": {"guidance_scale": 5.0}}), ("sweep", {"guidance_scale": [3.0, 5.0]})):

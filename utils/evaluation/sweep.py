@@ -29,7 +29,7 @@ class Sweep:
         texts: ["a=1,2", "b=word"], or "a=1,2,b=word" in one: the settings and their values.
 
     Raises:
-        UserError: A text is no such thing.
+        UserError: A text is no such thing, or a setting comes twice.
     """
 
     def __init__(self, texts: Sequence[str]):
@@ -39,6 +39,8 @@ class Sweep:
             before, equals, after = word.partition("=")
             if equals:
                 name, word = before, after
+                if name in self.values:
+                    raise UserError(f"--sweep takes each setting once, got {name} twice: list its values, {name}=A,B")
                 self.values[name] = []
             if name is None or not word:
                 raise UserError(f"--sweep takes NAME=VALUE,VALUE,..., got {' '.join(texts)}")
