@@ -92,10 +92,28 @@ def parse_arguments() -> argparse.Namespace:
     add_sampling_arguments(parser, SamplerSettings, SAMPLER_FLAGS)
     add_speed_arguments(parser)
     arguments = parser.parse_args()
+    check_samples(arguments)  # before seed and settings are filled in
     take_like(arguments, SamplerSettings)
     arguments.sweep = Sweep(arguments.sweep or [])
     check(arguments)
     return arguments
+
+
+def check_samples(arguments: argparse.Namespace) -> None:
+    """Refuse what says how to sample, where samples are given."""
+    if not arguments.samples:
+        return
+    if arguments.config or arguments.checkpoint or arguments.sweep or arguments.lengths:
+        raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
+    settings = given_fields(arguments, SamplerSettings)
+    is_told_how = arguments.recipes or arguments.like or arguments.seed is not None or settings
+    if is_told_how or arguments.tokenizer_checkpoint or arguments.name:
+        raise UserError(
+            "--samples are there already: leave out --tokenizer_checkpoint, --name and what says how to sample "
+            "(--recipes, --like, --seed, settings of a sampler)"
+        )
+    if arguments.compile or arguments.precision != "fp32":
+        raise UserError("--samples are there already: --precision and --compile are for a generator")
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -106,20 +124,12 @@ def check(arguments: argparse.Namespace) -> None:
         check_names(recipe, settings, f"the recipe {name}")
     if arguments.lengths:
         parse_lengths(arguments.lengths)  # what is wrong for any tokenizer, before one is loaded
-    if arguments.samples and (arguments.config or arguments.checkpoint or arguments.sweep.values or arguments.lengths):
-        raise UserError("--samples are there already: leave out --config, --checkpoint, --sweep and --lengths")
-    is_told_how = arguments.recipes or given_fields(arguments, SamplerSettings)  # --like gives such fields, too
-    if arguments.samples and (is_told_how or arguments.tokenizer_checkpoint):
-        raise UserError(
-            "--samples are there already: leave out --tokenizer_checkpoint and what says how to sample (--recipes, "
-            "--like, settings of a sampler)"
-        )
-    if arguments.samples and (arguments.compile or arguments.precision != "fp32"):
-        raise UserError("--samples are there already: --precision and --compile are for a generator")
     if (arguments.sweep.values or arguments.recipes or arguments.num_tokens) and arguments.lengths:
         raise UserError(
             "--sweep, --recipes and --num_tokens score all sampled tokens: leave out either them or --lengths"
         )
+    if arguments.name and (arguments.recipes or arguments.lengths):
+        raise UserError("--name is of one sampler: leave it out with --recipes, which have names, and with --lengths")
     if arguments.features == "none":
         raise UserError("--features none leaves nothing to measure: name a network")
     if arguments.num_images is not None and arguments.num_images < 2:

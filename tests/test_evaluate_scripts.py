@@ -306,6 +306,12 @@ def test_lengths_that_no_prefix_has_are_all_named_before_anything_is_loaded(worl
     assert status == 1 and "--lengths must be in 1..8, got 9" in err
 
 
+def test_weights_of_no_network_are_refused(world, evaluate):
+    flags = ("--config", world / "config.yaml", "--features", "none", "--weights", "a.pth")
+    status, _, err, _ = evaluate(evaluate_reconstruction, *flags)
+    assert status == 1 and "--weights are of the network of --features, and that is none: leave out one of them" in err
+
+
 def test_scores_need_no_float64_on_the_device(world, evaluate):
     with AppleGPU():
         status, _, err, results = evaluate(evaluate_reconstruction, "--config", world / "config.yaml", "--lengths", "8")
@@ -538,6 +544,11 @@ RECIPES = ROOT / "configs/samplers/fashion.yaml"
         (("--samples", "a.npz", "--guidance_scale", 2), "leave out .* what says how to sample"),
         (("--samples", "a.npz", "--recipes", RECIPES), "leave out .* what says how to sample"),
         (("--samples", "a.npz", "--tokenizer_checkpoint", "mine"), "leave out --tokenizer_checkpoint"),
+        (("--samples", "a.npz", "--seed", 0), "leave out .* --seed"),
+        (("--samples", "a.npz", "--like", "b.npz"), "leave out .* --like"),
+        (("--samples", "a.npz", "--name", "mine"), "leave out .* --name"),
+        (("--lengths", "1", "--name", "mine"), "--name is of one sampler: leave it out with --recipes, .* --lengths"),
+        (("--recipes", RECIPES, "--name", "mine"), "--name is of one sampler: leave it out with --recipes"),
         (("--lengths", "1", "--recipes", RECIPES), "--recipes and .*: leave out either them or --lengths"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 from modeling.networks.frechet import SetFeatures, set_features
 from modeling.networks.frozen import FrozenNetwork, sha256_of_tensors
 from modeling.networks.perceptual import perceptual_measure
+from utils.errors import UserError
 from utils.evaluation.comparison import Comparison, Measure, against
 from utils.evaluation.metrics import MS_SSIM_SMALLEST, ms_ssim, mse, psnr, ssim
 from utils.processes import Processes
@@ -22,13 +23,15 @@ class Judges:
         processes: The networks go to their device.
 
     Raises:
-        UserError: Weights could not be loaded.
+        UserError: Weights could not be loaded, or are of no network.
     """
 
     def __init__(
         self, features: str, weights: str | os.PathLike | None, perceptual: Sequence[str], processes: Processes
     ):
         self.processes = processes
+        if features == "none" and weights is not None:
+            raise UserError("--weights are of the network of --features, and that is none: leave out one of them")
         self.features = None if features == "none" else set_features(features, weights).to(processes.device)
         self.perceptual: dict[str, FrozenNetwork] = {}
         for name in dict.fromkeys(perceptual):
