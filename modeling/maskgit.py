@@ -179,8 +179,8 @@ class MaskGIT(Pretrained):
         return num_tokens
 
     def _within_passes(self, settings: SamplerSettings, num_open: int) -> SamplerSettings:
-        """A pass a token at most where fewer than all are sampled; the published sampler may take more."""
-        if num_open >= self.num_tokens:
+        """A pass a token at most in a draft or after a prefix; the published sampler may take more."""
+        if num_open >= self.num_tokens and not settings.num_tokens:
             return settings
         return replace(settings, num_sample_steps=min(settings.num_sample_steps, num_open))
 

@@ -153,6 +153,13 @@ def test_a_draft_has_the_first_tokens_alone(network, sampler):
     assert longer.shape == (2, 9) and torch.equal(longer[:, :5], drafts)
 
 
+@pytest.mark.parametrize("num_tokens", [5, 32])
+def test_a_draft_takes_as_many_passes_as_its_settings_say(num_tokens):
+    settings = SamplerSettings(num_sample_steps=40, num_tokens=num_tokens)
+    _, after = small(ImageBert).generate([1], seeds=[0], return_intermediate=True, **asdict(settings))
+    assert len(after) == settings.num_passes == num_tokens
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_code_of_no_probability_is_drawn(sampler):
     settings = SamplerSettings(num_sample_steps=4, top_p=1e-6, randomize_temperature=100, sampler=sampler)
