@@ -21,7 +21,7 @@ from utils.evaluation.feature_set import FeatureNetwork
 from utils.evaluation.generation import Reference, noted, reference_of, score, seen_by
 from utils.evaluation.report import Row
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import Gaussian
+from utils.evaluation.statistics import LEAST_DISTANCE, Gaussian
 from utils.files import sha256_of
 from utils.inference import choose_batch_size
 
@@ -80,8 +80,13 @@ def score_samples(
         source: A .npy or .npz file or a folder.
         reference: As of `load_reference`.
         num_images: Only the first ones; None for all.
+
+    Raises:
+        DataError: There are fewer than two samples.
     """
     samples = first_of(open_images(source), num_images)
+    if len(samples) < LEAST_DISTANCE:
+        raise DataError(f"{source} must hold {LEAST_DISTANCE} images or more to be scored as a set, got {len(samples)}")
     loaded = load_reference(reference, (samples.height, samples.width), network, batch_size, session)
     seen, batches = Originals(session.processes), samples.batches(**session.share(batch_size))
     found = seen_by(network, noted(batches, seen), len(samples), session, "samples")

@@ -367,6 +367,20 @@ def test_samples_are_scored_against_arrays_shards_and_configurations_alike(world
         assert (row["precision"], row["recall"]) == (1, 1)
 
 
+def test_too_few_samples_for_precision_and_recall_keep_their_distance(world, evaluate, tmp_path):
+    samples = ("--samples", world / "original", "--reference", world / "original.npy")
+    status, out, err, results = evaluate(evaluate_generation, *samples, "--num_images", 3)
+    assert status == 0, err
+    row = results["rows"][0]
+    assert row["fd_efficientnet_lite0"] > 0 and "precision" not in row and "recall" not in row
+    note = "note: no precision and recall: at least 4 images are needed, got 3"
+    assert note in out and note in results["notes"]
+    np.save(tmp_path / "one.npy", np.load(world / "original.npy")[:1])
+    alone = ("--samples", tmp_path / "one.npy", "--reference", tmp_path / "nowhere")
+    status, _, err, _ = evaluate(evaluate_generation, *alone)
+    assert status == 1 and "one.npy must hold 2 images or more to be scored as a set, got 1" in err
+
+
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("name", ["small.npy", "wide.npy", "small"])
 def test_samples_of_another_size_than_the_reference_are_refused(world, evaluate, tmp_path, name, sampled):

@@ -20,13 +20,14 @@ from modeling.networks.frechet import InceptionFeatures, set_features
 from modeling.networks.perceptual import LPIPS, perceptual_measure
 from tests.apple_gpu import AppleGPU
 from utils.errors import UserError
+from utils.evaluation.comparison import Comparison, against
 from utils.evaluation.format_budgets import bytes_at_psnr, lines_at_psnr, without_repeats, write_images
 from utils.evaluation.image_formats import FORMATS, available, best_within, candidates, decode, header_bytes
 from utils.evaluation.metrics import ms_ssim, mse, psnr, psnr_of_mse, ssim, to_uint8
 from utils.evaluation.placeholders import placeholder
 from utils.evaluation.protocol import protocol
 from utils.evaluation.reconstruction_files import keys_text
-from utils.evaluation.report import plot_curves, plot_grid, read_results, table, write_results
+from utils.evaluation.report import plot_curves, plot_grid, read_results, remarks, table, write_results
 from utils.evaluation.sorted_rows import SortedRows, sorted_places
 from utils.evaluation.statistics import (
     Gaussian,
@@ -131,6 +132,36 @@ def test_precision_and_recall_tell_the_two_errors_apart():
     assert precision == 1 and recall == pytest.approx(0.5)
     with pytest.raises(UserError, match="more than 3 images"):
         precision_recall(near[:3], near)
+
+
+class TinyInception:
+    """A colour's mean as features and as logits."""
+
+    key, title, dimension, num_logits = "fid", "FID", 3, 3
+
+    def __call__(self, images):
+        colours = images.float().mean(dim=(2, 3))
+        return colours, colours
+
+
+@pytest.mark.parametrize(
+    ("count", "measures", "missing"),
+    [
+        (1, {"psnr"}, ["FID: at least 2 images are needed, got 1", "Inception Score: at least 10 images are needed"]),
+        (9, {"psnr", "fid"}, ["Inception Score: at least 10 images are needed, got 9"]),
+        (10, {"psnr", "fid", "inception_score", "inception_score_std"}, []),
+    ],
+)
+def test_too_few_images_for_a_measure_keep_the_others_and_are_told_of(count, measures, missing, alone):
+    comparison = Comparison({"psnr": against(psnr)}, TinyInception(), alone)
+    images = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    comparison.update(images, {"half": images // 2}, list(map(str, range(count))))
+    row = comparison.finish(["half"])["half"]
+    assert row.keys() == measures
+    network = {"distance": "FID", "dimension": 3}
+    notes = remarks({"rows": [row], "protocol": {"originals": comparison.record(count), "feature_network": network}})
+    notes = [note for note in notes if note.startswith("note: no ")]
+    assert len(notes) == len(missing) and all(map(str.__contains__, notes, missing))
 
 
 # Per-image measures

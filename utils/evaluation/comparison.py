@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
 from utils.evaluation.metrics import psnr_of_mse
-from utils.evaluation.statistics import Means, frechet_distance
+from utils.evaluation.statistics import LEAST_DISTANCE, Means, frechet_distance
 from utils.processes import Processes
 
 # Given originals, what measures versions of them: all (B, 3, H, W) float32 in [0, 1], the result (B,).
@@ -109,12 +109,16 @@ class Comparison(Originals):
         return self.sets.setdefault(name, FeatureSet(self.network, self.processes, with_logits=name is not None))
 
     def finish(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """{version: {name of the measure: value}} over all processes, which call this together."""
+        """{version: {name of the measure: value}} over all processes, which call this together.
+
+        Measures of sets that need more images are left out, which `utils.evaluation.report.remarks` says.
+        """
         results: dict[str, dict[str, float]] = {}
-        originals = self.feature_set(None).gaussian() if self.network is not None else None
+        has_sets = self.network is not None and self.count() >= LEAST_DISTANCE
+        originals = self.feature_set(None).gaussian() if has_sets else None
         for name in names:
             results[name] = self._means(name)
-            if self.network is not None:
+            if has_sets:
                 version = self.feature_set(name)
                 results[name][self.network.key] = frechet_distance(originals, version.gaussian())
                 results[name] |= version.inception_score()

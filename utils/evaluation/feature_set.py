@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from utils.evaluation.statistics import Collected, Gaussian, Moments, inception_score
+from utils.evaluation.statistics import LEAST_SCORE, Collected, Gaussian, Moments, inception_score
 from utils.processes import Processes
 
 
@@ -76,8 +76,8 @@ class FeatureSet:
         return self._features.finish(self.processes, self.keys)
 
     def inception_score(self) -> dict[str, float]:
-        """`inception_score` and its standard deviation over ten splits; nothing where there are no logits."""
-        if self._logits is None:
+        """`inception_score` and its standard deviation over ten splits; nothing without logits or of too few images."""
+        if self._logits is None or self.count() < LEAST_SCORE:
             return {}
         mean, deviation = inception_score(self._logits.finish(self.processes, self.keys))
         return {"inception_score": mean, "inception_score_std": deviation}

@@ -11,7 +11,7 @@ from utils.evaluation.comparison import Originals
 from utils.evaluation.feature_set import FeatureNetwork, FeatureSet
 from utils.evaluation.report import Row, is_measure, plot_curves
 from utils.evaluation.session import Session
-from utils.evaluation.statistics import Gaussian, frechet_distance, precision_recall
+from utils.evaluation.statistics import LEAST_PRECISION, Gaussian, frechet_distance, precision_recall
 from utils.evaluation.sweep import POINTS, Sweep
 from utils.processes import Processes
 
@@ -97,10 +97,14 @@ def noted(batches: Batches, seen: Originals) -> Batches:
 
 
 def score(found: FeatureSet, reference: Reference, processes: Processes) -> dict[str, float]:
-    """The measures of a set of samples; every process calls this together, the first one gets all of them."""
+    """The measures of a set of samples; every process calls this together, the first one gets all of them.
+
+    Those that need more images are left out, which `utils.evaluation.report.remarks` says.
+    """
     scores = {found.network.key: frechet_distance(reference.gaussian, found.gaussian()), **found.inception_score()}
     features = found.features()
-    if reference.features is not None and processes.is_main:
+    fewest = 0 if reference.features is None else min(len(features), len(reference.features))
+    if fewest >= LEAST_PRECISION and processes.is_main:
         device = processes.device if processes.device.type == "cuda" else torch.device("cpu")
         precision, recall = precision_recall(features.to(device), reference.features.to(device))
         scores |= {"precision": precision, "recall": recall}

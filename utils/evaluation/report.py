@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from utils.errors import UserError
-from utils.evaluation.statistics import INFINITE
+from utils.evaluation.statistics import INFINITE, LEAST_DISTANCE, LEAST_PRECISION, LEAST_SCORE
 from utils.figures import plotting, save_figure
 from utils.files import write_text
 
@@ -90,7 +90,7 @@ def _number(value: Any) -> str:
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
-    """What has to be said beside the numbers: images that came back perfect, distances of few images."""
+    """What has to be said beside the numbers: images that came back perfect, measures of few images or too few."""
     rows, record = results["rows"], results["protocol"]
     found = []
     perfect = max((row.get(f"psnr{INFINITE}", 0) for row in rows), default=0)
@@ -99,7 +99,12 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
             f"note: up to {perfect:,} images came back without an error, whose PSNR is infinite: the mean PSNR is of "
             "the others"
         )
-    if too_few := too_few_images(record):
+    found += [
+        f"note: no {title}: at least {least} images are needed, got {count}"
+        for title, least, count in needed_images(record)
+        if count < least
+    ]
+    if (too_few := too_few_images(record)) and too_few >= LEAST_DISTANCE:
         network = record["feature_network"]
         found.append(
             f"note: {network['distance']} of {too_few:,} images: fewer than its {network['dimension']:,} features, "
@@ -111,9 +116,29 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 
 def too_few_images(record: Mapping[str, Any]) -> int | None:
     """How many images a protocol has, where they are fewer than a Frechet distance needs; else None."""
-    network = record.get("feature_network")
-    counts = [record[part]["seen"] for part in ("originals", "samples", "reference") if "seen" in record.get(part, {})]
+    network, counts = record.get("feature_network"), seen_images(record).values()
     return min(counts) if network and counts and min(counts) < network["dimension"] else None
+
+
+def needed_images(record: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """The measures of sets that a protocol is about: title, images that it needs, images that there are."""
+    network, seen = record.get("feature_network"), seen_images(record)
+    if not network or not seen:
+        return []
+    scored = seen["originals" if "originals" in seen else "samples"]
+    needed = [(network["distance"], LEAST_DISTANCE, scored)]
+    if network["distance"] == MEASURES["fid"][0]:
+        needed.append((MEASURES["inception_score"][0], LEAST_SCORE, scored))
+    if "reference" in seen:
+        needed.append(("precision and recall", LEAST_PRECISION, min(seen.values())))
+    return needed
+
+
+def seen_images(record: Mapping[str, Any]) -> dict[str, int]:
+    """How many images a protocol has of each kind."""
+    return {
+        part: record[part]["seen"] for part in ("originals", "samples", "reference") if "seen" in record.get(part, {})
+    }
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:

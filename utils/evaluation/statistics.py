@@ -13,6 +13,9 @@ from utils.errors import UserError
 from utils.processes import Processes
 
 INFINITE = "_infinite"  # the ending of a count of infinite values
+NUM_SPLITS = 10  # of the Inception Score
+NUM_NEIGHBOURS = 3  # of precision and recall
+LEAST_DISTANCE, LEAST_SCORE, LEAST_PRECISION = 2, NUM_SPLITS, NUM_NEIGHBOURS + 1  # images that each of them needs
 
 
 def doubled(tensor: Tensor) -> Tensor:
@@ -103,8 +106,10 @@ class Moments:
             UserError: There are fewer than two vectors.
         """
         count = sum(processes.gather(self.count))
-        if count < 2:
-            raise UserError(f"a distance between sets of images needs at least 2 images in each, got {count}")
+        if count < LEAST_DISTANCE:
+            raise UserError(
+                f"a distance between sets of images needs at least {LEAST_DISTANCE} images in each, got {count}"
+            )
         mean = processes.add_up(self.sum.cpu()) / count
         covariance = (processes.add_up(self.products.cpu()) - count * torch.outer(mean, mean)) / (count - 1)
         return Gaussian(mean, covariance, count)
@@ -144,7 +149,7 @@ class Collected:
         return rows[torch.tensor(sorted(range(len(names)), key=names.__getitem__), dtype=torch.long)]
 
 
-def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]:
+def inception_score(logits: Tensor, num_splits: int = NUM_SPLITS) -> tuple[float, float]:
     """Mean and standard deviation over splits of the Inception Score (arXiv 1606.03498) of logits (n, classes).
 
     Images are spread over the splits by torch-fidelity's fixed permutation.
@@ -157,7 +162,7 @@ def inception_score(logits: Tensor, num_splits: int = 10) -> tuple[float, float]
     return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
-def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(features: Tensor, real: Tensor, num_neighbours: int = NUM_NEIGHBOURS) -> tuple[float, float]:
     """Share of generated images within the real ones' neighbourhood, and the reverse (arXiv 1904.06991).
 
     Args:
