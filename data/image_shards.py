@@ -26,6 +26,9 @@ class TrainingShards(IterableDataset):
     Batch b of the rank belongs to the virtual worker b % W (W = number of workers) and to chunk b // L (L = batches per
     chunk), and all chance in it is a function of seed, rank, virtual worker and chunk. `DataLoader` asks its workers in
     turn, so the worker that is asked first plays the virtual worker of the first batch that is wanted.
+
+    With another W or L, or another batch size, streams would give again what they have given; `reseeded_at`, where it
+    is not 0, is one more part of their seeds and makes others of them.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class TrainingShards(IterableDataset):
         seed: int,
         start_batch: int,
         batches_per_chunk: int,
+        reseeded_at: int = 0,
     ):
         self.shards, self.transform, self.prefixes = shards, transform, key_prefixes(shards)
         self.batch_size, self.rank, self.num_classes = batch_size, rank, num_classes
         self.shuffle_buffer_size, self.seed = shuffle_buffer_size, seed
         self.start_batch, self.batches_per_chunk = start_batch, batches_per_chunk
+        self.salt = (reseeded_at,) if reseeded_at else ()
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -66,7 +71,7 @@ class TrainingShards(IterableDataset):
     def chunk(self, virtual_worker: int, chunk: int, num_skipped: int) -> Iterator[Batch]:
         """The endless batches of one chunk, of which the first `num_skipped` are left out before they are decoded."""
         faults = FaultLog(strict=False)
-        seed = (self.seed, self.rank, virtual_worker, chunk)
+        seed = (self.seed, self.rank, virtual_worker, chunk, *self.salt)
         stages = [
             partial(resampled, rng=seeded("shards", *seed)),
             partial(read_shards, faults=faults, num_useless_shards=NUM_USELESS_SHARDS, prefixes=self.prefixes),

@@ -34,17 +34,20 @@ def training_loader(
     world_size: int,
     start_batch: int = 0,
     batches_per_chunk: int,
+    reseeded_at: int = 0,
     start_method: str | None = None,
 ) -> Loader:
     """Endless training batches for one rank.
 
     Interrupted after any batch and started again with `start_batch` = batches taken so far, it continues with the
-    batches that would have followed, at the same world size, number of workers and `batches_per_chunk`.
+    batches that would have followed, at the same world size, batch size, number of workers and `batches_per_chunk`.
 
     Args:
         start_batch: Batches that this rank has taken before.
         batches_per_chunk: Batches of this rank between fresh seeds (shards; a folder needs none). After a restart a
             worker reads at most one chunk again, without decoding it: `save_every` times gradient accumulation is free.
+        reseeded_at: The step at which one of those was changed last, 0: never. Shards are drawn by another seed then,
+            because the same one would give some batches again; a folder's order does not depend on workers and chunks.
         start_method: How workers are started: `fork`, `spawn` or `forkserver`; the platform's way when not given.
 
     Raises:
@@ -66,7 +69,7 @@ def training_loader(
             start_batch=start_batch,
         )
     else:
-        dataset = _training_shards(config, batch_size, rank, start_batch, batches_per_chunk)
+        dataset = _training_shards(config, batch_size, rank, start_batch, batches_per_chunk, reseeded_at)
     return Loader(
         _data_loader(dataset, batches, num_workers, start_method),
         max_bad_fraction=config.dataset.get("max_bad_fraction", 0.01),
@@ -78,7 +81,7 @@ def _training_folder(config: DictConfig) -> TrainingFolder:
 
 
 def _training_shards(
-    config: DictConfig, batch_size: int, rank: int, start_batch: int, batches_per_chunk: int
+    config: DictConfig, batch_size: int, rank: int, start_batch: int, batches_per_chunk: int, reseeded_at: int
 ) -> TrainingShards:
     params = config.dataset.params
     buffer_size = params.get("shuffle_buffer_size", 1000)
@@ -93,6 +96,7 @@ def _training_shards(
         seed=config.training.seed,
         start_batch=start_batch,
         batches_per_chunk=_at_least(1, batches_per_chunk, "batches_per_chunk"),
+        reseeded_at=reseeded_at,
     )
 
 
@@ -215,10 +219,11 @@ def samples_of_each(shards: list[str], most: int) -> dict[str, int]:
 
 def loaders(
     config: DictConfig, *, rank: int, world_size: int
-) -> tuple[Callable[[int], Loader | TokenBatches], Callable[[], Loader | TokenBatches] | None]:
-    """What the training loop asks for: training batches from a given micro-batch on, and an evaluation pass.
+) -> tuple[Callable[..., Loader | TokenBatches], Callable[[], Loader | TokenBatches] | None]:
+    """What the training loop asks for: training batches, and an evaluation pass.
 
-    The second is None where the config names no evaluation data.
+    The first is a function of the first micro-batch that is wanted and of `reseeded_at` (0 when not given). The second
+    is None where the config names no evaluation data.
     """
     if config.dataset.get("type") == "tokens":
         return token_loaders(config, rank=rank, world_size=world_size)
@@ -230,8 +235,8 @@ def loaders(
     return training, partial(evaluation_loader, config, **place) if params.get(where) else None
 
 
-def _training_from(config: DictConfig, start_batch: int, **arguments: int) -> Loader:
-    return training_loader(config, start_batch=start_batch, **arguments)
+def _training_from(config: DictConfig, start_batch: int, reseeded_at: int = 0, **arguments: int) -> Loader:
+    return training_loader(config, start_batch=start_batch, reseeded_at=reseeded_at, **arguments)
 
 
 def _dataset_type(config: DictConfig) -> str:

@@ -86,14 +86,18 @@ def evaluation_tokens(config: DictConfig, *, rank: int, world_size: int) -> Toke
 
 def token_loaders(
     config: DictConfig, *, rank: int, world_size: int
-) -> tuple[Callable[[int], TokenBatches], Callable[[], TokenBatches] | None]:
+) -> tuple[Callable[..., TokenBatches], Callable[[], TokenBatches] | None]:
     """As `data.loaders.loaders`, for `dataset.type: tokens`."""
     place = {"rank": rank, "world_size": world_size}
+
+    def training(start_batch: int, reseeded_at: int = 0) -> TokenBatches:
+        return training_tokens(config, start_batch, **place)  # a permutation, which no setting makes repeat itself
+
     evaluation = functools.partial(evaluation_tokens, config, **place)
     if not (token_folder(config, "eval") / MANIFEST).is_file():
         logger.warning("no evaluation: there is no token set %s", token_folder(config, "eval"))
         evaluation = None
-    return functools.partial(training_tokens, config, **place), evaluation
+    return training, evaluation
 
 
 def check_token_sets(config: DictConfig, identities: Mapping[str, str], tokenizer: str) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
         task,
         config,
         accelerator,
-        lambda start_batch: Labelled(training(start_batch), num_classes),
+        lambda *start: Labelled(training(*start), num_classes),
         None if evaluation is None else lambda: Labelled(evaluation(), num_classes),
         check_count,
     )

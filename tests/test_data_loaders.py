@@ -125,6 +125,17 @@ def test_a_restart_at_any_batch_gives_the_batches_that_would_have_come(folder, n
         assert same(take(train(config, start_batch=start), 13 - start), whole[start:]), start
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_with_another_seed_nothing_comes_again_and_a_restart_is_as_exact(folder):
+    config = make_config(train_shards_path_or_url=shard_spec(folder, 3), num_workers_per_gpu=1)
+    given = take(train(config, batches_per_chunk=100), 10)
+    config.dataset.params.num_workers_per_gpu = 2
+    options = {"batches_per_chunk": 100, "reseeded_at": 10}
+    following = take(train(config, start_batch=10, **options), 10)
+    assert not {tuple(batch["__key__"]) for batch in given} & {tuple(batch["__key__"]) for batch in following}
+    assert same(take(train(config, start_batch=15, **options), 5), following[5:])
+
+
 def test_a_restart_skips_without_decoding(folder, monkeypatch):
     decoded = []
     monkeypatch.setattr("data.image_shards.decode_image", lambda data: decoded.append(1) or decode_image(data))

@@ -473,6 +473,64 @@ def test_changed_settings_of_the_optimizer_count(trained, tmp_path, monkeypatch)
     assert set(used) == {((0.25, beta2), 0.5), ((0.25, beta2), 0.0)}
 
 
+@pytest.fixture
+def run_on_shards(tmp_path, monkeypatch):
+    """A function: train the teacher on shards up to a step, and return the keys of each of its batches."""
+    make_shards(tmp_path, [40])
+    take, batches = loop.take, []
+
+    def take_and_list(run, iterator):
+        micro_batches = take(run, iterator)
+        batches.extend(tuple(batch["__key__"]) for batch in micro_batches)
+        return micro_batches
+
+    def run(num_steps, *overrides):
+        batches.clear()
+        few = [f"training.max_train_steps={num_steps}", "experiment.eval_every=0", "experiment.generate_every=0"]
+        data = ["dataset.type=shards", f"dataset.params.train_shards_path_or_url={tmp_path}/s-000000.tar"]
+        run_job("teacher", tmp_path, tmp_path / "run", *few, *data, "experiment.save_every=100", *overrides)
+        world = tmp_path / f"run/checkpoint-{num_steps}/world.json"
+        return list(batches), json.loads(world.read_text())["reseeded_at"]
+
+    monkeypatch.setattr(loop, "take", take_and_list)
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    "key, was, now",
+    [
+        ("dataset.params.num_workers_per_gpu", 1, 2),
+        ("experiment.save_every", 2, 3),
+        ("training.gradient_accumulation_steps", 2, 1),
+        ("training.per_gpu_batch_size", 4, 2),
+    ],
+)
+def test_no_batch_comes_again_when_what_it_was_drawn_by_changes(run_on_shards, capsys, key, was, now):
+    before, reseeded_at = run_on_shards(4, f"{key}={was}")
+    assert reseeded_at == 0 and "fresh seed" not in capsys.readouterr().out
+    after, reseeded_at = run_on_shards(9, f"{key}={now}")
+    assert (
+        reseeded_at == 4 and f"({key} {was} -> {now}): training continues with a fresh seed" in capsys.readouterr().out
+    )
+    size = min(len(after[0]), len(before[0]))
+    first, later = (
+        {keys[place : place + size] for keys in batches for place in range(0, len(keys), size)}
+        for batches in (before, after)
+    )
+    assert not first & later
+    _, reseeded_at = run_on_shards(10, f"{key}={now}")
+    assert reseeded_at == 4 and "fresh seed" not in capsys.readouterr().out
+
+
+def test_a_run_on_shards_that_changes_nothing_goes_on_with_the_same_batches(run_on_shards, tmp_path, capsys):
+    whole, _ = run_on_shards(6)
+    shutil.rmtree(tmp_path / "run")
+    first, _ = run_on_shards(4)
+    second, reseeded_at = run_on_shards(6, "dataset.params.num_workers_per_gpu=1")  # as without workers
+    assert first + second == whole and reseeded_at == 0 and "fresh seed" not in capsys.readouterr().out
+
+
 def test_a_changed_configuration_is_told_and_the_old_one_kept(trained, tmp_path, capsys):
     shutil.copytree(trained / "teacher/checkpoint-3", tmp_path / "checkpoint-3")
     shutil.copy(trained / "teacher/config.yaml", tmp_path)

@@ -27,15 +27,15 @@ def train(
     task: Task,
     config: DictConfig,
     accelerator: Accelerator,
-    training_batches: Callable[[int], Iterable[Batch]],
+    training_batches: Callable[[int, int], Iterable[Batch]],
     evaluation_batches: Callable[[], Iterable[Batch]] | None = None,
     check_count: Callable[[int, int | None, int], None] | None = None,
 ) -> None:
     """Train `task` as `config` says, from the newest checkpoint of its output folder where there is one.
 
     Args:
-        training_batches: Given the index of the first micro-batch, this rank's endless batches from there. Where it
-            has an attribute `num_bad`, that is the number of samples skipped so far.
+        training_batches: Given the index of the first micro-batch and `Run.reseeded_at`, this rank's endless batches
+            from there. Where they have an attribute `num_bad`, that is the number of samples skipped so far.
         evaluation_batches: This rank's share of the evaluation set, once; None where there is none. Attributes
             `expected` and `num_bad` go to `check_count(seen, expected, num_bad)`, which raises if images are missing.
 
@@ -55,7 +55,7 @@ def train(
         announce(run)
         report = Report(run, evaluation_batches, check_count)
         report.announce_evaluations()
-        stream = training_batches(run.step * run.accumulation)
+        stream = training_batches(run.step * run.accumulation, run.reseeded_at)
         with run.processes.noticing_signals(), report.progress:
             train_steps(run, report, stream)
             report.close()

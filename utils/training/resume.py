@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from utils.checkpoint import (
@@ -25,7 +26,15 @@ from utils.processes import INTERRUPTED, TIME_IS_UP
 from utils.training.optimizer import take_settings
 from utils.training.run import Run
 
-WORLD = "world.json"  # in a checkpoint: how far the run is, and on how many processes
+WORLD = "world.json"  # in a checkpoint: how far the run is, on how many processes, and how it draws from shards
+# What decides beside seed and rank which samples of the shards are in a batch: changed, the streams would give batches
+# again that they have given.
+DRAWN_BY = (
+    "dataset.params.num_workers_per_gpu",
+    "experiment.save_every",
+    "training.gradient_accumulation_steps",
+    "training.per_gpu_batch_size",
+)
 
 
 def save(run: Run) -> None:
@@ -56,6 +65,8 @@ def write_state(run: Run, folder: Path) -> None:
                 "images_seen": run.images_seen,
                 "owes_evaluation": run.owes_evaluation,
                 "sources": run.task.sources,
+                "drawn_by": drawn_by(run),
+                "reseeded_at": run.reseeded_at,
             },
         )
 
@@ -76,7 +87,9 @@ def resume(run: Run) -> None:
         world = json.loads((folder / WORLD).read_text())
         check_sources(run, world.get("sources", {}))  # none in checkpoints of before
         run.images_seen, run.owes_evaluation = world["images_seen"], world["owes_evaluation"]
-        tell_differences(run, folder, world)
+        changes = changed_draws(run, world.get("drawn_by", {}))  # none in checkpoints of before
+        run.reseeded_at = run.step if changes else world.get("reseeded_at", 0)
+        tell_differences(run, folder, world, changes)
         missing = players_to_come(run, folder)
         with without(run, missing):
             run.accelerator.load_state(str(folder))
@@ -175,8 +188,27 @@ def check_sources(run: Run, begun: dict[str, str]) -> None:
             raise ValueError(f"the weights of {name} were {was[:12]} when it began, and are {now[:12]} now")
 
 
-def tell_differences(run: Run, folder: Path, world: dict[str, Any]) -> None:
-    """Say where the run goes on in other circumstances than those in which the checkpoint was written."""
+def drawn_by(run: Run) -> dict[str, int]:
+    """The values of DRAWN_BY by which batches are drawn from shards; none of other data."""
+    if run.config.dataset.get("type", "shards") != "shards":
+        return {}
+    return {key: OmegaConf.select(run.config, key) for key in DRAWN_BY}
+
+
+def changed_draws(run: Run, before: dict[str, int]) -> list[str]:
+    """The values of DRAWN_BY that are others than before, for people."""
+    now = drawn_by(run)
+    was = now | before
+    # Without workers the process itself is the one.
+    return [f"{key} {was[key]} -> {now[key]}" for key in now if max(1, was[key]) != max(1, now[key])]
+
+
+def tell_differences(run: Run, folder: Path, world: dict[str, Any], changes: list[str]) -> None:
+    """Say where the run goes on in other circumstances than those in which the checkpoint was written.
+
+    Args:
+        changes: Those of what batches are drawn by.
+    """
     if world["num_processes"] != run.processes.world_size:
         run.say(
             f"{folder} was written by {world['num_processes']} processes, now there are {run.processes.world_size}: "
@@ -186,6 +218,12 @@ def tell_differences(run: Run, folder: Path, world: dict[str, Any]) -> None:
         run.say(
             f"the global batch was {world['global_batch']} images and is {run.global_batch} now: change "
             "training.gradient_accumulation_steps or per_gpu_batch_size to keep it"
+        )
+    if changes:
+        run.say(
+            f"what batches are drawn from shards by has changed since {folder} ({', '.join(changes)}): training "
+            "continues with a fresh seed for them, so that no batch comes again, and with others than an uninterrupted "
+            "run has"
         )
 
 

@@ -24,6 +24,7 @@ class Run:
         in_float32: The model without the autocast that Accelerate puts around its forward pass; the same weights.
         step: Updates done.
         images_seen: Images in them, of all processes.
+        reseeded_at: The step since which shards are drawn by another seed, 0: by that of the configuration alone.
         saved_step: Updates that the last checkpoint holds, -1 without one.
         owes_evaluation: The evaluation of this step is still to come, or was interrupted.
         compiles: The networks' blocks are compiled.
@@ -34,7 +35,7 @@ class Run:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.output_dir = Path(config.experiment.output_dir)
         self.processes = Processes(accelerator.device)
-        self.step = self.images_seen = 0
+        self.step = self.images_seen = self.reseeded_at = 0
         self.saved_step = -1
         self.owes_evaluation = False
         self.data_seconds = self.paused_seconds = 0.0
