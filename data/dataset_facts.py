@@ -14,13 +14,13 @@ from data.shard_files import read_manifest
 from data.shard_urls import resolve_shards
 from data.tar_samples import manifest_facts
 from data.token_loader import token_folder
-from data.token_sets import TokenSet
+from data.token_sets import MANIFEST, TokenSet
 
 logger = logging.getLogger(__name__)
 
 
 class Facts(NamedTuple):
-    """Of the training split.
+    """Of one split.
 
     Attributes:
         source: Where the data are, for messages.
@@ -52,6 +52,32 @@ def describe_dataset(config: DictConfig) -> None:
         OmegaConf.update(config, "experiment.max_train_examples", facts.num_images)
     if config.model.get("generator") is not None:
         _describe_classes(config, facts)
+        if config.experiment.eval_every:
+            check_class_ids(config, kind)
+
+
+def check_class_ids(config: DictConfig, kind: str) -> None:
+    """Refuse evaluation data whose class ids mean other classes than those of training; unnamed ones pass.
+
+    Args:
+        kind: `dataset.type` of the data. In a folder, evaluation images have the ids of the training folder anyway.
+    """
+    if kind == "shards" and config.dataset.params.get("eval_shards_path_or_url"):
+        training, evaluation = (_of_shards(config, split) for split in ("train", "eval"))
+    elif kind == "tokens" and (token_folder(config, "eval") / MANIFEST).is_file():
+        training, evaluation = (_of_tokens(config, split) for split in ("train", "eval"))
+    else:
+        return
+    if not training.classes:
+        return
+    for class_id, name in enumerate(evaluation.classes):
+        trained = training.classes[class_id] if class_id < len(training.classes) else None
+        if name != trained:
+            raise DataError(
+                f"class {class_id} must be the same in training and evaluation, and is {trained!r} in "
+                f"{training.source} and {name!r} in {evaluation.source}: put the images into train/ and val/ of one "
+                "folder, and make both again with data/make_shards.py --source FOLDER, --split train and --split val"
+            )
 
 
 def _describe_classes(config: DictConfig, facts: Facts) -> None:
@@ -78,14 +104,14 @@ def _of_folder(config: DictConfig) -> Facts:
     return Facts(str(source.folder), len(source), list(source.classes), labels)
 
 
-def _of_tokens(config: DictConfig) -> Facts:
-    token_set = TokenSet(token_folder(config, "train"))
+def _of_tokens(config: DictConfig, split: str = "train") -> Facts:
+    token_set = TokenSet(token_folder(config, split))
     classes = list(token_set.manifest.get("classes", []))
     return Facts(f"the token set {token_set.folder}", len(token_set), classes, token_set.labels)
 
 
-def _of_shards(config: DictConfig) -> Facts:
-    key = "train_shards_path_or_url"
+def _of_shards(config: DictConfig, split: str = "train") -> Facts:
+    key = f"{split}_shards_path_or_url"
     shards = resolve_shards(config.dataset.params.get(key), f"dataset.params.{key}")
     num_images, num_classes = manifest_facts(shards)
     classes = (read_manifest(Path(shards[0]).parent) or {"classes": []})["classes"] if num_classes else []

@@ -45,12 +45,18 @@ NO_CLASSES = f"so a generator cannot be trained on them: {SUBFOLDERS}"
 
 def main() -> None:
     arguments = parse_arguments()
+    # torchvision is slow to import, too slow for --help
+    from data.dataset_facts import check_class_ids
+    from data.image_folder import kind_of_images
+
     config = load_config(arguments.config, arguments.overrides)
     checkpoint = arguments.checkpoint or config.experiment.get("tokenizer_checkpoint")
     if not checkpoint:
         raise UserError(
             f"no tokenizer: {arguments.config} has no experiment.tokenizer_checkpoint, so give --checkpoint"
         )
+    if set(arguments.split) == set(SPLITS):
+        check_class_ids(config, kind_of_images(config))
     processes = Processes(arguments.device)
     # As training does: tokens made here and on the fly are then the same.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.enable_tf32

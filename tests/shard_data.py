@@ -68,8 +68,8 @@ def samples(first: int, count: int) -> list[Sample]:
     return [Sample(f"{number:05d}", png(number), number % 10) for number in range(first, first + count)]
 
 
-def make_shards(folder: Path, counts: list[int], *, manifest: bool = True) -> Path:
-    """Shards `s-000000.tar`, ... with so many samples each; keys are numbered through."""
+def make_shards(folder: Path, counts: list[int], *, manifest: bool = True, classes: str = "0123456789") -> Path:
+    """Shards `s-000000.tar`, ... with so many samples each; keys are numbered through, a class has one letter."""
     folder.mkdir(parents=True, exist_ok=True)
     records, first = {}, 0
     for index, count in enumerate(counts):
@@ -77,7 +77,7 @@ def make_shards(folder: Path, counts: list[int], *, manifest: bool = True) -> Pa
         records[name] = write_shard(folder / name, samples(first, count))
         first += count
     if manifest:
-        write_manifest(folder, {"classes": [str(c) for c in range(10)], "splits": {"s": {"shards": records}}})
+        write_manifest(folder, {"classes": list(classes), "splits": {"s": {"shards": records}}})
     return folder
 
 

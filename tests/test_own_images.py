@@ -1,5 +1,6 @@
 """From a folder of one's own images, a class a subfolder, to samples of a generator: README's section on them."""
 
+import contextlib
 import json
 import os
 import sys
@@ -108,6 +109,31 @@ def test_shards_of_ones_own_images_bring_their_counts_and_classes(folders):
     assert found.dataset.class_names == [str(number) for number in range(10)]
     with pytest.raises(DataError, match="expected 10000 evaluation samples, got 5 .* of another data set"):
         evaluation_loader(found, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("kind", ["shards", "tokens"])
+@pytest.mark.parametrize(
+    "training, evaluation, complaint",
+    [
+        ("abc", "bc", "class 0 must be the same in training and evaluation, and is 'a' in .* and 'b' in .*: put"),
+        ("ab", "abc", "class 2 must be the same in training and evaluation, and is None in .* and 'c' in .*: put"),
+        ("abc", "abc", None),
+        ("abc", "ab", None),  # the ids are the same
+        ("abc", "", None),
+        ("", "abc", None),
+    ],
+)
+def test_a_class_has_one_id_in_training_and_evaluation(folders, kind, training, evaluation, complaint):
+    words = [f"dataset.type={kind}", "dataset.params.token_set=tokens"]
+    for split, classes in (("train", training), ("eval", evaluation)):
+        make_token_set(folders / "tokens" / split, labels=[0, 0], classes=list(classes))
+        make_shards(folders / split, [2], classes=classes)
+        words.append(f"dataset.params.{split}_shards_path_or_url={shard_spec(folders / split, 1)}")
+    generator = ROOT / "configs/fashion/generator.yaml"
+    with pytest.raises(DataError, match=complaint) if complaint else contextlib.nullcontext():
+        describe_dataset(load_config(generator, words))
+    describe_dataset(load_config(generator, [*words, "experiment.eval_every=0"]))
+    describe_dataset(load_config(ROOT / "configs/fashion/stage1.yaml", ["dataset.type=shards", *words[2:]]))
 
 
 def test_the_whole_way_from_images_to_samples(folders, monkeypatch, capsys):

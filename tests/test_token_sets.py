@@ -27,7 +27,7 @@ from modeling.identity import identities, identity
 from modeling.one_d_piece import OneDPiece
 from modeling.tokenizers import encode_tokens
 from tests.generator_data import NUM_TOKENS, call, make_world, on_two_processes, small_config, tokenizer_of
-from tests.shard_data import SIDE, png
+from tests.shard_data import SIDE, make_shards, png
 from utils.config import load_config, save_config
 from utils.errors import UserError
 
@@ -148,6 +148,15 @@ def test_a_finished_set_is_left_alone_and_never_mixed(world, monkeypatch, capsys
     with pytest.raises(UserError, match="variants was .* and is now .*; give another --output_dir"):
         pretokenize(monkeypatch, world, world / "tokens", "--crops", 1)
     assert contents(world / "tokens/train") == before
+
+
+def test_splits_whose_classes_have_other_ids_are_refused_before_any_work(world, tmp_path, monkeypatch):
+    make_shards(tmp_path / "held_out", [5], classes="123456789")
+    elsewhere = f"dataset.params.eval_shards_path_or_url={tmp_path}/held_out/s-000000.tar"
+    with pytest.raises(DataError, match="class 0 must be the same in training and evaluation, and is '0' in .*'1' in"):
+        pretokenize(monkeypatch, world, tmp_path / "tokens", elsewhere)
+    assert not (tmp_path / "tokens").exists()
+    pretokenize(monkeypatch, world, tmp_path / "tokens", elsewhere, "--split", "eval")
 
 
 @pytest.fixture
