@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from data import DataError
-from data.batches import Example, Fault, FaultLog, SampleError, seeded
+from data.batches import NUM_JUDGED, Example, Fault, FaultLog, SampleError, seeded
 from data.image_folder import kind_of_images, load, open_folder
 from data.image_shards import decode, read_shards
 from data.image_sources import FolderSource
@@ -23,8 +23,8 @@ from data.tar_samples import fingerprint_of, key_prefixes, manifest_facts, sampl
 from data.transforms import AS_PUBLISHED, AS_SHOWN, EvalTransform, TrainTransform
 
 FOLDER_PART = 1000  # images of a folder in one part
-# What there is to do for a part; each call decodes one image, or raises SampleError.
-Jobs = Callable[[FaultLog], Iterator[Callable[[], Example]]]
+Job = tuple[str, Callable[[], Example]]  # the key of an image, and what decodes it or raises SampleError
+Jobs = Callable[[FaultLog], Iterator[Job]]  # what there is to do for a part
 
 
 class Variants:
@@ -117,12 +117,10 @@ class Catalogue:
         jobs = [partial(self._shard_jobs, read, shard, num_classes) for shard in shards]
         return list(zip((Path(shard).name for shard in shards), sample_counts(shards), jobs, strict=True))
 
-    def _shard_jobs(
-        self, read: Callable, shard: str, num_classes: int | None, faults: FaultLog
-    ) -> Iterator[Callable[[], Example]]:
+    def _shard_jobs(self, read: Callable, shard: str, num_classes: int | None, faults: FaultLog) -> Iterator[Job]:
         for sample in read([(shard, 0.0)], faults=faults):
-            transform = partial(self.transform, key=sample["__key__"])
-            yield partial(decode, sample, transform, num_classes)
+            key = sample["__key__"]
+            yield key, partial(decode, sample, partial(self.transform, key=key), num_classes)
 
     def _of_folder(self, config: DictConfig, split: str) -> list[tuple[str, int | None, Jobs]]:
         source = open_folder(config, split)
@@ -131,9 +129,10 @@ class Catalogue:
         parts = [range(first, min(first + FOLDER_PART, len(source))) for first in firsts]
         return [(f"{part[0]:08d}", len(part), partial(self._folder_jobs, source, part)) for part in parts]
 
-    def _folder_jobs(self, source: FolderSource, indices: range, faults: FaultLog) -> Iterator[Callable[[], Example]]:
+    def _folder_jobs(self, source: FolderSource, indices: range, faults: FaultLog) -> Iterator[Job]:
         for index in indices:
-            yield partial(load, source, index, partial(self.transform, key=source.name(index)))
+            key = source.name(index)
+            yield key, partial(load, source, index, partial(self.transform, key=key))
 
 
 def decoded(part: Part, *, batch_size: int, num_threads: int, faults: FaultLog) -> Iterator[list[Example]]:
@@ -143,7 +142,7 @@ def decoded(part: Part, *, batch_size: int, num_threads: int, faults: FaultLog) 
         jobs = part.jobs(faults)
         while True:
             while len(ahead) < 2 and (batch := list(islice(jobs, batch_size))):
-                ahead.append([pool.submit(job) for job in batch])
+                ahead.append([(key, pool.submit(job)) for key, job in batch])
             if not ahead:
                 return
             examples = list(_results(ahead.popleft(), part.name, faults))
@@ -151,17 +150,25 @@ def decoded(part: Part, *, batch_size: int, num_threads: int, faults: FaultLog) 
                 yield examples
 
 
-def _results(futures: Iterable[Any], part: str, faults: FaultLog) -> Iterator[Example]:
-    for future in futures:
+def _results(futures: Iterable[tuple[str, Any]], part: str, faults: FaultLog) -> Iterator[Example]:
+    for key, future in futures:
         try:
             yield future.result()
         except SampleError as error:
-            faults.add(Fault(error.reason, part, None, error.detail))
+            faults.add(Fault(error.reason, part, key, error.detail))
 
 
-def check_skipped(num_images: int, skipped: list[str], max_bad_fraction: float) -> None:
-    """Refuse a set of which too many images or shards could not be read."""
-    if len(skipped) > max_bad_fraction * (num_images + len(skipped)):
+def check_skipped(num_images: int, skipped: list[str], max_bad_fraction: float | None) -> None:
+    """Refuse a set of which too many images or shards could not be read, by the rule of training, or all of them.
+
+    Args:
+        max_bad_fraction: Of all, a thousand at least; None allows any.
+    """
+    if skipped and not num_images:
+        raise DataError(f"none of the images can be used; the first is {skipped[0]}: repair the data")
+    if max_bad_fraction is None:
+        return
+    if len(skipped) > max_bad_fraction * max(num_images + len(skipped), NUM_JUDGED):
         raise DataError(
             f"{len(skipped)} samples or shards beside {num_images} good ones cannot be used, more than "
             f"dataset.max_bad_fraction={max_bad_fraction} allows; the first is {skipped[0]}: repair the data, or allow "

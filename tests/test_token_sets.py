@@ -12,7 +12,7 @@ from PIL import Image
 
 import scripts.pretokenize
 from data import DataError
-from data.catalogue import Catalogue, CentreCrop, Variants
+from data.catalogue import Catalogue, CentreCrop, Variants, check_skipped
 from data.image_folder import num_eval_examples
 from data.labels import Labelled
 from data.loaders import evaluation_loader, loaders
@@ -251,14 +251,35 @@ def test_broken_images_are_left_out_of_training_and_stop_evaluation(tmp_path, mo
     for split in ("train", "eval"):
         shard = folder / split / "s-000000.tar"
         shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89BAD", 1))
-    with pytest.raises(DataError, match="more than dataset.max_bad_fraction=0.01 allows.*s-000000.tar"):
-        pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
-    save_config(small_config(folder, "dataset.max_bad_fraction=0.1"), folder / "generator.yaml")
+    none = "dataset.max_bad_fraction=0.0"
+    with pytest.raises(DataError, match="more than dataset.max_bad_fraction=0.0 allows.*s-000000.tar, sample '00000':"):
+        pretokenize(monkeypatch, folder, folder / "tokens", none, "--split", "train")
     pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
     train = TokenSet(folder / "tokens/train")
-    assert len(train) == 19 and len(train.manifest["skipped"]) == 1
-    with pytest.raises(DataError, match="evaluation needs every sample"):
+    assert len(train) == 19
+    (skipped,) = train.manifest["skipped"]
+    assert skipped.startswith("broken image: s-000000.tar, sample '00000': ")
+    with pytest.raises(DataError, match="s-000000.tar, sample '00000': .*evaluation needs every sample"):
         pretokenize(monkeypatch, folder, folder / "tokens", "--split", "eval")
+
+
+def test_a_broken_image_of_a_folder_is_named(folder_world, monkeypatch):
+    folder = folder_world
+    (folder / "images/3/00013.png").write_bytes(b"no image")
+    pretokenize(monkeypatch, folder, folder / "tokens", "--split", "train")
+    (skipped,) = TokenSet(folder / "tokens/train").manifest["skipped"]
+    assert "sample '3/00013.png': " in skipped
+
+
+def test_so_many_images_may_be_broken_as_in_training():
+    """A share of a thousand at least."""
+    check_skipped(14, ["a"] * 10, 0.01)
+    check_skipped(1989, ["a"] * 20, 0.01)
+    check_skipped(1, ["a"] * 2000, None)
+    check_skipped(0, [], 0.01)
+    for num_images, num_skipped, most in ((14, 11, 0.01), (1979, 21, 0.01), (1, 1, 0.0), (0, 1, 0.01), (0, 1, None)):
+        with pytest.raises(DataError, match="the first is a: repair the data"):
+            check_skipped(num_images, ["a"] * num_skipped, most)
 
 
 def test_training_batches_can_be_taken_up_anywhere_and_are_shared_by_ranks(world):
