@@ -221,9 +221,8 @@ def tell_differences(run: Run, folder: Path, world: dict[str, Any], changes: lis
         )
     if changes:
         run.say(
-            f"what batches are drawn from shards by has changed since {folder} ({', '.join(changes)}): training "
-            "continues with a fresh seed for them, so that no batch comes again, and with others than an uninterrupted "
-            "run has"
+            f"{folder} drew its batches from shards otherwise ({', '.join(changes)}): training continues with a fresh "
+            "seed for them, so that no batch comes again, and with other batches than an uninterrupted run has"
         )
 
 
