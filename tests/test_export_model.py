@@ -91,6 +91,16 @@ def test_the_card_has_the_figures_of_an_evaluation_of_these_weights(export, tmp_
         export(OneDPiece, "--metrics", "nowhere.json")
 
 
+def test_the_card_has_figures_against_statistics_that_say_no_number_of_images(export, tmp_path):
+    export(OneDPiece)
+    measured = metrics(tmp_path / "trained_here/model.safetensors")
+    del measured["protocol"]["originals"]
+    measured["protocol"]["reference"] = {"source": "stats/VIRTUAL.npz", "statistics_sha256": "cd"}
+    write_json(tmp_path / "metrics.json", measured)
+    found = ModelCard.load(export(OneDPiece, "--metrics", "metrics.json") / "README.md").data.eval_results[0]
+    assert (found.dataset_name, found.dataset_args) == ("stats/VIRTUAL.npz", {"sha256": "cd"})
+
+
 def test_the_card_leaves_out_a_frechet_distance_of_too_few_images(export, tmp_path):
     export(OneDPiece)
     measured = metrics(tmp_path / "trained_here/model.safetensors")

@@ -71,7 +71,8 @@ def read_figures(path: Path, weights: Path, task: str) -> list[EvalResult]:
 def _data_set(record: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     named = Path(str(images.get("source") or record.get("config")))
     name = "/".join(named.parts[-2:])  # such as fashion/eval.yaml, without the folders of this machine
-    return {"dataset_name": name, "dataset_args": {"num_images": images["seen"], "sha256": images.get("sha256")}}
+    facts = {"num_images": images.get("seen"), "sha256": images.get("sha256") or images.get("statistics_sha256")}
+    return {"dataset_name": name, "dataset_args": {key: value for key, value in facts.items() if value is not None}}
 
 
 def _frechet(rows: Sequence[Mapping[str, Any]]) -> list[str]:
