@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -325,6 +326,15 @@ def test_inspection_tells_what_a_file_holds(folder, command):
     broken = data[:-1] + bytes([data[-1] ^ 1])
     status, _, err = command(inspect_compressed.main, "-", folder / "nowhere.1dp", stdin=broken)
     assert status == 1 and "error: -: the file is damaged" in err and "nowhere.1dp" in err
+
+
+def test_inspection_tells_how_many_tokens_of_a_bundled_model_a_cut_file_holds(folder, command):
+    whole = (ROOT / "tests/golden/v1/one-d-piece_fashion_plain_network.1dp").read_bytes()
+    (folder / "cut.1dp").write_bytes(whole[:-4])
+    for place in (folder / "cut.1dp", folder):
+        status, out, err = command(inspect_compressed.main, place)
+        assert (status, err) == (0, "")
+        assert re.search(r"check +cut: \d+ of \d+ bytes of the payload are there, and \d+ tokens\n", out.decode())
 
 
 def test_what_inspection_cannot_read_is_said(folder, command):
