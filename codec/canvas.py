@@ -53,7 +53,7 @@ def orientation_of(image: Image.Image) -> int:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # they may be broken in any way
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    return int(orientation) if orientation in range(1, 9) else 1  # some files store a fraction
 
 
 def to_canvas(image: Image.Image, fit: Fit, side: int) -> Canvas:

@@ -1,12 +1,13 @@
 """Images of any size become squares and come back: exactly where nothing is lost, without seams, upright, on white."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from codec.bitstream import MAX_PIXELS, Fit, FormatError, Geometry, Tiles
+from codec.bitstream import MAX_PIXELS, Fit, FormatError, Geometry, Tiles, pack_geometry
 from codec.canvas import (
     UNKNOWN_GREY,
     check_cover,
@@ -128,6 +129,17 @@ def test_orientation_is_applied_and_noted():
     assert (canvas.geometry.width, canvas.geometry.height, canvas.geometry.orientation) == (40, 24, 6)
     assert size_of(canvas.geometry, SIDE) == (24, 40)
     assert np.array_equal(np.asarray(back(canvas)), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize(
+    "kind, stored", [(5, struct.pack("<II", 6, 1)), (12, struct.pack("<d", 6))], ids=["rational", "double"]
+)
+def test_an_orientation_that_is_stored_as_a_fraction_is_one_of_the_eight(kind, stored):
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, kind, 1, 26, 0) + stored  # a rational, or a double
+    file = io.BytesIO()
+    photo(40, 24).save(file, "JPEG", exif=exif)
+    geometry = to_canvas(decode_as_stored(file.getvalue()), Fit.STRETCH, SIDE).geometry
+    assert pack_geometry(geometry) and size_of(geometry, SIDE) == (24, 40)
 
 
 def test_what_is_transparent_becomes_white():
