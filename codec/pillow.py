@@ -34,9 +34,10 @@ class CompressedImage(ImageFile.ImageFile):
 
     format = FORMAT
     format_description = "One-D-Piece tokens"
+    _data: bytes | None = None  # None once it is loaded, as copies are
 
     def _open(self) -> None:
-        self._data: bytes | None = self.fp.read()
+        self._data = self.fp.read()
         file = unpack(self._data)
         self._codec = _codec_of(file)
         known = known_by(file.header.tokenizer)

@@ -1,7 +1,9 @@
 """Pillow opens and saves .1dp files after `import codec.pillow`."""
 
+import copy
 import io
 import os
+import pickle
 import subprocess
 import sys
 
@@ -59,6 +61,12 @@ def test_a_file_opened_by_its_name_is_closed_once_it_is_read(model, known, tmp_p
     with open(tmp_path / "one.1dp", "rb") as file:
         Image.open(file).load()
         assert not file.closed
+
+
+def test_an_opened_image_can_be_pickled_and_copied(model, known):
+    image = Image.open(io.BytesIO(compress(photo(SIDE, SIDE), model)))
+    for again in (pickle.loads(pickle.dumps(image)), copy.deepcopy(image)):
+        assert np.array_equal(np.asarray(again), np.asarray(image))
 
 
 def test_opening_decodes_nothing(model, known, monkeypatch):
