@@ -1,5 +1,6 @@
 """How many tokens: what every prefix of an image costs and how near it comes, and the choice among them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -149,10 +150,10 @@ def goal_of(**asked: float | None) -> Goal:
     least = {"tokens": 1, "max_bytes": 1, "budget": 1, "psnr": 0, "ssim": -1, "perceptual": 0}[name]
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
         raise UserError(f"{name} must be a number, {least} or more, got {value!r}")
-    if value is not None and not (value >= least and np.isfinite(value)):
-        raise UserError(f"--{name} must be {least} or more, got {value:g}")
+    if value is not None and not least <= value < math.inf:
+        raise UserError(f"--{name} must be {least} or more, got {value}")
     if name == "tokens" and value is not None and value != int(value):
-        raise UserError(f"--tokens must be a whole number, got {value:g}")
+        raise UserError(f"--tokens must be a whole number, got {value}")
     return Goal(name, value)
 
 
@@ -291,7 +292,7 @@ def _best_step(
     """The change of one image's option that takes at most `left` more bytes and lessens the error most."""
     best, step = 0.0, None
     for row, (size, error) in enumerate(zip(sizes, errors, strict=True)):
-        option = best_within(size, error, size[chosen[row]] + left)
+        option = best_within(size, error, int(size[chosen[row]]) + left)
         gain = error[chosen[row]] - error[option]
         if gain > best:
             best, step = gain, (row, option)

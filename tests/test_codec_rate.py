@@ -147,6 +147,9 @@ def test_one_goal_can_be_asked_for():
     with pytest.raises(UserError, match="--tokens must be a whole number, got 3.5"):
         goal_of(tokens=3.5)
     assert goal_of(tokens=np.int64(3)).value == 3
+    assert goal_of(tokens=10**400).value == 10**400
+    with pytest.raises(UserError, match="--tokens must be 1 or more, got -1000"):
+        goal_of(tokens=-(10**400))
     with pytest.raises(UserError, match="one of tokens, max_bytes, budget, psnr, ssim, perceptual, got bytes"):
         goal_of(bytes=3)
 
@@ -167,6 +170,11 @@ def test_a_budget_is_met_and_no_change_of_one_image_would_use_it_better(seed):
         for size, error, at in zip(sizes, errors, chosen, strict=True):
             fits = size - size[at] <= budget - spent
             assert (error[fits] >= error[at]).all()
+
+
+def test_a_budget_may_be_any_number():
+    sizes, errors = random_options(3)
+    np.testing.assert_array_equal(spread(sizes, errors, 10**20), [error.argmin() for error in errors])
 
 
 def test_a_budget_comes_near_to_the_best_of_all_choices():
