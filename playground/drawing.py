@@ -116,10 +116,10 @@ def curve(prepared: Prepared, place: int) -> str:
 
 def _scale(values: np.ndarray) -> np.ndarray:
     """About five round numbers from below the least to above the most of some values."""
-    span = max(float(values.max() - values.min()), 1e-9)
+    span = max(float(values.max() - values.min()), 1.0)
     power = 10 ** np.floor(np.log10(span / 4))
     step = next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= 5)
-    return np.arange(np.floor(values.min() / step), np.ceil(values.max() / step + 1e-9) + 1) * step
+    return np.arange(np.floor(values.min() / step), np.floor(values.max() / step) + 2) * step
 
 
 def opened(file: Opened, shown: Shown) -> str:

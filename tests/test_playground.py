@@ -33,7 +33,7 @@ from playground.exploring import (
 from playground.generating import generate
 from playground.models import PHOTOGRAPHS, TOKENIZERS, Models
 from scripts import demo
-from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec
+from tests.codec_images import NUM_TOKENS, SIDE, photo, save_codec, tiny_tokenizer
 from utils.errors import UserError
 from utils.paths import ROOT
 
@@ -99,6 +99,12 @@ def test_the_numbers_are_those_of_what_is_shown(codec):
         "PSNR": f"{prepared.psnr[2]:.2f}",
         "SSIM": f"{prepared.ssim[2]:.3f}",
     }
+
+
+def test_a_curve_of_one_length_is_drawn():
+    codec = Codec(tiny_tokenizer(strict_length_assertion=True), "strict")
+    prepared = prepare(codec, photo(SIDE, SIDE), "photo")
+    assert len(prepared.lengths) == 1 and "nan" not in drawing.curve(prepared, 0)
 
 
 @pytest.mark.parametrize("fit", ["crop", "tile"])
