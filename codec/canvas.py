@@ -143,6 +143,12 @@ def padded_box(width: int, height: int, side: int) -> tuple[int, int, int, int]:
     return left, top, left + across, top + down
 
 
+def counting_box(shares: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a square's pixels that count, by its shares (P, P): of a padded image without its margins."""
+    down, across = (np.flatnonzero(shares.any(axis=axis)) for axis in (1, 0))
+    return slice(down[0], down[-1] + 1), slice(across[0], across[-1] + 1)
+
+
 def size_of(geometry: Geometry | None, side: int) -> tuple[int, int]:
     """Width and height of the image that comes back, upright; of a cropped one the square that was kept."""
     if geometry is None:

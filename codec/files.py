@@ -32,6 +32,7 @@ from codec.rate import (
     spread,
     tile_options,
     tried_lengths,
+    within,
 )
 from codec.search import EFFORTS, Bits, effort_of, search, searched_lengths
 from modeling.identity import identity
@@ -39,7 +40,7 @@ from modeling.networks.perceptual import PerceptualDistance
 from modeling.titok import TiTok
 from modeling.tokenizers import BUNDLED_TOKENIZER, load_tokenizer
 from utils.errors import UserError
-from utils.evaluation.metrics import ssim, to_uint8
+from utils.evaluation.metrics import SSIM_SMALLEST, ssim, to_uint8
 from utils.evaluation.protocol import exact_arithmetic
 from utils.files import sha256_of
 
@@ -181,8 +182,15 @@ class Codec:
         return [self.write(draft, choice, settings) for draft, choice in zip(drafts, choices, strict=True)]
 
     def canvas(self, image: Image.Image, settings: Settings) -> Canvas:
-        """The squares of an image as it was opened."""
-        return to_canvas(image, settings.fit, self.side)
+        """The squares of an image as it was opened.
+
+        Raises:
+            UserError: It is too large for a file, or too small for the measure that is asked for.
+        """
+        canvas = to_canvas(image, settings.fit, self.side)
+        if settings.goal.measure == "ssim":
+            check_ssim(canvas)
+        return canvas
 
     def drafts(
         self, canvases: Sequence[Canvas], settings: Settings, progress: Callable[[int], object] | None = None
@@ -232,7 +240,8 @@ class Codec:
         # A search serves several prefixes at once: the one that is wanted may be nearer as the encoder gave it.
         choices = [searched, encoded] if settings.effort else [encoded]
         tokens = np.stack([choice.tokens.cpu().numpy() for choice in choices], axis=1)  # (B, W, N)
-        found = [curves(self.tokenizer, choice, lengths.tolist(), weights, self._score(goal)) for choice in choices]
+        score = self._score(settings, weights)
+        found = [curves(self.tokenizer, choice, lengths.tolist(), weights, score) for choice in choices]
         errors = np.stack([of_choice for of_choice, _ in found], axis=1)  # (B, W, L)
         scores = None if found[0][1] is None else np.stack([of_choice for _, of_choice in found], axis=1)
         for row in range(len(tokens)):
@@ -261,13 +270,20 @@ class Codec:
         bits = token_bits(self.models.best())
         return replace(encoded, tokens=search(self.tokenizer, encoded, several, EFFORTS[effort], weights, bits))
 
-    def _score(self, goal: Goal) -> Score | None:
-        """The measure of a goal that squared errors do not tell."""
-        if goal.measure == "ssim":
-            return ssim
-        if goal.measure == "perceptual":
-            return lambda images, originals: -self.distance.per_image(images, originals)
-        return None
+    def _score(self, settings: Settings, weights: Tensor) -> Score | None:
+        """The measure of a goal that squared errors do not tell, of padded images without their margins.
+
+        Args:
+            weights: Of the images' pixels, (B, 1, P, P).
+        """
+        measures: dict[str, Score] = {
+            "ssim": ssim,
+            "perceptual": lambda images, originals: -self.distance.per_image(images, originals),
+        }
+        measure = measures.get(settings.goal.measure)
+        if measure is None or settings.fit != Fit.PAD:
+            return measure
+        return within(weights, measure)
 
     def bare_model(self, mode: Mode | None) -> EntropyModel:
         """The entropy model of payloads without headers: the one of the mode, or the best.
@@ -447,6 +463,20 @@ def token_bits(model: EntropyModel) -> Bits | None:
         return torch.from_numpy(costs.astype(np.float32)).to(tokens.device)
 
     return bits
+
+
+def check_ssim(canvas: Canvas) -> None:
+    """Refuse an image that is smaller than the window of SSIM.
+
+    Raises:
+        UserError: It is.
+    """
+    height, width = (int(canvas.shares[0].any(axis=axis).sum()) for axis in (1, 0))
+    if min(height, width) < SSIM_SMALLEST:
+        raise UserError(
+            f"ssim needs {SSIM_SMALLEST} pixels a side, and this image has {width} x {height} at the model's scale: "
+            "fit it otherwise, or ask for psnr"
+        )
 
 
 def compress(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.canvas import counting_box
 from modeling.titok import TiTok
 from utils.errors import UserError
 from utils.evaluation.metrics import to_uint8
@@ -102,6 +103,17 @@ def curves(
             scores.append(score(images.float() / 255, originals))
     stacked = torch.stack(errors, dim=1).cpu().numpy()
     return stacked, torch.stack(scores, dim=1).cpu().numpy() if scores else None
+
+
+def within(weights: Tensor, measure: Score) -> Score:
+    """A measure of what has weight in each image, by weights (B, 1, H, W) such as a padded one's: it is a rectangle."""
+    boxes = [counting_box(shares) for shares in weights.squeeze(1).cpu().numpy()]
+
+    def score(images: Tensor, originals: Tensor) -> Tensor:
+        pairs = zip(images.split(1), originals.split(1), boxes, strict=True)
+        return torch.cat([measure(image[(..., *box)], original[(..., *box)]) for image, original, box in pairs])
+
+    return score
 
 
 def psnr_of(errors: np.ndarray) -> np.ndarray:

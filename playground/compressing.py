@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from codec.bitstream import Fit, Geometry, unpack
-from codec.canvas import TURNING_SIDES, Canvas, from_squares, tile_count
+from codec.canvas import TURNING_SIDES, Canvas, counting_box, from_squares, tile_count
 from codec.completion import Completer
 from codec.entropy import TokensRead, write_tokens
 from codec.files import BATCH, FITS, Codec, Settings
@@ -18,12 +18,11 @@ from data.transforms import as_shown
 from playground.models import Models
 from utils.domains import DOMAINS, warning
 from utils.errors import UserError
-from utils.evaluation.metrics import ssim
+from utils.evaluation.metrics import SSIM_SMALLEST, ssim
 
 MAX_TILES = (96, 36, 18, 9)  # of an image that is compressed, by effort: a quarter of a minute of one core
 MAX_TILES_OPENED = 256
 TILE_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-SMALLEST_SSIM = 11  # pixels a side of its window
 LARGEST_SHOWN = 512  # pixels a side of what a file's square is enlarged to
 TARGETS = {"PSNR of at least (dB)": "psnr", "a file of at most (bytes)": "max_bytes"}
 
@@ -168,8 +167,7 @@ def _whole(squares: Iterator[np.ndarray], canvas: Canvas, side: int) -> np.ndarr
     if geometry is not None and geometry.tiles is not None:
         rows = iter(everything.reshape(geometry.tiles.rows, geometry.tiles.columns, *everything.shape[1:]))
         return np.asarray(from_squares(rows, np.ones(len(everything), bool), geometry, side))
-    down, across = (np.flatnonzero(canvas.shares[0].any(axis=axis)) for axis in (1, 0))  # a padded image's margins
-    return everything[0, down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    return everything[0][counting_box(canvas.shares[0])]
 
 
 def _written(codec: Codec, tokens: np.ndarray, geometry: Geometry | None) -> bytes:
@@ -183,7 +181,7 @@ def _measured(frames: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     target = torch.tensor(original).permute(2, 0, 1).expand(images.shape)
     errors = squared_error(images, target).numpy()
-    if min(original.shape[:2]) < SMALLEST_SSIM:
+    if min(original.shape[:2]) < SSIM_SMALLEST:
         return errors, np.full(len(frames), np.nan)
     return errors, torch.cat([ssim(*pair) for pair in _pairs(images, target)]).numpy()
 

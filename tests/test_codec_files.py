@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from codec.bitstream import Fit, FormatError, Geometry, Header, Mode, Tiles, pack, unpack
-from codec.canvas import UNKNOWN_GREY, to_canvas
+from codec.canvas import UNKNOWN_GREY, padded_box, to_canvas
 from codec.entropy import FILE
 from codec.files import (
     Codec,
@@ -31,7 +31,7 @@ from tests.apple_gpu import AppleGPU
 from tests.codec_images import CODEBOOK, NUM_TOKENS, SIDE, photo, pixels, save_codec, tiny_tokenizer
 from utils.errors import UserError
 from utils.evaluation.image_formats import candidates
-from utils.evaluation.metrics import psnr, to_uint8
+from utils.evaluation.metrics import psnr, ssim, to_uint8
 from utils.paths import ROOT
 
 FITS = pytest.mark.parametrize("fit", list(Fit), ids=[fit.name.lower() for fit in Fit])
@@ -105,6 +105,26 @@ def test_files_are_written_and_read_without_float64_on_the_device(codec, images,
         written = codec.compress(images[:2], settings)
         codec.decompress([file.data for file in written])
     assert [file.data for file in written] == [file.data for file in expected]
+
+
+@pytest.mark.parametrize("measure", ["ssim", "perceptual"])
+def test_padded_images_are_scored_without_their_margins(codec, measure):
+    settings, images = Settings(Goal(measure, 0.5), Fit.PAD), [photo(40, 30), photo(SIDE, SIDE), photo(30, 40)]
+    canvases = [codec.canvas(image, settings) for image in images]
+    for draft, canvas, image in zip(codec.drafts(canvases, settings), canvases, images, strict=True):
+        left, top, right, bottom = padded_box(*image.size, SIDE)
+        shown, original = (
+            square[:, :, top:bottom, left:right]
+            for square in (decoded(codec, Image.fromarray(canvas.squares[0]), 3) / 255, as_tensor(canvas.squares[0]))
+        )
+        score = ssim(shown, original) if measure == "ssim" else -codec.distance.per_image(shown, original)
+        np.testing.assert_allclose(draft.options.scores[2], score.item(), rtol=1e-4)
+
+
+def test_an_image_that_is_too_small_for_ssim_is_refused(codec):
+    settings = Settings(Goal("ssim", 0.5), Fit.PAD)
+    with pytest.raises(UserError, match="ssim needs 11 pixels a side, and this image has 16 x 8 at the model's scale"):
+        codec.compress([photo(40, 20)], settings)
 
 
 def test_a_budget_holds_for_all_files_together(codec, images):

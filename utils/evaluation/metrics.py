@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels, of its Gaussian window
+SSIM_SMALLEST = 2 * SSIM_RADIUS + 1  # pixels a side that the window needs
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 MS_SSIM_SMALLEST = 161  # pixels a side that five scales of an 11-pixel window need
 
