@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.image_sources import walk
 from utils.errors import UserError, with_reasons
 from utils.files import check_writable, replacing
 
@@ -116,10 +117,9 @@ def _check_targets(found: list[Conversion], force: bool) -> None:
 
 
 def list_compressed(folder: Path) -> list[str]:
-    """Paths of compressed files below a folder, relative to it, sorted; hidden ones are left out."""
-    named = (path for path in folder.rglob("*") if path.suffix.lower() == EXTENSION and not path.is_dir())
-    found = (path.relative_to(folder) for path in named)
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    """Paths of compressed files below a folder, relative to it, sorted; found as `walk` finds images."""
+    found = (parent.relative_to(folder) / name for parent, names in walk(folder) for name in names)
+    return sorted(path.as_posix() for path in found if path.suffix.lower() == EXTENSION)
 
 
 def report_failures(failures: list[tuple[Conversion, str]], total: int) -> None:

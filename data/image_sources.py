@@ -134,15 +134,25 @@ def walk_images(folder: Path) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         raise DataError(f"{folder} must be a folder of images, and it is not there (from {Path.cwd()})")
     images, others = [], []
+    for parent, files in walk(folder):
+        relative, sheets = parent.relative_to(folder), sheets_in(parent)
+        for name in files:
+            if name not in sheets:
+                (images if is_image_name(name) else others).append((relative / name).as_posix())
+    return sorted(images), sorted(others)
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it, through links too, each with the names of its files; what is hidden is left out.
+
+    Raises:
+        DataError: A folder cannot be read, or is a link to one that contains it.
+    """
     for parent, folders, files in os.walk(folder, onerror=_refuse_unread, followlinks=True):
         if os.path.islink(parent) and any(os.path.samefile(parent, above) for above in Path(parent).parents):
             raise DataError(f"{parent} is a link to a folder that contains it: remove the link")
         folders[:] = [name for name in folders if not _is_hidden(name)]
-        relative, sheets = Path(parent).relative_to(folder), sheets_in(Path(parent))
-        for name in files:
-            if not name.startswith(".") and name not in sheets:
-                (images if is_image_name(name) else others).append((relative / name).as_posix())
-    return sorted(images), sorted(others)
+        yield Path(parent), [name for name in files if not name.startswith(".")]
 
 
 def _refuse_unread(error: OSError) -> None:

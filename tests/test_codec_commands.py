@@ -175,6 +175,18 @@ def test_a_folder_that_is_called_as_a_file_is_no_file(folder, command):
     assert status == 0 and err.startswith("wrote 2 images into ")
 
 
+def test_linked_folders_are_read_as_images_in_them_are_and_none_goes_in_circles(folder, command):
+    command(compress.main, folder / "images", "-o", folder / "small")
+    (folder / "linked").mkdir()
+    (folder / "linked/there").symlink_to(folder / "small")
+    status, _, err = command(decompress.main, folder / "linked", "-o", folder / "back")
+    assert status == 0 and err.startswith("wrote 2 images into ")
+    assert command(inspect_compressed.main, folder / "linked")[1].count(b"sound") == 2
+    (folder / "small/deep/circle").symlink_to(folder / "small")
+    for main in (decompress.main, inspect_compressed.main):
+        assert "circle is a link to a folder that contains it: remove the link" in command(main, folder / "small")[2]
+
+
 def test_two_images_never_become_one_file(folder, command):
     photo(SIDE, SIDE).save(folder / "images/one.jpg")
     status, _, err = command(compress.main, folder / "images", "-o", folder / "small")
