@@ -117,14 +117,15 @@ def parse_arguments() -> argparse.Namespace:
 def decoded(
     data: bytes, codec: "Codec", completer: "Completer | None", arguments: argparse.Namespace
 ) -> tuple["Image.Image", list[int], bool]:
-    """The image of a file, how many tokens each of its tiles, or it, is made of, and whether the file is cut."""
+    """The image of a file, how many tokens each of its tiles, or it, is made of, and whether a cut took asked ones."""
     if arguments.bare:
         from codec.files import MODES
 
         return codec.decompress_bare(data, arguments.tokens, MODES.get(arguments.mode)), [arguments.tokens], False
     read = codec.read(data, arguments.tokens)
     shown = completer(read, codec) if completer else read
-    return codec.images([shown])[0], read.certain.tolist(), read.is_cut and arguments.tokens is None
+    kept, asked = read.certain.tolist(), [min(length, arguments.tokens or length) for length in read.header.lengths]
+    return codec.images([shown])[0], kept, read.is_cut and kept != asked
 
 
 def report(shown: Sequence[tuple["Conversion", tuple[int, int], list[int]]], asked: int | None) -> None:

@@ -270,6 +270,17 @@ def test_a_cut_file_is_shown_and_said_to_be_cut(folder, command):
     assert status == 0 and "the file is cut" in err and Image.open(io.BytesIO(image)).size == (SIDE, SIDE)
 
 
+def test_a_cut_file_is_said_to_be_cut_where_a_tile_lacks_some_of_the_tokens_that_are_asked_for(folder, command):
+    photo(2 * SIDE, SIDE).save(folder / "wide.png")
+    command(compress.main, folder / "wide.png", "--fit", "tile", "--mode", "fixed")
+    whole = (folder / "wide.1dp").read_bytes()
+    tokens, header_size = unpack(whole).header.lengths, unpack(whole).header_size
+    for num_bytes, is_said in ((1, True), (-(-5 * (sum(tokens[:2]) + 1) // 8), False)):
+        cut = whole[: header_size + num_bytes]
+        status, _, err = command(decompress.main, "-", "--tokens", 1, stdin=cut)
+        assert status == 0 and "fewer" not in err and ("the file is cut: shown is" in err) == is_said
+
+
 def test_the_name_chooses_the_format_of_the_image(folder, command):
     command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp")
     assert command(decompress.main, folder / "one.1dp", "-o", folder / "one.webp")[0] == 0
