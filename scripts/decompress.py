@@ -148,7 +148,7 @@ def report(shown: Sequence[tuple["Conversion", tuple[int, int], list[int]]], ask
 
 def in_format(image: "Image.Image", target: Path | None) -> bytes:
     """The bytes of an image file, of the format that its name says; PNG for the standard output."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     ending = ".png" if target is None else target.suffix.lower()
     name = Image.registered_extensions().get(ending)
@@ -157,10 +157,13 @@ def in_format(image: "Image.Image", target: Path | None) -> bytes:
     file = io.BytesIO()
     try:
         image.save(file, name)
+        if name in Image.OPEN and (size := Image.open(file).size) != image.size:  # Pillow reads not all that it writes
+            raise ValueError(f"it would become {size[0]} x {size[1]}")
     except (OSError, ValueError, struct.error) as error:  # as each of Pillow's formats has it
         width, height = image.size
+        what = "no reader would know it" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"an image of {width} x {height} pixels cannot be written as {name} ({error}): take another ending than "
+            f"an image of {width} x {height} pixels cannot be written as {name} ({what}): take another ending than "
             f"{ending}, such as .png"
         ) from error
     return file.getvalue()

@@ -300,6 +300,16 @@ def test_an_image_that_its_format_cannot_hold_is_one_sentence(folder, command, s
     assert not (folder / f"one.{ending}").exists()
 
 
+@pytest.mark.parametrize("ending, size", [("ico", "192 x 256"), ("icns", "1024 x 1024")])
+def test_a_format_that_would_change_the_size_is_refused(folder, command, ending, size):
+    photo(300, 400).save(folder / "images/one.png")
+    command(compress.main, folder / "images/one.png", "-o", folder / "one.1dp", "--fit", "stretch", "--tokens", 1)
+    status, _, err = command(decompress.main, folder / "one.1dp", "-o", folder / f"one.{ending}")
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert f"300 x 400 pixels cannot be written as {ending.upper()} (it would become {size})" in err
+    assert not (folder / f"one.{ending}").exists()
+
+
 @pytest.mark.parametrize("mode", ["fixed", "tables", "network"])
 def test_bare_payloads_go_there_and_back(command, mode):
     flags = ("--tokens", 1, "--mode", mode)
