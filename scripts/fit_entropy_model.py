@@ -154,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
 def measured(models: "EntropyModels", tokens: np.ndarray) -> dict[str, Any]:
     """Of tokens (n, N), by mode: bits by position, real bytes by length, and the time to read one image.
 
-    All are written and read back, and must be the same.
+    All tokens of an image are written and read back, and must be the same; of its prefixes the bytes are counted.
     """
     num_images, num_tokens = tokens.shape
     lengths = [2**power for power in range(num_tokens.bit_length()) if 2**power < num_tokens] + [num_tokens]
@@ -187,7 +187,10 @@ def print_report(report: dict[str, Any]) -> None:
     for position, bits in enumerate(zip(*(mode["bits"] for mode in modes.values()), strict=True), start=1):
         print(f"{position:>6}", *(f"{value:9.3f}" for value in bits))
     print(f"{'mean':>6}", *(f"{np.mean(mode['bits']):9.3f}" for mode in modes.values()))
-    print(f"\nbytes of the payload, each decoded exactly\n{'tokens':>6}", *(f"{mode:>9}" for mode in modes))
+    print(
+        f"\nbytes of the payload, that of {report['lengths'][-1]} tokens decoded exactly\n{'tokens':>6}",
+        *(f"{mode:>9}" for mode in modes),
+    )
     for place, length in enumerate(report["lengths"]):
         print(f"{length:>6}", *(f"{mode['bytes'][place]:9.2f}" for mode in modes.values()))
     for name, mode in modes.items():
