@@ -33,7 +33,11 @@ def world(tmp_path_factory):
         "num_contribution_images": 5,
         "seeds": [1],
         "arms": {
-            "plain": {"title": "plain", "overrides": {"model.vq_model.tail_drop": "none"}, "seeds": [2]},
+            "plain": {
+                "title": "plain",
+                "overrides": {"model.vq_model.tail_drop": "none", "model.vq_model.length_draw": "uniform"},
+                "seeds": [2],
+            },
             "other": {"title": "other", "overrides": {"model.vq_model.is_legacy": False}},
         },
     }
