@@ -122,6 +122,10 @@ class EntropyModel:
         """Bytes of the payloads of the first 1, 2, ..., n tokens of each row, (B, n) int, for tokens (B, n)."""
         raise NotImplementedError
 
+    def tiles_bytes(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Bytes of what `encode_tiles` gives for tiles (T, n), (O,) int, for each way `lengths` (O, T) to cut them."""
+        raise NotImplementedError
+
 
 class FixedBits(EntropyModel):
     """As many bits for each token as the largest one needs: possible for all tokens."""
@@ -172,6 +176,9 @@ class FixedBits(EntropyModel):
 
     def prefix_bytes(self, tokens: np.ndarray) -> np.ndarray:
         return -(-self.prefix_bits(tokens).astype(np.int64) // 8)
+
+    def tiles_bytes(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return -(-self.width * lengths.sum(axis=1, dtype=np.int64) // 8)
 
 
 class RangeCoded(EntropyModel):
@@ -225,6 +232,19 @@ class RangeCoded(EntropyModel):
         encoders = [RangeEncoder() for _ in tokens]
         steps = self._encoded(tokens, [tokens.shape[1]] * len(tokens), encoders)
         return np.array([[encoder.num_bytes() for encoder in encoders] for _ in steps]).T.reshape(tokens.shape)
+
+    def tiles_bytes(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        intervals = [self._intervals(tokens[:, : place + 1]) for place in range(lengths.max())]
+        return np.array([self._num_bytes(intervals, kept) for kept in lengths])
+
+    def _num_bytes(self, intervals: Sequence[tuple[np.ndarray, np.ndarray]], lengths: np.ndarray) -> int:
+        """Of tiles of `lengths` (T,), for the intervals (T,) of their tokens at each place."""
+        encoder = RangeEncoder()
+        for place, (starts, sizes) in enumerate(intervals[: lengths.max()]):
+            there = lengths > place
+            for start, size in zip(starts[there].tolist(), sizes[there].tolist(), strict=True):
+                encoder.encode(start, size, self.total_bits)
+        return encoder.num_bytes()
 
     def _intervals(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) shares before the last one of tokens (B, p + 1), and its own."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from codec.bitstream import TOKENIZER_BYTES, Fit, FormatError, Geometry, Header, Mode, unpack
+from codec.bitstream import TOKENIZER_BYTES, Fit, FormatError, Geometry, Header, Mode, may_hold, unpack
 from codec.canvas import Canvas, check_cover, from_squares, to_canvas
 from codec.entropy import EntropyModel, TokensRead, entropy_models_of, read_tokens, write_tokens
 from codec.known_models import described, known_by
@@ -27,10 +27,11 @@ from codec.rate import (
     choose,
     curves,
     encode,
+    frontier,
     goal_of,
     psnr_of,
     spread,
-    tile_options,
+    tile_lengths,
     tried_lengths,
     within,
 )
@@ -305,7 +306,7 @@ class Codec:
         """The ways to write one choice of tokens."""
         tokens, lengths = np.stack([square.tokens[choice] for square in squares]), squares[0].lengths
         is_single = settings.is_bare or settings.mode is not None
-        models = [self.bare_model(settings.mode)] if is_single else self.models.by_mode.values()
+        models = [self.bare_model(settings.mode)] if is_single else list(self.models.by_mode.values())
         geometry = canvas.geometry
         if geometry is None or geometry.tiles is None:
             payloads = np.min([model.prefix_bytes(tokens)[0, lengths - 1] for model in models], axis=0)
@@ -320,14 +321,13 @@ class Codec:
                 squares[0].errors[choice],
                 None if scores is None else scores[choice],
             )
-        last = lengths[-1]
-        bits = min((model.prefix_bits(tokens) for model in models), key=lambda bits: bits[:, last - 1].sum())
+        bits = np.stack([model.prefix_bits(tokens)[:, lengths - 1] for model in models])
         parts = canvas.shares.sum(axis=(1, 2)) / canvas.area
         errors = np.stack([square.errors[choice] for square in squares]) * parts[:, None]
-        longest = (int(last),) * len(squares)
-        uniform = replace(geometry, tiles=replace(geometry.tiles, lengths=longest))
-        overhead = header_bytes(longest[0], int(bits[:, last - 1].sum()) // 8 + 1, uniform)
-        return tile_options(errors, bits[:, lengths - 1], lengths, overhead)
+        kept, totals = tile_lengths(errors, bits, lengths)
+        sizes = tiled_bytes(models, tokens, kept, geometry)
+        best = frontier(sizes, totals)
+        return Options(kept[best], sizes[best], totals[best])
 
     # Reading
 
@@ -450,6 +450,20 @@ def header_bytes(num_tokens: int, payload_size: int, geometry: Geometry | None) 
     """Bytes of a file before its payload: the same with every tokenizer and entropy model."""
     header = Header(Mode.FIXED, bytes(TOKENIZER_BYTES), b"\0", num_tokens, payload_size, geometry)
     return len(header.pack(bytes(payload_size)))
+
+
+def tiled_bytes(
+    models: Sequence[EntropyModel], tokens: np.ndarray, lengths: np.ndarray, geometry: Geometry
+) -> np.ndarray:
+    """Bytes of the files (O,) of tiles (T, N), for each way `lengths` (O, T) to cut them."""
+    payloads = np.stack([model.tiles_bytes(tokens, lengths) for model in models], axis=1)  # (O, M)
+    sizes = []
+    for kept, found in zip(lengths.tolist(), payloads.tolist(), strict=True):
+        held = [size for model, size in zip(models, found, strict=True) if may_hold(model.mode, size, sum(kept))]
+        payload = min(held or found)  # where the one mode that was asked for may not hold them, writing says so
+        tiles = replace(geometry.tiles, lengths=tuple(kept))
+        sizes.append(payload + header_bytes(max(kept), payload, replace(geometry, tiles=tiles)))
+    return np.array(sizes)
 
 
 def token_bits(model: EntropyModel) -> Bits | None:

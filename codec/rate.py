@@ -314,33 +314,38 @@ def _best_step(
 SLOPES = 48  # trades between bytes and errors that tiles are tried with
 
 
-def tile_options(errors: np.ndarray, bits: np.ndarray, lengths: np.ndarray, overhead: int) -> Options:
-    """The ways to write tiles, whose lengths may differ where that pays for saying so.
+def tile_lengths(errors: np.ndarray, bits: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ways to cut tiles, whose lengths may differ where that pays for saying so.
 
     A file says each tile's length in as many bits as the span of lengths needs. For spans of 1, 2, 4, ... lengths from
-    several least ones on, and for many trades between bytes and errors, each tile takes its best length.
+    several least ones on, and for many trades between bytes and errors, each tile takes its best length. Of all ways
+    those are kept of which none is both smaller and nearer, about to a byte.
 
     Args:
         errors: (T, L), what each tile adds to the mean squared error of the image.
-        bits: (T, L), of the prefixes of `lengths` (L,).
-        overhead: Bytes of a file whose tiles are all of one length, without its payload.
+        bits: (M, T, L), of the prefixes of `lengths` (L,), by each of M entropy models; a file takes the best one.
+
+    Returns:
+        The tokens of each tile, (O, T), and the mean squared errors of the image, (O,).
     """
     rows = np.arange(len(errors))
-    found = [np.full(len(errors), place) for place in range(len(lengths))]
-    slopes = _slopes(errors, bits)
+    found = [np.full(len(errors), place, np.int16) for place in range(len(lengths))]
+    trades = [(of_model, slope) for of_model in bits for slope in _slopes(errors, of_model)]
     for span_bits in range(1, int(lengths[-1] - lengths[0]).bit_length() + 1):
         span = 2**span_bits
         for least in np.unique(np.geomspace(1, max(1, lengths[-1] - span + 1), 6).astype(int)):
-            allowed = np.flatnonzero((lengths >= least) & (lengths < least + span))
+            allowed = np.flatnonzero((lengths >= least) & (lengths < least + span)).astype(np.int16)
             if len(allowed) > 1:
-                found += [allowed[(errors[:, allowed] + s * bits[:, allowed]).argmin(axis=1)] for s in slopes]
+                of_allowed = errors[:, allowed]
+                found += [allowed[(of_allowed + slope * some[:, allowed]).argmin(axis=1)] for some, slope in trades]
     places = np.unique(np.stack(found), axis=0)  # (O, T)
-    kept = lengths[places]
-    width = np.array([int(most - least).bit_length() for most, least in zip(kept.max(1), kept.min(1), strict=True)])
-    sizes = overhead + -(-len(errors) * width // 8) + bits[rows, places].sum(axis=1).astype(np.int64) // 8 + 1
-    totals = errors[rows, places].sum(axis=1)
-    best = np.array(_frontier(sizes, totals))
-    return Options(kept[best], sizes[best], totals[best])
+    # One way after the other: an array of all of them in floats would not fit in memory for thousands of tiles.
+    payloads = np.array([int(bits[:, rows, way].sum(axis=1).min()) // 8 + 1 for way in places])
+    totals = np.array([errors[rows, way].sum() for way in places])
+    spans = lengths[places.max(axis=1)] - lengths[places.min(axis=1)]
+    width = np.array([span.bit_length() for span in spans.tolist()])
+    best = frontier(payloads + -(-len(errors) * width // 8), totals)
+    return lengths[places[best]], totals[best]
 
 
 def _slopes(errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -352,7 +357,7 @@ def _slopes(errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return np.geomspace(gains.min(), gains.max(), SLOPES) if len(gains) else np.zeros(1)
 
 
-def _frontier(sizes: np.ndarray, errors: np.ndarray) -> list[int]:
+def frontier(sizes: np.ndarray, errors: np.ndarray) -> list[int]:
     """The options of which none is both smaller and nearer, by rising size."""
     best: list[int] = []
     for option in np.lexsort((errors, sizes)).tolist():

@@ -303,6 +303,17 @@ def test_bytes_and_bits_of_prefixes_are_those_of_real_payloads(kind, mode):
 
 @KINDS
 @MODES
+def test_bytes_of_tiles_are_those_of_real_payloads(kind, mode):
+    models = MODELS[kind]
+    model = models.by_mode[mode]
+    tokens = likely_tokens(models.by_mode[Mode.NETWORK], 12)
+    lengths = np.random.default_rng(0).integers(1, model.num_tokens + 1, (20, 12))
+    sizes = model.tiles_bytes(tokens, lengths)
+    assert sizes.tolist() == [len(model.encode_tiles(tokens, kept)) for kept in lengths]
+
+
+@KINDS
+@MODES
 def test_a_cut_payload_gives_a_prefix_of_the_tokens(kind, mode):
     models = MODELS[kind]
     model = models.by_mode[mode]

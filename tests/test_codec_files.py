@@ -15,7 +15,6 @@ from codec.entropy import FILE
 from codec.files import (
     Codec,
     Settings,
-    chosen,
     codec_for,
     codec_named,
     compress,
@@ -26,7 +25,7 @@ from codec.files import (
 from codec.image_format import as_format
 from codec.length import FILE as LENGTH_FILE
 from codec.length import fit
-from codec.rate import Goal
+from codec.rate import Choice, Goal
 from tests.apple_gpu import AppleGPU
 from tests.codec_images import CODEBOOK, NUM_TOKENS, SIDE, photo, pixels, save_codec, tiny_tokenizer
 from utils.errors import UserError
@@ -72,11 +71,12 @@ def test_a_file_decodes_to_the_tokens_of_its_image(codec, images):
         np.testing.assert_allclose(written.psnr, psnr(expected / 255, as_tensor(image))[0], rtol=1e-4)
 
 
-def test_files_are_the_smallest_of_all_modes_and_of_the_size_that_was_counted(codec, images):
-    for draft in codec.drafts([codec.canvas(image, Settings()) for image in images], Settings()):
+@FITS
+def test_files_are_the_smallest_of_all_modes_and_of_the_size_that_was_counted(codec, images, fit):
+    settings, given = Settings(fit=fit), [*images, photo(41, 27)]
+    for draft in codec.drafts([codec.canvas(image, settings) for image in given], settings):
         for option, size in enumerate(draft.options.sizes):
-            choice = dataclasses.replace(chosen([draft], Goal(), SIDE)[0], option=option)
-            assert len(codec.write(draft, choice, Settings()).data) == size
+            assert len(codec.write(draft, Choice(option), settings).data) == size
 
 
 @pytest.mark.parametrize("goal", [Goal("tokens", 3), Goal("max_bytes", 11), Goal("psnr", 11.0), Goal("ssim", 0.2)])
@@ -189,6 +189,15 @@ def test_tiles_have_lengths_of_their_own_and_keep_to_a_size(codec):
     back = np.asarray(codec.decompress([written.data])[0]).astype(float)
     error = np.square(back - np.asarray(image)).mean() / 255**2
     assert -10 * np.log10(error) >= written.psnr - 1e-3
+
+
+def test_the_least_bytes_of_tiles_can_be_asked_for_and_fewer_are_refused_with_their_number(codec):
+    image = photo(80, 60)
+    least = len(codec.compress([image], Settings(Goal("tokens", 1), Fit.TILE))[0].data)
+    assert len(codec.compress([image], Settings(Goal("max_bytes", least), Fit.TILE))[0].data) == least
+    for goal in (Goal("max_bytes", least - 1), Goal("budget", least - 1)):
+        with pytest.raises(UserError, match=f"take[s]? {least} (bytes )?at least"):
+            codec.compress([image], Settings(goal, Fit.TILE))
 
 
 def test_tiles_of_few_of_many_tokens_are_written():
@@ -366,7 +375,7 @@ def test_as_an_image_format_it_gives_the_best_file_within_each_number_of_bytes(c
                 continue
             assert len(written.data) == max(size for size in sizes if size <= budget)
         header = unpack(codec.compress([image], Settings(fit=how))[0].data).header_size
-        assert 0 <= header - form.header <= 3  # that of tiles of one length, and these have some
+        assert 0 <= header - form.header <= 4  # that of tiles of one length, and 9 lengths of 1..6 take 3 bits each
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from codec.rate import (
     smallest_reaching,
     spread,
     squared_error,
-    tile_options,
+    tile_lengths,
     tried_lengths,
 )
 from tests.codec_images import NUM_TOKENS, pixels, tiny_tokenizer
@@ -194,17 +194,16 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
         spread([SIZES, SIZES], [ERRORS, ERRORS], 19)
 
 
-def test_tiles_take_what_they_need_and_their_sizes_hold_the_cost_of_saying_so():
+def test_tiles_take_what_they_need_where_that_pays_for_saying_so():
     lengths = np.arange(1, 9)
-    bits = np.cumsum(np.full((6, 8), 10.0), axis=1)
+    bits = np.cumsum(np.full((1, 6, 8), 10.0), axis=2)
     errors = np.exp(-np.outer([0.0, 0, 0, 1, 1, 2], lengths / 4)) / 6  # the first three gain nothing by more
-    found = tile_options(errors, bits, lengths, overhead=20)
-    assert (np.diff(found.sizes) > 0).all() and (np.diff(found.errors) < 0).all()
-    for kept, size, error in zip(found.lengths, found.sizes, found.errors, strict=True):
-        width = int(kept.max() - kept.min()).bit_length()
-        assert size == 20 + -(-6 * width // 8) + 10 * kept.sum() // 8 + 1
-        np.testing.assert_allclose(error, errors[range(6), kept - 1].sum())
-    middle = found.lengths[len(found.lengths) // 2]
+    kept, totals = tile_lengths(errors, bits, lengths)
+    width = np.array([int(span).bit_length() for span in kept.max(axis=1) - kept.min(axis=1)])
+    sizes = -(-6 * width // 8) + 10 * kept.sum(axis=1) // 8 + 1
+    assert (np.diff(sizes) > 0).all() and (np.diff(totals) < 0).all()
+    np.testing.assert_allclose(totals, [errors[range(6), way - 1].sum() for way in kept])
+    middle = kept[len(kept) // 2]
     assert middle[5] > middle[0]
 
 
