@@ -30,6 +30,7 @@ from codec.rate import (
     frontier,
     goal_of,
     psnr_of,
+    smallest_seen,
     spread,
     tile_lengths,
     tried_lengths,
@@ -107,6 +108,7 @@ class Draft:
         choices: (O,), whose tokens each option means.
         area: Pixels of the image at the model's scale.
         geometry: That of tiles lacks their lengths.
+        original: (H, W, 3) uint8, upright, what tiles are to show together; None without tiles.
     """
 
     tokens: np.ndarray
@@ -114,6 +116,7 @@ class Draft:
     choices: np.ndarray
     area: int
     geometry: Geometry | None
+    original: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Written:
 
     Args:
         num_tokens: Of all tiles.
-        psnr: In dB, of the image at the model's scale; of tiles at least so much.
+        psnr: In dB, of the image at the model's scale; of tiles that nobody has looked at together at least so much.
         is_reached: Whether it has the quality that was asked for.
     """
 
@@ -179,7 +182,7 @@ class Codec:
             UserError: An image is too large for a file, or cannot be as small as asked for.
         """
         drafts = self.drafts([self.canvas(image, settings) for image in images], settings)
-        choices = chosen(drafts, settings.goal, self.side)
+        choices = self.chosen(drafts, settings.goal)
         return [self.write(draft, choice, settings) for draft, choice in zip(drafts, choices, strict=True)]
 
     def canvas(self, image: Image.Image, settings: Settings) -> Canvas:
@@ -204,6 +207,21 @@ class Codec:
         squares = self._squares(canvases, settings, progress)
         return [self._draft(canvas, [next(squares) for _ in canvas.squares], settings) for canvas in canvases]
 
+    def chosen(self, drafts: Sequence[Draft], goal: Goal) -> list[Choice]:
+        """The option of each image that a goal means; tiles are decoded to tell what they come to together.
+
+        Raises:
+            UserError: An image, or all together, cannot be as small as asked for.
+        """
+        if goal.measure == "budget":
+            # Every pixel counts alike.
+            errors = [draft.options.errors * (draft.area / self.side**2) for draft in drafts]
+            options = spread([draft.options.sizes for draft in drafts], errors, int(goal.value))
+            choices = [Choice(option) for option in options.tolist()]
+        else:
+            choices = [choose(draft.options, goal) for draft in drafts]
+        return [self._looked_at(draft, choice, goal) for draft, choice in zip(drafts, choices, strict=True)]
+
     def write(self, draft: Draft, choice: Choice, settings: Settings) -> Written:
         """The file of one option of an image."""
         lengths, geometry = tuple(draft.options.lengths[choice.option].tolist()), draft.geometry
@@ -214,8 +232,23 @@ class Codec:
             data = self.bare_model(settings.mode).encode(tokens[0])
         else:
             data = write_tokens(tokens, self.models, geometry, settings.mode)
-        psnr = float(psnr_of(draft.options.errors[choice.option]))
-        return Written(data, sum(lengths), psnr, draft.area, choice.is_reached)
+        error = draft.options.errors[choice.option] if choice.error is None else choice.error
+        return Written(data, sum(lengths), float(psnr_of(np.array(error))), draft.area, choice.is_reached)
+
+    def _looked_at(self, draft: Draft, choice: Choice, goal: Goal) -> Choice:
+        """The choice among tiles, whose errors say only how large that of the image is at most."""
+        if draft.original is None:
+            return choice
+
+        def look(option: int) -> float:
+            lengths = draft.options.lengths[option]
+            rows = self._tile_rows(draft.tokens[draft.choices[option]], lengths, draft.geometry.tiles.columns)
+            image = from_squares(rows, lengths > 0, draft.geometry, self.side)
+            return mean_error(np.asarray(image), draft.original)
+
+        if goal.measure == "psnr":
+            return smallest_seen(draft.options, goal.value, look)
+        return replace(choice, error=look(choice.option))
 
     def _squares(
         self, canvases: Sequence[Canvas], settings: Settings, progress: Callable[[int], object] | None
@@ -300,7 +333,11 @@ class Codec:
         tokens = np.stack([square.tokens for square in squares], axis=1)  # (W, T, N)
         options = [self._options(canvas, squares, choice, settings) for choice in range(len(tokens))]
         choices = np.repeat(np.arange(len(options)), [len(some.sizes) for some in options])
-        return Draft(tokens, Options.joined(options), choices, canvas.area, canvas.geometry)
+        original = None
+        if canvas.geometry is not None and (tiles := canvas.geometry.tiles):
+            rows = iter(canvas.squares.reshape(tiles.rows, tiles.columns, *canvas.squares.shape[1:]))
+            original = np.asarray(from_squares(rows, np.ones(len(squares), bool), canvas.geometry, self.side))
+        return Draft(tokens, Options.joined(options), choices, canvas.area, canvas.geometry, original)
 
     def _options(self, canvas: Canvas, squares: Sequence[Square], choice: int, settings: Settings) -> Options:
         """The ways to write one choice of tokens."""
@@ -364,7 +401,10 @@ class Codec:
         squares = iter(self._decoded(np.array(tokens), np.array([read.certain[0] for read in singles])))
         images = []
         for read in reads:
-            rows = iter([next(squares)[None]]) if len(read.tokens) == 1 else self._tile_rows(read)
+            if len(read.tokens) == 1:
+                rows = iter([next(squares)[None]])
+            else:
+                rows = self._tile_rows(read.tokens, read.certain, read.header.geometry.tiles.columns)
             images.append(from_squares(rows, read.certain > 0, read.header.geometry, self.side))
         return images
 
@@ -382,12 +422,11 @@ class Codec:
             raise FormatError("the file is cut before its first token: nothing is left of the image; get it again")
         return read
 
-    def _tile_rows(self, read: TokensRead) -> Iterator[np.ndarray]:
-        """(columns, P, P, 3) of each row of tiles."""
-        columns = read.header.geometry.tiles.columns
-        for first in range(0, len(read.tokens), columns):
+    def _tile_rows(self, tokens: np.ndarray, lengths: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+        """(columns, P, P, 3) of each row of tiles (T, N), of which `lengths` (T,) tokens are known."""
+        for first in range(0, len(tokens), columns):
             row = slice(first, first + columns)
-            yield self._decoded(read.tokens[row], read.certain[row])
+            yield self._decoded(tokens[row], lengths[row])
 
     @torch.inference_mode()
     def _decoded(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -431,19 +470,11 @@ def codec_for(data: bytes, device: str | torch.device = "cpu") -> Codec:
     return codec_named(known.name, device)
 
 
-def chosen(drafts: Sequence[Draft], goal: Goal, side: int) -> list[Choice]:
-    """The option of each image that a goal means.
-
-    Raises:
-        UserError: An image, or all together, cannot be as small as asked for.
-    """
-    if goal.measure != "budget":
-        return [choose(draft.options, goal) for draft in drafts]
-    # Every pixel counts alike.
-    errors = [draft.options.errors * (draft.area / side**2) for draft in drafts]
-    return [
-        Choice(int(option)) for option in spread([draft.options.sizes for draft in drafts], errors, int(goal.value))
-    ]
+def mean_error(image: np.ndarray, original: np.ndarray) -> float:
+    """Mean squared error of values in [0, 1], of images (H, W, 3) uint8 of any size."""
+    # Line by line: large images would not fit in memory in wider numbers.
+    lines = zip(image, original, strict=True)
+    return sum(int(np.square(line.astype(np.int64) - other).sum()) for line, other in lines) / (image.size * 255**2)
 
 
 def header_bytes(num_tokens: int, payload_size: int, geometry: Geometry | None) -> int:

@@ -195,10 +195,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Choice:
-    """An option by its number, and whether it is what was asked for."""
+    """An option by its number, and whether it is what was asked for.
+
+    Args:
+        error: Mean squared error of the image, where that of the option is only an upper bound and it was looked at.
+    """
 
     option: int
     is_reached: bool = True
+    error: float | None = None
 
 
 def choose(options: Options, goal: Goal) -> Choice:
@@ -218,6 +223,36 @@ def choose(options: Options, goal: Goal) -> Choice:
     if option is None:
         raise UserError(f"this image takes {options.sizes.min()} bytes at least, and {goal.value:g} are allowed")
     return Choice(option)
+
+
+GUESSES = 4  # of the option that reaches a target; then halves
+
+
+def smallest_seen(options: Options, target: float, look: Callable[[int], float]) -> Choice:
+    """The smallest option whose PSNR is at least `target` dB, where the errors of `options` are only upper bounds.
+
+    Options are looked at one by one, the next one where so much more than known is expected as the last one has shown.
+    Where none has the quality it is the best one that was seen, and not reached.
+
+    Args:
+        look: Called with an option; returns the mean squared error of its image.
+    """
+    order = frontier(options.sizes, options.errors)
+    known = psnr_of(options.errors[order].clip(1e-12))  # rising
+    short, reaching, gain = -1, len(order), 0.0
+    seen: dict[int, float] = {}
+    while reaching - short > 1:
+        guess = int(np.searchsorted(known + gain, target)) if len(seen) < GUESSES else (short + reaching) // 2
+        place = min(max(guess, short + 1), reaching - 1)
+        seen[place] = look(order[place])
+        psnr = float(psnr_of(np.array(seen[place])))
+        gain = psnr - known[place]
+        if psnr >= target:
+            reaching = place
+        else:
+            short = place
+    best = reaching if reaching in seen else min(seen, key=lambda place: seen[place])
+    return Choice(order[best], reaching in seen, seen[best])
 
 
 # Below, an image has sizes and errors (O,) of its options, in any order; images may have different numbers of them.

@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments()
     # Slow to import, too slow for --help.
     from codec.conversions import EXTENSION, conversions, report_failures
-    from codec.files import FITS, MODES, Settings, chosen, load_codec
+    from codec.files import FITS, MODES, Settings, load_codec
     from codec.rate import GOALS, goal_of
     from data.image_sources import list_images
 
@@ -66,7 +66,7 @@ def main() -> None:
     drafts = drafted(plan, codec, settings, failures, unlike)
     for group in [list(drafts)] if settings.goal.measure == "budget" else ([one] for one in drafts):
         try:
-            choices = chosen([draft for _, draft in group], settings.goal, codec.side)
+            choices = codec.chosen([draft for _, draft in group], settings.goal)
         except UserError as error:
             failures += [(one, str(error)) for one, _ in group]
             continue

@@ -207,12 +207,30 @@ def test_tiles_of_few_of_many_tokens_are_written():
     assert set(unpack(written.data).header.lengths) == {1}
 
 
-def test_the_psnr_of_tiles_is_at_least_what_was_asked_for(codec):
+def psnr_of_file(codec, written, image):
+    return float(psnr(as_tensor(codec.decompress([written.data])[0]), as_tensor(image))[0])
+
+
+@pytest.mark.parametrize("goal", [Goal("tokens", 2), Goal("max_bytes", 40), Goal("budget", 40), Goal("psnr", 99.0)])
+def test_the_psnr_that_is_said_of_tiles_is_that_of_the_whole_image(codec, goal):
     image = photo(50, 40)
-    most = codec.compress([image], Settings(fit=Fit.TILE))[0].psnr
-    written = codec.compress([image], Settings(Goal("psnr", most - 0.5), Fit.TILE))[0]
-    back = codec.decompress([written.data])[0]
-    assert written.is_reached and psnr(as_tensor(back), as_tensor(image)) >= most - 0.5
+    (written,) = codec.compress([image], Settings(goal, Fit.TILE))
+    assert written.psnr == pytest.approx(psnr_of_file(codec, written, image), abs=1e-3)
+    assert written.is_reached == (goal.measure != "psnr")
+
+
+def test_the_smallest_tiles_that_have_a_psnr_together_are_written():
+    codec, settings = codec_named("one-d-piece_fashion"), Settings(fit=Fit.TILE)
+    image = Image.open(ROOT / "assets/photos/chelsea.png").convert("RGB").resize((60, 40))
+    (draft,) = codec.drafts([codec.canvas(image, settings)], settings)
+    sizes = draft.options.sizes
+    files = [codec.write(draft, Choice(option), settings) for option in range(len(sizes))]
+    found = np.array([psnr_of_file(codec, file, image) for file in files])
+    assert (found > [file.psnr + 0.1 for file in files]).all()  # where tiles overlap their errors even out
+    for target in np.arange(found.min() - 0.3, found.max(), 0.2):
+        (choice,) = codec.chosen([draft], Goal("psnr", target))
+        assert choice.is_reached and found[choice.option] >= target
+        assert sizes[choice.option] <= sizes[found >= target + 0.05].min(initial=sizes.max())
 
 
 def test_fewer_tokens_than_a_file_has_can_be_read(codec, images):

@@ -19,6 +19,7 @@ from codec.rate import (
     lower_hull,
     psnr_of,
     smallest_reaching,
+    smallest_seen,
     spread,
     squared_error,
     tile_lengths,
@@ -126,6 +127,26 @@ def test_other_measures_are_higher_where_they_are_better_and_a_distance_is_turne
     assert choose(options(scores=scores), Goal("ssim", 0.55)).option == 2
     assert choose(options(scores=-scores), Goal("perceptual", 0.3)).option == 0
     assert not choose(options(scores=-scores), Goal("perceptual", 0.05)).is_reached
+
+
+def test_options_are_looked_at_where_their_errors_are_only_bounds():
+    sizes, psnr = np.arange(300, 100, -1), np.linspace(25.0, 15.0, 200)
+    better = 0.4 + 0.3 * np.cos(np.arange(200) / 40)  # dB that an option has more than known
+    few = options(sizes, 10 ** (-psnr / 10))
+    looked = []
+
+    def look(option):
+        looked.append(option)
+        return 10 ** (-(psnr[option] + better[option]) / 10)
+
+    for target in (3.0, 16.0, 20.0, 25.2):
+        looked.clear()
+        choice = smallest_seen(few, target, look)
+        assert choice.option == np.flatnonzero(psnr + better >= target).max() and choice.is_reached
+        assert choice.error == look(choice.option) and len(looked) <= 7
+    looked.clear()
+    choice = smallest_seen(few, 30.0, look)
+    assert (choice.option, choice.is_reached, looked) == (0, False, [0])
 
 
 def test_too_few_bytes_for_one_image_are_an_error_that_says_how_many_it_takes():
