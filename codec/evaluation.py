@@ -117,14 +117,9 @@ class Results:
         Args:
             fewest: "bytes", where the best of the prefixes of as many bytes is taken; or "tokens".
         """
-        goal = Goal("psnr", target)
-        sizes = self.sizes if fewest == "bytes" else np.broadcast_to(self.lengths, self.sizes.shape)
-        options = [Options(self.lengths[:, None], *of) for of in zip(sizes, self.errors, strict=True)]
-        choices = [choose(one, goal) for one in options]
-        places = np.array([choice.option for choice in choices])
-        reached = float(np.mean([choice.is_reached for choice in choices]))
+        places = self._reaching(target, fewest)
         name = f"{target:g} dB" + ", fewest tokens" * (fewest == "tokens")
-        return self._row(name, "PSNR asked for", places) | {"reached": reached}
+        return self._row(name, "PSNR asked for", places) | {"reached": self._share_of(places, target)}
 
     def of_budget(self, bytes_per_image: float) -> Row:
         """So many bytes on average are spread over the images."""
@@ -134,20 +129,31 @@ class Results:
         return self._row(f"{bytes_per_image:g} bytes", "budget", places) | {"unspent_bytes": unspent}
 
     def of_guesses(self, target: float, predictor: LengthPredictor) -> Row:
-        """As `of_psnr`, where lengths are guessed and few of them decoded."""
+        """As `of_psnr`, where lengths are guessed and few of them decoded; all where no decoded one is enough."""
 
         def look(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
             return self.errors[rows, places]
 
         expected = predictor.expected(self.prefixes.features, self.lengths)
         places, errors, num_decoded = places_reaching(expected, self.lengths, target, look)
+        missed, searched = psnr_of(errors) < target, self._reaching(target)
+        places = np.where(missed, searched, places)
         row = self._row(f"{target:g} dB, fast", "PSNR guessed", places)
-        searched = self.of_psnr(target)["bytes_per_image"]
         return row | {
-            "reached": float((psnr_of(errors) >= target).mean()),
-            "decodes": num_decoded / len(places),
-            "more_bytes": row["bytes_per_image"] / searched - 1,
+            "reached": self._share_of(places, target),
+            "decodes": (num_decoded + int(missed.sum()) * len(self.lengths)) / len(places),
+            "more_bytes": row["bytes_per_image"] / float(self.sizes[self.rows, searched].mean()) - 1,
         }
+
+    def _reaching(self, target: float, fewest: str = "bytes") -> np.ndarray:
+        """The place (n,) among the lengths that each image has. Arguments as of `of_psnr`."""
+        sizes = self.sizes if fewest == "bytes" else np.broadcast_to(self.lengths, self.sizes.shape)
+        options = [Options(self.lengths[:, None], *of) for of in zip(sizes, self.errors, strict=True)]
+        return np.array([choose(one, Goal("psnr", target)).option for one in options])
+
+    def _share_of(self, places: np.ndarray, target: float) -> float:
+        """Of the images that have so many dB."""
+        return float((self.psnr[self.rows, places] >= target).mean())
 
     def at_equal_bytes(self, num_bytes: float) -> dict[str, float]:
         """Statistics of the PSNR of one length for all, between the two lengths of about so many bytes."""

@@ -267,12 +267,24 @@ class Codec:
     def _prefixes(self, encoded: Encoded, weights: Tensor, settings: Settings) -> Iterator[Square]:
         goal, lengths = settings.goal, self._lengths(settings)
         searched = self.searched(encoded, lengths, settings.effort, weights)
-        if settings.is_fast:
-            fitting, errors, _ = lengths_reaching(self.tokenizer, searched, self.predictor, goal.value, weights)
-            yield from map(Square, searched.tokens.cpu().numpy()[:, None], fitting[:, None], errors[:, None, None])
-            return
         # A search serves several prefixes at once: the one that is wanted may be nearer as the encoder gave it.
         choices = [searched, encoded] if settings.effort else [encoded]
+        if not settings.is_fast:
+            yield from self._every_prefix(choices, lengths, weights, settings)
+            return
+        fitting, errors, _ = lengths_reaching(self.tokenizer, searched, self.predictor, goal.value, weights)
+        missed = psnr_of(errors) < goal.value
+        rows = torch.from_numpy(np.flatnonzero(missed)).to(weights.device)
+        # All tokens are not always the best: whether another prefix is nearer, or near enough, only decoding tells.
+        others = self._every_prefix([choice.of(rows) for choice in choices], lengths, weights[rows], settings)
+        guessed = map(Square, searched.tokens.cpu().numpy()[:, None], fitting[:, None], errors[:, None, None])
+        for square, is_missed in zip(guessed, missed, strict=True):
+            yield next(others) if is_missed else square
+
+    def _every_prefix(
+        self, choices: Sequence[Encoded], lengths: np.ndarray, weights: Tensor, settings: Settings
+    ) -> Iterator[Square]:
+        """The squares of W choices of their tokens, decoded at all lengths."""
         tokens = np.stack([choice.tokens.cpu().numpy() for choice in choices], axis=1)  # (B, W, N)
         score = self._score(settings, weights)
         found = [curves(self.tokenizer, choice, lengths.tolist(), weights, score) for choice in choices]

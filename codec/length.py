@@ -182,7 +182,8 @@ def lengths_reaching(
         weights: Of pixels, as of `codec.rate.squared_error`.
 
     Returns:
-        The lengths, all tokens where that is not enough; the squared errors (B,) there; how many images were decoded.
+        The lengths, all tokens where none that was decoded is enough; the squared errors (B,) there; how many images
+        were decoded.
     """
     lengths = np.array(tried_lengths(tokenizer))
     expected = predictor.expected(features(tokenizer, encoded), lengths.tolist())
@@ -237,7 +238,6 @@ def errors_at(
     for length in np.unique(lengths):
         same = lengths == length
         at = torch.from_numpy(rows[same]).to(encoded.tokens.device)
-        part = Encoded(encoded.pixels[at], encoded.vectors[at], encoded.tokens[at])
         some = None if weights is None else weights[at]
-        errors[same] = curves(tokenizer, part, [int(length)], some)[0][:, 0]
+        errors[same] = curves(tokenizer, encoded.of(at), [int(length)], some)[0][:, 0]
     return errors

@@ -36,6 +36,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def of(self, rows: Tensor) -> "Encoded":
+        """Some of the images, by their numbers (b,) on the same device."""
+        return Encoded(self.pixels[rows], self.vectors[rows], self.tokens[rows])
+
 
 @torch.inference_mode()
 def encode(tokenizer: TiTok, pixels: Tensor) -> Encoded:

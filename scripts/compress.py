@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--psnr", type=float, metavar="DB", help="at least so much")
     parser.add_argument("--ssim", type=float, metavar="S", help="at least so much")
     parser.add_argument("--perceptual", type=float, metavar="D", help="a perceptual distance of at most so much")
-    parser.add_argument("--fast", action="store_true", help="with --psnr: guess the length first, and decode twice")
+    parser.add_argument("--fast", action="store_true", help="with --psnr: guess the length, and decode about twice")
     parser.add_argument(
         "--effort", type=int, default=0, metavar="0..3", help="how long better tokens are searched (default: 0)"
     )

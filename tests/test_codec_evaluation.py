@@ -67,6 +67,15 @@ def test_guesses_that_are_right_are_decoded_once():
     assert high["decodes"] > 1 and high["reached"] == 1
 
 
+def test_guesses_that_miss_are_decoded_at_every_length_and_take_the_best():
+    weights = np.concatenate([np.eye(4), np.zeros((1, 4))]).astype(np.float16)
+    predictor = LengthPredictor(LENGTHS, weights, np.zeros(4, np.float32), np.ones(4, np.float32))
+    psnr = np.array([[18.0, 21, 19, 20], [14.0, 16, 18, 20]])  # the second prefix of the first is the best one
+    for target, reached in ((20.5, 0.5), (30, 0)):
+        row = results(psnr, features=psnr - 5).of_guesses(target, predictor)
+        assert (row["decodes"], row["reached"], row["tokens"], row["more_bytes"]) == (1 + 4, reached, (2 + 4) / 2, 0)
+
+
 def test_one_length_for_all_stands_between_two_lengths_of_about_as_many_bytes():
     beside = results().at_equal_bytes(4.25)
     assert beside["psnr"] == pytest.approx((18 + 18.5) / 2)
