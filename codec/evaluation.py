@@ -28,7 +28,7 @@ class Prefixes:
         sizes: (n, L) bytes of the payload.
         errors: (n, L) mean squared errors of values in [0, 1].
         features: (n, F), what the length predictor knows.
-        ssim: (n, D), at 1, 2, 4, ... tokens; D is 0 where only the errors count.
+        ssim: (n, D), at the lengths of `looked_at`; D is 0 where only the errors count.
         perceptual: (n, D), the distance.
         seconds: (n,) of one thread, on average of a batch, to encode, to search and to decode every length.
     """
@@ -61,7 +61,7 @@ def measured(codec: Codec, pixels: Tensor, effort: int, looks_closely: bool = Tr
     seconds = (time.process_time() - started) / len(pixels)
     similar = distant = np.empty((len(pixels), 0))
     if looks_closely:
-        similar, distant = closer(codec, encoded, searched_lengths(int(lengths[-1])))
+        similar, distant = closer(codec, encoded, looked_at(lengths))
     return Prefixes(
         sizes=sizes[:, lengths - 1],
         errors=errors,
@@ -70,6 +70,11 @@ def measured(codec: Codec, pixels: Tensor, effort: int, looks_closely: bool = Tr
         perceptual=distant,
         seconds=np.full(len(pixels), seconds),
     )
+
+
+def looked_at(lengths: np.ndarray) -> list[int]:
+    """1, 2, 4, ... and the last of the lengths that are tried: only all tokens of a tokenizer that needs them."""
+    return [length for length in searched_lengths(int(lengths[-1])) if length in lengths]
 
 
 @torch.inference_mode()
@@ -102,7 +107,7 @@ class Results:
     def of_lengths(self) -> list[Row]:
         """A row for each length that was looked at closely: all images have so many tokens."""
         rows = []
-        for column, length in enumerate(searched_lengths(int(self.lengths[-1]))):
+        for column, length in enumerate(looked_at(self.lengths)):
             place = int(np.flatnonzero(self.lengths == length)[0])
             row = self._row(tokens_text(length), "one length", np.full(len(self.rows), place))
             if self.prefixes.ssim.shape[1]:
@@ -120,6 +125,10 @@ class Results:
         places = self._reaching(target, fewest)
         name = f"{target:g} dB" + ", fewest tokens" * (fewest == "tokens")
         return self._row(name, "PSNR asked for", places) | {"reached": self._share_of(places, target)}
+
+    def fits(self, bytes_per_image: float) -> bool:
+        """Whether so many bytes on average are enough for the smallest files of all images."""
+        return int(bytes_per_image * len(self.rows)) >= self.sizes.min(axis=1).sum()
 
     def of_budget(self, bytes_per_image: float) -> Row:
         """So many bytes on average are spread over the images."""

@@ -5,9 +5,9 @@
         --efforts 0 1 2 3 --num_images 200
 
 Every prefix of every image is written and decoded once. Then lengths are chosen: one for all images, what a PSNR that
-is asked for needs (also guessed, as --fast does), and a budget spread over all images. Bytes are those of the payload;
-a file has a header of 8 more. Seconds are of one thread. metrics.json has all rows, curves.png is drawn from them.
-A run that was killed goes on where it was.
+is asked for needs (also guessed, as --fast does), and a budget spread over all images; budgets that nothing fits into
+are named and left out. Bytes are those of the payload; a file has a header of 8 more. Seconds are of one thread.
+metrics.json has all rows, curves.png is drawn from them. A run that was killed goes on where it was.
 """
 
 import sys
@@ -19,6 +19,7 @@ from utils.cli import Parser, run  # first, so that Ctrl-C ends this quietly fro
 
 # isort: split
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,9 +135,11 @@ def report(
     rows, asked = [], []
     for one in results:
         rows += one.of_lengths()
-        rows += [one.of_psnr(target) for target in TARGETS] + [one.of_budget(size) for size in BUDGETS]
+        rows += [one.of_psnr(target) for target in TARGETS]
+        rows += [one.of_budget(size) for size in BUDGETS if one.fits(size)]
         asked += [one.of_psnr(arguments.psnr), one.of_psnr(arguments.psnr, fewest="tokens")]
-        asked += [one.of_psnr(arguments.least), one.of_budget(arguments.budget)]
+        asked += [one.of_psnr(arguments.least)]
+        asked += [one.of_budget(size) for size in [arguments.budget] if one.fits(size)]
         if codec.has_predictor:
             asked += [one.of_guesses(target, codec.predictor) for target in (arguments.psnr, arguments.least)]
     plain = results[0]
@@ -145,9 +148,14 @@ def report(
     record = session.record(config=arguments.config, overrides=arguments.overrides, **facts)
     told = {"rows": rows, "asked": asked, "one_length_at_equal_bytes": beside, "efforts": efforts, "protocol": record}
     notes = [*map(comparison, asked, beside), *(gain_of(effort, gain, plain) for effort, gain in efforts.items())]
+    notes += [skipped_of(one, sorted({*BUDGETS, arguments.budget})) for one in results]
     seen = f"{facts['images']:,} images"
     session.report(
-        f"{seen} measured", told, rows, notes=notes, figures={"curves.png": lambda path: plot_curves(path, rows, seen)}
+        f"{seen} measured",
+        told,
+        rows,
+        notes=list(filter(None, notes)),
+        figures={"curves.png": lambda path: plot_curves(path, rows, seen)},
     )
 
 
@@ -160,6 +168,15 @@ def comparison(row: dict[str, Any], one_length: dict[str, float]) -> str:
         f"{name} {row[name]:.4g}" for name in ("reached", "decodes", "more_bytes", "unspent_bytes") if name in row
     ]
     return ", ".join(facts)
+
+
+def skipped_of(results: "Results", budgets: Sequence[float]) -> str:
+    """The budgets that are too small for any file; empty where there are none."""
+    skipped = [f"{size:g}" for size in budgets if not results.fits(size)]
+    if not skipped:
+        return ""
+    least = results.sizes.min(axis=1).mean()
+    return f"effort {results.effort}: images take {least:.2f} bytes at least, so no budget of {', '.join(skipped)}"
 
 
 def gain_of(effort: int, gain: dict[str, Any], plain: "Results") -> str:

@@ -56,6 +56,10 @@ def test_a_budget_is_spent_where_it_helps():
     assert row["tokens"] == 2  # not 4 of the first image
 
 
+def test_a_budget_that_no_files_fit_into_is_known():
+    assert [results().fits(size) for size in (1.9, 2, 2.5, 9)] == [False, True, True, True]
+
+
 def test_guesses_that_are_right_are_decoded_once():
     weights = np.concatenate([np.eye(4), np.zeros((1, 4))]).astype(np.float16)
     predictor = LengthPredictor(LENGTHS, weights, np.zeros(4, np.float32), np.ones(4, np.float32))
@@ -154,6 +158,18 @@ def test_the_command_measures_and_goes_on_where_it_was(world, tmp_path, monkeypa
     assert (tmp_path / "curves.png").is_file()
     printed = capsys.readouterr().out
     assert "effort 1 beside effort 0: " in printed and "effort 0 beside" not in printed
+
+
+def test_a_tokenizer_that_needs_all_its_tokens_is_measured_at_those(world, tmp_path, monkeypatch, capsys):
+    arguments = ("--config", world / "eval.yaml", "--checkpoint", world / "tokenizer", "--num_images", 4)
+    place = ("--device", "cpu", "--output_dir", tmp_path, "model.vq_model.strict_length_assertion=True")
+    call(monkeypatch, evaluate_codec.main, *arguments, "--budget", 4, *place)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    (row,) = [row for row in report["rows"] if row["system"] == "effort 0, one length"]
+    assert row["name"] == "8 tokens, effort 0" and row["ssim"] <= 1
+    size = row["bytes_per_image"]  # of fixed bits
+    assert {row["bytes_per_image"] for row in report["rows"]} == {size}
+    assert f"images take {size:.2f} bytes at least, so no budget of 3, 4, 5" in capsys.readouterr().out
 
 
 def test_the_images_that_were_measured_are_known_by_their_pixels(world, tmp_path):
