@@ -121,6 +121,7 @@ def test_two_processes_resume_exactly_too(tmp_path):
     alike = [
         "model.type=titok",
         "model.vq_model.strict_length_assertion=True",
+        "model.vq_model.length_draw=uniform",
         "dataset.preprocessing.random_flip=False",
     ]
     alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
@@ -139,6 +140,7 @@ def test_accumulated_micro_batches_equal_one_batch(trained, tmp_path):
     alike = [
         "model.type=titok",
         "model.vq_model.strict_length_assertion=True",
+        "model.vq_model.length_draw=uniform",
         "dataset.preprocessing.random_flip=False",
     ]
     alike += ["training.codebook.restart_every=0", "training.codebook.warmup_steps=0", "training.codebook.kmeans=False"]
